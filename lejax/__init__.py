@@ -1,0 +1,18 @@
+"""Minimise smoothed losses in JAX, with or without gradients."""
+
+from lejax._functional import step_fn as step_fn
+from lejax._functional import value_and_grad as value_and_grad
+from lejax._importance import importance as importance
+from lejax._info import Info as Info
+from lejax._pathwise import pathwise as pathwise
+from lejax._robbins_monro import robbins_monro as robbins_monro
+from lejax._sampler import Sampler as Sampler
+from lejax._scoping import scoping as scoping
+from lejax._score_function import score_function as score_function
+from lejax._sgld import SGLDState as SGLDState
+from lejax._sgld import sgld as sgld
+from lejax._transform import SmoothingState as SmoothingState
+from lejax._transform import heat as heat
+from lejax._transform import local_entropy as local_entropy
+
+__version__ = "0.1.0"

@@ -1,0 +1,69 @@
+"""One estimate of a smoothed gradient: what the optax and the pure forms share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lejax._info import Info
+from lejax._objective import call, check_objective
+from lejax._sampler import Regularization, Sampler
+from lejax._trees import PyTree, all_finite, scaled
+
+
+def check_sampler(sampler: Any, *regularizations: Regularization) -> None:
+    """Refuse what is not a sampler, or one of the other regularisation."""
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            f"sampler must be a lejax sampler, got {sampler!r}; "
+            "pass for example lejax.importance(num_samples=1000)."
+        )
+    if sampler.regularization not in regularizations:
+        mend = "heat" if sampler.regularization == "heat" else "local_entropy"
+        raise ValueError(
+            f"sampler={sampler.name} estimates a step of {sampler.regularization} "
+            f"regularisation, not of {regularizations[0]}; "
+            f"pass it to lejax.{mend} instead."
+        )
+
+
+def estimate_gradient(
+    sampler: Sampler,
+    key: jax.Array,
+    state: PyTree,
+    params: PyTree,
+    *,
+    value_fn: Callable[..., Any],
+    batch: PyTree,
+    tau: Any,
+    beta: Any,
+    has_aux: bool,
+) -> tuple[PyTree, PyTree, Info]:
+    """-δ̂/(βτ) in the dtypes of params, zero where it would not be finite."""
+    aux = None
+    loss = value_fn
+    if has_aux:
+        check_objective(value_fn, params, batch, has_aux=True)
+        _, aux = call(value_fn, params, batch)
+        loss = functools.wraps(value_fn)(lambda *args: value_fn(*args)[0])
+
+    displacement, state, info = sampler.step(
+        key, state, params, value_fn=loss, batch=batch, tau=tau, beta=beta
+    )
+    grads = jax.tree.map(
+        lambda g, p: g.astype(p.dtype),
+        scaled(displacement, -1 / (beta * tau)),
+        params,
+    )
+    finite = all_finite(grads)
+    info = info._replace(
+        effective_sample_size=jnp.where(finite, info.effective_sample_size, 0),
+        num_evaluations=info.num_evaluations + int(has_aux),
+        aux=aux,
+    )
+    return optax.tree.where(finite, grads, optax.tree.zeros_like(grads)), state, info

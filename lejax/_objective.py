@@ -1,0 +1,143 @@
+"""The door between a sampler and the loss: checks, and the coordinates of the draws."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lejax._trees import PyTree, compute_dtype, translate, widen
+from lejax._validate import float_leaves
+
+
+def call(value_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> Any:
+    """`value_fn(params, batch)`, or `value_fn(params)` where no batch was passed."""
+    return value_fn(params) if batch is None else value_fn(params, batch)
+
+
+def check_objective(
+    value_fn: Any,
+    params: PyTree,
+    batch: PyTree,
+    *,
+    has_aux: bool = False,
+    differentiable: bool = False,
+) -> None:
+    """Refuse what is not a scalar loss of these parameters on this batch."""
+    if not callable(value_fn):
+        raise TypeError(
+            f"value_fn must be a function (params, batch) -> scalar, got {value_fn!r}; "
+            "pass value_fn=loss to update."
+        )
+    arguments = (params,) if batch is None else (params, batch)
+    try:
+        signature = inspect.signature(value_fn)
+    except (TypeError, ValueError):  # some builtins have none to read
+        signature = None
+    try:
+        if signature is not None:
+            signature.bind(*arguments)
+    except TypeError as error:
+        takes = "params alone" if batch is None else "params and a batch"
+        mend = "pass batch=..." if batch is None else "leave batch out"
+        raise TypeError(
+            f"value_fn{signature} cannot be called with {takes} ({error}); "
+            f"{mend}, or change value_fn."
+        ) from None
+    try:
+        out = jax.eval_shape(lambda *args: value_fn(*args), *arguments)
+    except Exception as error:
+        shapes = jax.tree.map(jnp.shape, batch)
+        error.add_note(
+            f"value_fn failed on params and a batch of shapes {shapes}; "
+            "see that batch is what value_fn expects."
+        )
+        raise
+    if has_aux:
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(
+                f"value_fn must return a pair (loss, aux) with has_aux, got {out}; "
+                "return one, or drop has_aux."
+            )
+        out = out[0]
+    elif isinstance(out, tuple):
+        raise TypeError(
+            f"value_fn must return a scalar loss, got a tuple of {len(out)}; "
+            "pass has_aux=True if it returns (loss, aux)."
+        )
+    shape = getattr(out, "shape", None)
+    if shape != ():
+        raise TypeError(
+            f"value_fn must return a scalar loss, got {out}; "
+            "reduce it, for example by .mean()."
+        )
+    if jnp.issubdtype(out.dtype, jnp.complexfloating):
+        raise TypeError(f"value_fn must return a real loss, got {out}; take its real.")
+    if differentiable and not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TypeError(
+            f"value_fn returns {out.dtype}, which has no gradient; "
+            "use importance or score_function, which need none."
+        )
+
+
+def first_batch(batch: PyTree) -> PyTree:
+    """The first of the inner batches along the leading axis."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    if not shapes or any(shape[:1] != shapes[0][:1] or shape == () for shape in shapes):
+        raise ValueError(
+            "batch must have one leading axis of inner batches common to its leaves, "
+            f"got leaves of shapes {shapes}; stack the inner batches, or drop "
+            "inner_batches=True."
+        )
+    return jax.tree.map(lambda leaf: leaf[0], batch)
+
+
+class Coordinates(NamedTuple):
+    """The space in which a sampler draws, and the loss seen from there.
+
+    Samplers know displacements u from x only, in the shapes of `zeros`. A change of
+    coordinates is another maker of this tuple, and no sampler knows of it.
+
+    Attributes:
+        origin: x, in at least float32.
+        zeros: the displacement 0; its shapes and dtypes are those of the draws.
+        value_fn: `value_fn(u, batch)`: the loss at the displacement u.
+        lift: a displacement in these coordinates as one of the parameters.
+        lower: the converse, for a displacement that outlives one update.
+    """
+
+    origin: PyTree
+    zeros: PyTree
+    value_fn: Callable[[PyTree, PyTree], jax.Array]
+    lift: Callable[[PyTree], PyTree]
+    lower: Callable[[PyTree], PyTree]
+
+
+def full_space(
+    value_fn: Callable[..., Any],
+    params: PyTree,
+    batch: PyTree,
+    *,
+    differentiable: bool = False,
+) -> Coordinates:
+    """Every parameter moves: the coordinates are the parameters' own."""
+    float_leaves(params)
+    params = jax.tree.map(jnp.asarray, params)
+    check_objective(value_fn, params, batch, differentiable=differentiable)
+    dtype = compute_dtype(params)
+    origin = widen(params)
+
+    def displaced(displacement: PyTree, batch: PyTree) -> jax.Array:
+        value = call(value_fn, translate(params, displacement), batch)
+        return jnp.asarray(value).astype(dtype)
+
+    return Coordinates(
+        origin=origin,
+        zeros=jax.tree.map(jnp.zeros_like, origin),
+        value_fn=displaced,
+        lift=lambda displacement: displacement,
+        lower=lambda displacement: displacement,
+    )

@@ -1,0 +1,90 @@
+"""What a sampler is, and the one door through which all of them are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from lejax._info import Info
+from lejax._objective import first_batch, full_space
+from lejax._trees import PyTree
+from lejax._validate import no_temperature, positive, typed_key
+
+Regularization = Literal["local entropy", "heat"]
+
+
+class Sampler(NamedTuple):
+    """A way to estimate the step of one regularisation: pure functions and their name.
+
+    A sampler is not callable itself: it goes to `local_entropy`, `heat`, `step_fn` or
+    `value_and_grad`, or is run by hand.
+
+    Attributes:
+        init: `init(params) -> state`.
+        step: `step(key, state, params, *, value_fn, batch=None, tau, beta=1.0) ->
+            (displacement, state, info)`: the estimate of x_{k+1} - x_k, of the shapes
+            of `params` and at least float32; `tau` is a variance, `beta` an inverse
+            temperature (1 for heat).
+        name: what made it.
+        regularization: what it samples, `"local entropy"` or `"heat"`.
+        check: `check(tau)` raises where the sampler cannot work at this τ.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    step: Callable[..., tuple[PyTree, PyTree, Info]]
+    name: str
+    regularization: Regularization
+    check: Callable[[float], None] = lambda tau: None
+
+
+def stateless(params: PyTree) -> tuple[()]:
+    """The `init` of a sampler that remembers nothing."""
+    del params
+    return ()
+
+
+def make_sampler(
+    run: Callable[..., tuple[PyTree, PyTree, Info]],
+    name: str,
+    regularization: Regularization,
+    *,
+    init: Callable[[PyTree], PyTree] = stateless,
+    check: Callable[[float], None] = lambda tau: None,
+    differentiable: bool = False,
+    inner_batches: bool = False,
+) -> Sampler:
+    """A sampler from `run(key, state, space, batch, tau, beta)`.
+
+    `run` works in the coordinates `space` and returns a displacement there. This is the
+    one place where arguments are checked and where coordinates are chosen.
+    """
+
+    def step(
+        key: jax.Array,
+        state: PyTree,
+        params: PyTree,
+        *,
+        value_fn: Callable[..., Any],
+        batch: PyTree = None,
+        tau: Any,
+        beta: Any = 1.0,
+    ) -> tuple[PyTree, PyTree, Info]:
+        typed_key(key)
+        known_tau = positive("tau", tau)
+        if known_tau is not None:
+            check(known_tau)
+        positive("beta", beta)
+        if regularization == "heat":
+            no_temperature(name, beta)
+        space = full_space(
+            value_fn,
+            params,
+            first_batch(batch) if inner_batches else batch,
+            differentiable=differentiable,
+        )
+        displacement, state, info = run(key, state, space, batch, tau, beta)
+        return space.lift(displacement), state, info
+
+    return Sampler(init, step, name, regularization, check)

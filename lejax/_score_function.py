@@ -1,0 +1,145 @@
+"""The gradient of the heat-regularised loss from values of the loss alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lejax._draws import Draws, fold_draws
+from lejax._info import Info
+from lejax._moments import (
+    LossMoments,
+    empty_moments,
+    loss_moments,
+    mean_info,
+    merge_moments,
+)
+from lejax._objective import Coordinates
+from lejax._sampler import Sampler, make_sampler
+from lejax._trees import PyTree, compute_dtype, scaled
+from lejax._validate import optional_count, positive_count
+
+
+class Covariance(NamedTuple):
+    """Moments of the losses, and their co-moment with the displacements.
+
+    Attributes:
+        moments: of the finite losses; μ is their mean.
+        comoment: Σ(f - μ)(X - x).
+        offset: Σ(X - x), which complete pairs cancel.
+    """
+
+    moments: LossMoments
+    comoment: PyTree
+    offset: PyTree
+
+
+def _covariance(draws: Draws) -> Covariance:
+    values = draws.outputs
+    kept = jnp.isfinite(values) & draws.valid
+    moments = loss_moments(values, kept, draws.valid)
+    signs = jnp.asarray(draws.signs, values.dtype)
+
+    def contract(coefficients: jax.Array) -> PyTree:
+        c = signs @ coefficients
+        return jax.tree.map(
+            lambda leaf: jnp.tensordot(c.astype(leaf.dtype), leaf, 1),
+            draws.displacements,
+        )
+
+    centred = jnp.where(kept, values - moments.mean, 0)
+    return Covariance(moments, contract(centred), contract(kept.astype(values.dtype)))
+
+
+def _merge(a: Covariance, b: Covariance) -> Covariance:
+    moments = merge_moments(a.moments, b.moments)
+
+    def about_mean(c: Covariance) -> PyTree:
+        return optax.tree.add(
+            c.comoment, scaled(c.offset, c.moments.mean - moments.mean)
+        )
+
+    return Covariance(
+        moments,
+        optax.tree.add(about_mean(a), about_mean(b)),
+        optax.tree.add(a.offset, b.offset),
+    )
+
+
+def score_function(
+    num_samples: int, *, chunk_size: int | None = None, antithetic: bool = True
+) -> Sampler:
+    """The gradient of the heat-regularised loss without gradients of the loss.
+
+        ∇F^H_τ(x) = E_φ[(f(X) - b)(X - x)] / τ = Cov_φ(f(X), X) / τ,   φ = N(x, τI).
+
+    E_φ[X - x] = 0 is known, so the baseline b = mean f costs no bias: the sample
+    covariance, divided by the number of draws less the share of it that unpaired draws
+    spend on b, is unbiased for every J. In antithetic pairs the baseline cancels. The
+    displacement is -τ∇F^H. A draw whose loss is not finite is left out and counted: the
+    estimate is then the gradient of the average over finite draws.
+
+    Args:
+        num_samples: J ≥ 2, the evaluations of f in one update; a pair is two.
+        chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
+        antithetic: draw pairs x ± √τ ε, which cancel the part of f that is even in ε.
+
+    Returns:
+        A `Sampler` for `heat`. Its info's `effective_sample_size` is the number of
+        draws that count.
+
+    Raises:
+        ValueError: `num_samples` is not an integer of at least 2 (one draw is all spent
+            on the baseline), or `chunk_size` is not a positive integer.
+
+    Example:
+        On f(x) = x²/2 the step is -τ x:
+
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> sampler = lejax.score_function(10_000)
+        >>> step = lejax.step_fn(lambda x: 0.5 * x**2, sampler, tau=0.5)
+        >>> print(f"{step(jnp.array(3.0), jax.random.key(0)):.1f}")
+        1.5
+
+    References:
+        Williams, *Simple statistical gradient-following algorithms for connectionist
+        reinforcement learning* (score function and baseline).
+    """
+    plan = {
+        "num_samples": positive_count("num_samples", num_samples, least=2),
+        "chunk_size": optional_count("chunk_size", chunk_size),
+        "antithetic": antithetic,
+    }
+
+    def run(
+        key: jax.Array,
+        state: PyTree,
+        space: Coordinates,
+        batch: PyTree,
+        tau: Any,
+        beta: Any,
+    ) -> tuple[PyTree, PyTree, Info]:
+        del beta  # heat has none
+        found = fold_draws(
+            key,
+            space.zeros,
+            tau,
+            lambda displacement: space.value_fn(displacement, batch),
+            _covariance,
+            _merge,
+            Covariance(
+                empty_moments(compute_dtype(space.zeros)), space.zeros, space.zeros
+            ),
+            **plan,
+        )
+        size, size_square = found.moments.size, found.moments.size_square
+        unpaired = 2 * size - size_square  # units hold one or two draws
+        degrees = size - unpaired / jnp.maximum(size, 1)
+        factor = jnp.where(degrees > 0, -1 / jnp.where(degrees > 0, degrees, 1), 0)
+        info = mean_info(found.moments, num_samples)
+        return scaled(found.comoment, factor), state, info
+
+    return make_sampler(run, "score_function", "heat")

@@ -1,0 +1,119 @@
+"""Checks of arguments: each error names the argument, its value and the mend."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+
+def positive_count(name: str, value: Any, *, least: int = 1) -> int:
+    """`value` as an `int` of at least `least`."""
+    try:
+        count = operator.index(value) if not isinstance(value, bool) else 0
+    except TypeError:
+        count = 0
+    if count < least:
+        raise ValueError(
+            f"{name} must be an integer of at least {least}, got {value!r}; "
+            f"pass for example {name}=100."
+        )
+    return count
+
+
+def optional_count(name: str, value: Any) -> int | None:
+    """`value` as a positive `int`, or None."""
+    return None if value is None else positive_count(name, value)
+
+
+def positive(name: str, value: Any) -> float | None:
+    """`value` as a positive finite number; None where it is traced, so not known."""
+    if isinstance(value, Tracer):
+        if value.shape != ():
+            raise ValueError(
+                f"{name} must be a scalar, got an array of shape {value.shape}; "
+                f"pass one number."
+            )
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(
+            f"{name} must be a positive finite number, got {value!r}; "
+            f"pass for example {name}=0.01."
+        )
+    return number
+
+
+def positive_or_schedule(name: str, value: Any) -> float | None:
+    """`positive`, of a number or of a schedule's first value."""
+    if not callable(value):
+        return positive(name, value)
+    # A schedule on constants is a constant, also inside somebody's jit.
+    with jax.ensure_compile_time_eval():
+        return positive(f"{name}(0)", value(jnp.zeros((), jnp.int32)))
+
+
+def no_temperature(name: str, beta: Any) -> None:
+    """Refuse β for heat regularisation, which has none."""
+    if isinstance(beta, Tracer) or float(beta) != 1:
+        raise ValueError(
+            f"beta must be 1 for {name}, got {beta!r}: heat regularisation has no "
+            "inverse temperature; leave beta out."
+        )
+
+
+def typed_key(key: Any) -> None:
+    """Refuse everything but one typed key."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.shape == ():
+            return
+        raise ValueError(
+            f"key must be one key, got an array of keys of shape {key.shape}; "
+            "pass one of them, or map over them with jax.vmap."
+        )
+    got = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else repr(key)
+    raise TypeError(
+        f"key must be a typed key, got {got}; pass key=jax.random.key(0), or "
+        "jax.random.wrap_key_data(key) for a raw uint32 key."
+    )
+
+
+def float_leaves(params: Any) -> None:
+    """Refuse parameters that cannot be perturbed: nothing, no leaves, not floating."""
+    if params is None:
+        raise ValueError(
+            "params is None; pass the current parameters as the third argument: "
+            "update(updates, state, params, value_fn=...)."
+        )
+
+    def is_masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_masked)
+    if not leaves:
+        raise ValueError(
+            f"params must have at least one leaf to perturb, got {params!r}; "
+            "pass a tree of floating arrays, or a mask that selects one."
+        )
+    for path, leaf in leaves:
+        where = f"params{jax.tree_util.keystr(path)}"
+        if is_masked(leaf):
+            raise ValueError(
+                f"{where} is an optax.MaskedNode, so value_fn would not see the "
+                "parameters; instead of optax.masked or optax.partition, pass mask= "
+                "to local_entropy or heat."
+            )
+        dtype = jnp.asarray(leaf).dtype if not hasattr(leaf, "dtype") else leaf.dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{where} has dtype {dtype} and cannot be perturbed; exclude it with "
+                "mask= (True for the leaves to perturb), or make it floating."
+            )
