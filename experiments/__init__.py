@@ -1,0 +1,1 @@
+"""The paper's numerical study, run with lejax. Each file with a `main` is a command."""

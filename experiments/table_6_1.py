@@ -1,0 +1,242 @@
+"""Tables 6.1 and 6.2 and Figure 6.1: SGD, IS, SGLD and HR from the same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from tqdm import tqdm
+
+import lejax
+from experiments import data, models, plotting, results, training
+
+Method = Literal["SGD", "IS", "SGLD", "SGLD, published", "HR"]
+
+# Test accuracy after a fifth, …, all of the updates, and seconds per update.
+PAPER = {
+    "SGD": ([0.75, 0.80, 0.85, 0.87, 0.87], 0.0032),
+    "IS": ([0.27, 0.45, 0.54, 0.57, 0.65], 6.2504),
+    "SGLD": ([0.72, 0.81, 0.84, 0.86, 0.88], 7.0599),
+    "HR": ([0.52, 0.64, 0.70, 0.73, 0.76], 3.3053),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Tables 6.1 and 6.2 and Figure 6.1 of the paper."""
+
+    data: data.Name = "auto"
+    """Data set; auto is MNIST where it is prepared already, else digits."""
+    data_dir: str | None = None
+    """Where tensorflow-datasets keeps its data; its own default where not given."""
+    methods: tuple[Method, ...] = ("SGD", "IS", "SGLD", "SGLD, published", "HR")
+    """SGLD follows the formulas; 'SGLD, published' has noise of standard deviation
+    ε_j instead of variance ε_j, which agrees with the published row."""
+    seeds: tuple[int, ...] = (0,)
+    """One run of every method for each: its weights, batches, test images and draws."""
+    updates: int = 500
+    """Parameter updates, a multiple of 5."""
+    samples: int = 1000
+    """J of importance sampling and of the Langevin chain."""
+    robbins_monro: int = 30
+    """J and M of Robbins-Monro."""
+    tau: float = 0.01
+    """Variance of the smoothing, and learning rate of all methods."""
+    batch_size: int = 20
+    """Training images in an update."""
+    test_images: int = 1000
+    """Random test images for the accuracy, at most all."""
+    hidden: int = 200
+    """Units of the hidden layer."""
+    activation: models.Activation = "tanh"
+    """Activation of the hidden layer."""
+    initialization: models.Initialization = "glorot"
+    """Initialisation of the weights."""
+    output: Path = Path("results")
+    """Folder for table_6_1.json, table_6_2.json and figure_6_1.png."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be tabulated."""
+        if self.updates < 5 or self.updates % 5:
+            raise SystemExit(
+                f"--updates must be a multiple of 5, got {self.updates}: the table has "
+                "a column for each fifth of them."
+            )
+
+
+def langevin_step_size(j: Any) -> Any:
+    """ε_j = 1/(1000 + j), where the first step, j = 0 here, is the paper's j = 1."""
+    return 1.0 / (1001 + j)
+
+
+def robbins_monro_step_size(j: Any) -> Any:
+    """a_j = 0.1 j^-0.7, likewise."""
+    return 0.1 * jnp.asarray(j + 1, jnp.float32) ** -0.7
+
+
+def optimizer(
+    method: Method, config: Config, key: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """The method with the paper's settings: plain draws, learning rate τ."""
+    published = method == "SGLD, published"
+    heads: dict[Method, Callable[[], optax.GradientTransformationExtraArgs]] = {
+        "SGD": training.backpropagation,
+        "IS": lambda: lejax.local_entropy(
+            lejax.importance(config.samples, antithetic=False), config.tau, key=key
+        ),
+        "HR": lambda: lejax.heat(
+            lejax.robbins_monro(
+                config.robbins_monro,
+                config.robbins_monro,
+                robbins_monro_step_size,
+                antithetic=False,
+            ),
+            config.tau,
+            key=key,
+        ),
+        "SGLD": lambda: lejax.local_entropy(
+            lejax.sgld(
+                config.samples,
+                langevin_step_size,
+                temperature=langevin_step_size if published else 1.0,
+            ),
+            config.tau,
+            key=key,
+        ),
+    }
+    head = heads["SGLD" if published else method]
+    return optax.chain(head(), optax.sgd(config.tau))
+
+
+Runs = dict[str, list[list[training.Evaluation]]]  # method -> seed -> evaluations
+
+
+def run(config: Config) -> Runs:
+    """Train with every method and seed; the seed fixes all but the method."""
+    dataset = data.load(config.data, config.data_dir)
+    print(f"Device: {results.device_name()}")
+    widths = (
+        dataset.train_images.shape[1],
+        config.hidden,
+        int(dataset.train_labels.max()) + 1,
+    )
+    per_block = config.updates // (25 if config.updates % 25 == 0 else 5)
+    total = config.updates * len(config.methods) * len(config.seeds)
+    runs: Runs = {method: [] for method in config.methods}
+    with tqdm(total=total, unit="update", smoothing=0.02) as bar:
+        for seed in config.seeds:
+            classifier = models.dense_classifier(
+                widths, seed, config.activation, config.initialization
+            )
+            indices = training.batch_indices(
+                seed, len(dataset.train_labels), config.updates, config.batch_size
+            )
+            test = np.random.default_rng(seed).permutation(len(dataset.test_labels))
+            started = {
+                method: training.train(
+                    classifier,
+                    optimizer(method, config, jax.random.key(seed)),
+                    dataset,
+                    indices,
+                    test[: config.test_images],
+                    per_block,
+                )
+                for method in config.methods
+            }
+            for method in config.methods:
+                runs[method].append([])
+            for evaluations in zip(*started.values(), strict=True):
+                for method, evaluation in zip(started, evaluations, strict=True):
+                    runs[method][-1].append(evaluation)
+                bar.set_description(
+                    f"seed {seed}, accuracy "
+                    + ", ".join(
+                        f"{m} {e.accuracy:.2f}"
+                        for m, e in zip(started, evaluations, strict=True)
+                    )
+                )
+                bar.update(
+                    per_block * len(evaluations) if evaluations[0].updates else 0
+                )
+    return runs
+
+
+def columns(evaluations: list[training.Evaluation]) -> list[float]:
+    """The accuracy after each fifth of the updates."""
+    fifth = (len(evaluations) - 1) // 5
+    return [evaluation.accuracy for evaluation in evaluations[fifth::fifth]]
+
+
+def print_tables(config: Config, runs: Runs) -> dict[str, float]:
+    """Print both tables with the paper's rows; return the seconds per update."""
+    row = "{:<18}" + "{:>8}" * 5
+    print(f"\nTable 6.1: test accuracy, mean of {len(config.seeds)} run(s)")
+    print(row.format("updates", *(config.updates * i // 5 for i in range(1, 6))))
+    for method, of_seeds in runs.items():
+        mean = np.mean([columns(evaluations) for evaluations in of_seeds], axis=0)
+        print(row.format(method, *(f"{a:.3f}" for a in mean)))
+        if method in PAPER:
+            print(row.format("  in the paper", *(f"{a:.2f}" for a in PAPER[method][0])))
+    seconds = {
+        method: statistics.median(
+            e.seconds_per_update for evaluations in of_seeds for e in evaluations[1:]
+        )
+        for method, of_seeds in runs.items()
+    }
+    print(f"\nTable 6.2: median seconds per update on {results.device_name()}")
+    row = "{:<18}{:>12}{:>16}{:>16}"
+    print(row.format("", "seconds", "ratio to SGD", "in the paper"))
+    for method, median in seconds.items():
+        ratio = f"{median / seconds['SGD']:.0f}" if "SGD" in seconds else "-"
+        paper = PAPER.get(method)
+        published = f"{paper[1] / PAPER['SGD'][1]:.0f}" if paper else "-"
+        print(row.format(method, f"{median:.5f}", ratio, published))
+    print()
+    return seconds
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    config = tyro.cli(Config, args=args)
+    runs = run(config)
+    seconds = print_tables(config, runs)
+    results.write_json(
+        config.output / "table_6_1.json",
+        config,
+        paper={method: row for method, (row, _) in PAPER.items()},
+        table={m: [columns(e) for e in of_seeds] for m, of_seeds in runs.items()},
+        updates=[evaluation.updates for evaluation in next(iter(runs.values()))[0]],
+        accuracy={
+            method: [[e.accuracy for e in evaluations] for evaluations in of_seeds]
+            for method, of_seeds in runs.items()
+        },
+    )
+    results.write_json(
+        config.output / "table_6_2.json",
+        config,
+        paper={method: second for method, (_, second) in PAPER.items()},
+        seconds_per_update=seconds,
+    )
+    plotting.accuracy_curves(
+        config.output / "figure_6_1.png",
+        {
+            method: (
+                np.asarray([e.updates for e in of_seeds[0]]),
+                np.asarray([[e.accuracy for e in run] for run in of_seeds]),
+            )
+            for method, of_seeds in runs.items()
+        },
+        "Test accuracy from random weights",
+    )
+
+
+if __name__ == "__main__":
+    main()
