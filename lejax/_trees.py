@@ -10,18 +10,19 @@ import jax.numpy as jnp
 PyTree: TypeAlias = Any
 
 
+def _at_least_float32(dtype: Any) -> Any:
+    return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
+
+
 def compute_dtype(tree: PyTree) -> Any:
-    """The dtype of losses, weights and sums: float32, or the widest leaf's if wider."""
-    return jnp.promote_types(
-        jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(tree))), jnp.float32
-    )
+    """The dtype of losses, weights and sums: the widest leaf's, at least float32."""
+    dtypes = [_at_least_float32(leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
 def widen(tree: PyTree) -> PyTree:
     """`tree` with leaves of at least float32: half precision loses small steps."""
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), tree
-    )
+    return jax.tree.map(lambda leaf: leaf.astype(_at_least_float32(leaf.dtype)), tree)
 
 
 def translate(params: PyTree, displacement: PyTree) -> PyTree:

@@ -1,0 +1,184 @@
+"""The streaming accumulator: merging, overflow, and the errors that it reports."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import assert_mean, replicate
+
+import lejax
+from lejax import _accumulator
+from lejax._draws import Draws
+
+DIMENSION = 3
+
+
+def draws(key, log_weight, units=16, pairs=True, valid=None):
+    """Draws of `units` units whose log-weights are `log_weight(displacement)`."""
+    displacements = jax.random.normal(key, (units, DIMENSION))
+    signs = jnp.array([1.0, -1.0]) if pairs else jnp.array([1.0])
+    outputs = jax.vmap(jax.vmap(log_weight))(signs[:, None, None] * displacements)
+    return Draws(
+        displacements, signs, outputs, jnp.ones(units, bool) if valid is None else valid
+    )
+
+
+def chunk(seed, offset=0.0, pairs=True):
+    return _accumulator.summarise(
+        draws(jax.random.key(seed), lambda u: u.sum() + u[0] ** 2 + offset, pairs=pairs)
+    )
+
+
+def assert_same(a, b, rtol=2e-6):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * np.abs(y).max())
+
+
+@pytest.mark.parametrize("offsets", [(0, 0, 0), (0, 50, -50), (1e4, -1e4, 0)])
+def test_merge_is_associative_and_commutative(offsets):
+    a, b, c = (chunk(i, o, pairs=i != 1) for i, o in enumerate(offsets))
+    merge = _accumulator.merge
+    assert_same(merge(a, b), merge(b, a), rtol=0)
+    assert_same(merge(merge(a, b), c), merge(a, merge(b, c)))
+    empty = _accumulator.empty(jnp.zeros(DIMENSION), jnp.float32)
+    assert_same(merge(a, empty), a, rtol=0)
+
+
+def test_one_chunk_equals_two_merged():
+    whole = draws(jax.random.key(0), lambda u: 3 * u.sum())
+    halves = [
+        Draws(whole.displacements[s], whole.signs, whole.outputs[:, s], whole.valid[s])
+        for s in (slice(0, 5), slice(5, 16))
+    ]
+    merged = _accumulator.merge(*map(_accumulator.summarise, halves))
+    assert_same(merged, _accumulator.summarise(whole))
+
+
+@pytest.mark.parametrize("offset", [1e4, -1e4])
+@pytest.mark.parametrize(("x64", "tolerance"), [(True, 1e-9), (False, 3e-3)])
+def test_large_log_weights_neither_overflow_nor_lose_the_answer(offset, x64, tolerance):
+    """In float32 log-weights of 1e4 are themselves rounded to 1e-3."""
+    with jax.enable_x64(x64):
+        truth = _accumulator.estimate(chunk(0))
+        shifted = _accumulator.estimate(chunk(0, offset))
+        log_mean = float(shifted.log_mean) - offset
+    for leaf in jax.tree.leaves(shifted):
+        assert np.isfinite(leaf).all()
+    np.testing.assert_allclose(shifted.displacement, truth.displacement, atol=tolerance)
+    np.testing.assert_allclose(log_mean, truth.log_mean, atol=tolerance)
+    np.testing.assert_allclose(
+        shifted.effective_sample_size, truth.effective_sample_size, rtol=tolerance
+    )
+
+
+def test_units_that_only_fill_up_change_nothing():
+    valid = jnp.arange(16) < 11
+    whole = draws(jax.random.key(0), lambda u: u.sum(), valid=valid)
+    part = Draws(
+        whole.displacements[:11], whole.signs, whole.outputs[:, :11], whole.valid[:11]
+    )
+    assert_same(
+        _accumulator.estimate(_accumulator.summarise(whole)),
+        _accumulator.estimate(_accumulator.summarise(part)),
+    )
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+@pytest.mark.parametrize("slope", [0.3, 1.0])
+def test_reported_errors_are_those_of_replicates(pairs, slope):
+    """The squared error of δ̂ and the standard error of F: odd, even and skewed."""
+
+    def log_weight(u):
+        return -slope * (u[0] + 0.5 * u[1] ** 2 + 0.3 * jnp.exp(-u[2]))
+
+    def estimate(key):
+        return _accumulator.estimate(
+            _accumulator.summarise(draws(key, log_weight, 512, pairs))
+        )
+
+    found = replicate(estimate, 4000)
+    # Both formulas are of first order in 1/J: allow what they neglect.
+    squared_deviation = ((found.displacement - found.displacement.mean(0)) ** 2).sum(1)
+    assert_mean(
+        found.squared_error - squared_deviation, 0, bias=0.02 * squared_deviation.mean()
+    )
+    squared_deviation = (found.log_mean - found.log_mean.mean()) ** 2
+    assert_mean(
+        found.log_mean_error**2 - squared_deviation,
+        0,
+        bias=0.02 * squared_deviation.mean(),
+    )
+
+
+def test_an_odd_sample_out_is_a_unit_of_half_the_size():
+    """Equal losses have no error, although the units' weights differ."""
+
+    def log_weight(u):
+        return 0 * u.sum()
+
+    merged = _accumulator.merge(
+        _accumulator.summarise(draws(jax.random.key(0), log_weight, 2)),
+        _accumulator.summarise(draws(jax.random.key(1), log_weight, 1, pairs=False)),
+    )
+    assert merged.size == 5
+    assert merged.size_square == 4 + 4 + 1
+    assert _accumulator.estimate(merged).log_mean_error < 1e-3
+
+
+def test_a_single_unit_has_no_standard_error():
+    one = _accumulator.summarise(draws(jax.random.key(0), lambda u: u.sum(), 1))
+    assert np.isnan(_accumulator.estimate(one).log_mean_error)
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize("num_samples", [1, 7, 64, 101])
+def test_chunk_size_changes_nothing_but_rounding(antithetic, num_samples):
+    def f(x):
+        return jnp.sum(jnp.sin(3 * x) + x**2)
+
+    x = jnp.linspace(-1.0, 1.0, 5)
+
+    def run(chunk_size):
+        sampler = lejax.importance(
+            num_samples, chunk_size=chunk_size, antithetic=antithetic
+        )
+        step = functools.partial(sampler.step, value_fn=f, tau=0.3, beta=1.7)
+        return jax.jit(step)(jax.random.key(3), (), x)
+
+    reference, _, info = run(1)
+    assert info.num_evaluations == num_samples
+    for chunk_size in (2, 3, 10, 1000, None):
+        displacement, _, other = run(chunk_size)
+        np.testing.assert_allclose(displacement, reference, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(other.objective, info.objective, rtol=1e-5)
+        np.testing.assert_allclose(
+            other.effective_sample_size, info.effective_sample_size, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("num_samples", [16, 17, 3])
+def test_members_of_an_axis_share_the_samples(num_samples):
+    """1, 2 and 4 members give the same update, whatever J is."""
+
+    def f(x):
+        return jnp.sum(jnp.sin(3 * x) + x**2)
+
+    x = jnp.linspace(-1.0, 1.0, 5)
+
+    def run(members):
+        sampler = lejax.importance(num_samples, axis_name="member", chunk_size=4)
+        step = lejax.step_fn(f, sampler, 0.3)
+        members_of = jax.vmap(
+            lambda _: step(x, jax.random.key(3)), axis_name="member", in_axes=0
+        )
+        out = jax.jit(members_of)(jnp.arange(members))
+        np.testing.assert_array_equal(out, np.broadcast_to(out[0], out.shape))
+        return out[0]
+
+    alone = lejax.step_fn(f, lejax.importance(num_samples), 0.3)(x, jax.random.key(3))
+    for members in (1, 2, 4):
+        np.testing.assert_allclose(run(members), alone, rtol=1e-5, atol=1e-6)

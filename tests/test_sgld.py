@@ -1,0 +1,156 @@
+"""Langevin dynamics against its own recursion in closed form, and quadrature."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import ONE_DIMENSIONAL, assert_mean, quadrature, replicate
+
+import lejax
+
+
+def linear_chain(curvature, x, start, tau, beta, steps, temperatures):
+    """Mean and variance of the end, and mean of the ε-weighted average, of the chain
+    x' = x_j - (ε/2)[βa x_j + (x_j - x)/τ] + N(0, Tε) for f = a x²/2: exact."""
+    mean, variance, visited = start, 0.0, [start]
+    for step, temperature in zip(steps[:-1], temperatures[:-1], strict=True):
+        mean = mean - step / 2 * (beta * curvature * mean + (mean - x) / tau)
+        contraction = 1 - step / 2 * (beta * curvature + 1 / tau)
+        variance = contraction**2 * variance + temperature * step
+        visited.append(mean)
+    return mean, variance, np.average(visited, weights=steps)
+
+
+SCHEDULES = {
+    "constant": (lambda j: 0.1 + 0 * j, lambda j: 1.0 + 0 * j),
+    "decaying": (lambda j: 0.4 / (2.0 + j), lambda j: 1.0 + 0 * j),
+    "published": (lambda j: 0.4 / (2.0 + j), lambda j: 0.4 / (2.0 + j)),
+    "hot": (lambda j: 0.1 + 0 * j, lambda j: 3.0 / (1.0 + j)),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("num_steps", [1, 2, 30])
+@pytest.mark.parametrize(("tau", "beta"), [(0.3, 1.0), (1.7, 2.5)])
+def test_the_chain_is_the_recursion(tau, beta, num_steps, schedule):
+    """Number of moves, ε-weights, drift, noise: a lost ½ or a flipped sign fails."""
+    step_size, temperature = SCHEDULES[schedule]
+    curvature, x, start = 0.8, 1.5, 0.7
+    steps = np.array([step_size(j) for j in range(num_steps)])
+    temperatures = np.array([temperature(j) for j in range(num_steps)])
+    end, variance, average = linear_chain(
+        curvature, x, start, tau, beta, steps, temperatures
+    )
+    sampler = lejax.sgld(
+        num_steps,
+        lambda j: step_size(j.astype(jnp.float32)),
+        temperature=lambda j: temperature(j.astype(jnp.float32)),
+    )
+
+    def step(key):
+        displacement, state, _ = sampler.step(
+            key,
+            lejax.SGLDState(jnp.array(start)),
+            jnp.array(x),
+            value_fn=lambda x: 0.5 * curvature * x**2,
+            tau=tau,
+            beta=beta,
+        )
+        return displacement, state.position
+
+    displacement, position = replicate(step, 4000)
+    rounding = 1e-5
+    assert_mean(displacement, average - x, bias=rounding)
+    assert_mean(position, end, bias=rounding)
+    assert_mean((position - end) ** 2, variance, bias=rounding)
+
+
+@pytest.mark.parametrize("name", ONE_DIMENSIONAL)
+@pytest.mark.parametrize(("tau", "beta"), [(0.3, 1.0), (1.7, 0.6)])
+def test_bias_shrinks_with_the_step(name, tau, beta):
+    """The bias at ε is twice that at ε/2: both meet quadrature in the limit."""
+    f, x = ONE_DIMENSIONAL[name], 0.4
+    truth = quadrature(f, x, tau, beta).displacement
+
+    def bias(step_size):
+        num_steps = int(600 / step_size)
+        step = lejax.sgld(num_steps, step_size)
+
+        def displacement(key):
+            x_ = jnp.array(x)
+            state = step.init(x_)
+            return step.step(key, state, x_, value_fn=f, tau=tau, beta=beta)[0]
+
+        return replicate(displacement, 512) - truth
+
+    full = 0.12 if name == "bimodal" else 0.3
+    coarse, fine = bias(full), bias(full / 2)
+    # Richardson: twice the fine minus the coarse has no term of first order.
+    second_order = 0.25 * abs(float(coarse.mean()))
+    assert_mean(2 * fine - coarse, 0, bias=second_order)
+    if abs(coarse.mean()) > 8 * coarse.std() / np.sqrt(512):
+        assert 1.5 < coarse.mean() / fine.mean() < 2.7
+
+
+def test_a_warm_chain_goes_on_where_it_ended():
+    """Two updates at fixed parameters are one chain; a restarted one forgets."""
+
+    def f(x):
+        return 0.5 * jnp.sum(x**2)
+
+    x, key = jnp.array([2.0, -1.0]), jax.random.key(0)
+    kept = dict(value_fn=f, tau=0.7)
+    warm = lejax.sgld(50, 0.1)
+    _, first, _ = warm.step(key, warm.init(x), x, **kept)
+    one_more = lejax.sgld(1, 0.1)
+    displacement, same, info = one_more.step(key, first, x, **kept)
+    np.testing.assert_allclose(displacement, first.position - x, rtol=1e-6)
+    np.testing.assert_allclose(same.position, first.position, rtol=1e-6)
+    assert info.num_evaluations == 0
+    # The chain stays where it was when the parameters move.
+    moved, state, _ = one_more.step(key, first, x + 1, **kept)
+    np.testing.assert_allclose(moved, first.position - x - 1, rtol=1e-5)
+    np.testing.assert_allclose(state.position, first.position, rtol=1e-5)
+    cold = lejax.sgld(1, 0.1, warm_start=False)
+    displacement, state, _ = cold.step(key, cold.init(x), x, **kept)
+    np.testing.assert_array_equal(displacement, 0)
+    assert state == ()
+
+
+def test_inner_batches_take_turns():
+    """Move j uses batch j mod K; one batch for all is K = 1."""
+
+    def f(x, batch):
+        return jnp.sum(batch) * x
+
+    x, key = jnp.array(0.0), jax.random.key(0)
+    batches = jnp.array([[1.0, 0.0], [0.0, 10.0], [50.0, 50.0]])
+    cold = dict(warm_start=False, temperature=1e-12)
+
+    def run(batch, **options):
+        sampler = lejax.sgld(5, 0.1, **cold, **options)
+        return sampler.step(key, (), x, value_fn=f, batch=batch, tau=1e9)[0]
+
+    # Without curvature and noise: x_j = -(ε/2) Σ_{i<j} slope_i.
+    slopes = np.array([1.0, 10.0, 100.0, 1.0])
+    path = -0.05 * np.concatenate([[0.0], np.cumsum(slopes)])
+    np.testing.assert_allclose(
+        run(batches, inner_batches=True), path.mean(), rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        run(batches[:1], inner_batches=True), run(batches[0]), rtol=1e-6
+    )
+
+
+def test_info_says_what_a_chain_knows():
+    sampler = lejax.sgld(10, 0.1)
+    x = jnp.array(1.0)
+    _, _, info = sampler.step(
+        jax.random.key(0), sampler.init(x), x, value_fn=lambda x: x**2, tau=0.5
+    )
+    assert info.num_evaluations == 9
+    assert info.nonfinite_fraction == 0
+    for field in (info.objective, info.standard_error, info.effective_sample_size):
+        assert np.isnan(field)
