@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._trees import PyTree, compute_dtype, translate, widen
-from lejax._validate import float_leaves
+from lejax._validate import float_leaves, given
 
 
 def call(value_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> Any:
@@ -124,6 +124,7 @@ def full_space(
     differentiable: bool = False,
 ) -> Coordinates:
     """Every parameter moves: the coordinates are the parameters' own."""
+    given(params)
     float_leaves(params)
     params = jax.tree.map(jnp.asarray, params)
     check_objective(value_fn, params, batch, differentiable=differentiable)

@@ -51,8 +51,6 @@ def scoping(init_value: float, rate: float) -> Callable[[Any], jax.Array]:
 
     def schedule(count: Any) -> jax.Array:
         # The power by its logarithm: exact to rounding also after 10^6 updates.
-        count = jnp.asarray(count)
-        steps = count.astype(jnp.promote_types(count.dtype, jnp.float32))
-        return init_value * jnp.exp(-decay * steps)
+        return init_value * jnp.exp(-decay * jnp.asarray(count).astype(float))
 
     return schedule

@@ -39,7 +39,8 @@ def sgld(
         E_q[X] ≈ Σ_j ε_j x_j / Σ_j ε_j   over x_1, …, x_J,
 
     for q ∝ exp(-βf(x') - |x' - x|²/2τ). The chain starts where that of the previous
-    update ended, or at x. A step that is not finite is rejected and counted.
+    update ended, or at x. A move to a point where the loss or its gradient is not
+    finite is rejected and counted, and so is a start: the chain then starts at x.
 
     Args:
         num_steps: J ≥ 1, the points of the chain, its start among them: J - 1 moves.
@@ -52,12 +53,12 @@ def sgld(
             Entropy-SGD.
         warm_start: start at the previous update's last point; False starts at x. The
             pure functions `step_fn` and `value_and_grad` always start at x.
-        inner_batches: the batch has a leading axis of K batches, and move j uses batch
-            j mod K; False uses the whole batch in every move.
+        inner_batches: the batch has a leading axis of K batches, and the gradient at
+            the j-th point is that of batch j mod K; False uses the whole batch.
 
     Returns:
-        A `Sampler` for `local_entropy`. Its info estimates `num_evaluations` (of ∇f,
-        J - 1) and `nonfinite_fraction` (of rejected moves); a chain knows neither F_τ
+        A `Sampler` for `local_entropy`. Its info knows `num_evaluations` (of ∇f, J) and
+        `nonfinite_fraction` (of the J points, those refused); a chain knows neither F_τ
         nor independent units, so the other fields are NaN.
 
     Raises:
@@ -102,50 +103,45 @@ def sgld(
         beta: Any,
     ) -> tuple[PyTree, PyTree, Info]:
         dtype = compute_dtype(space.zeros)
-        gradient = jax.grad(space.value_fn)
 
-        def batch_at(j: jax.Array) -> PyTree:
-            if not inner_batches:
-                return batch
-            return jax.tree.map(lambda leaf: leaf[j % leaf.shape[0]], batch)
+        def evaluate(y: PyTree, j: Any) -> tuple[PyTree, jax.Array]:
+            """The gradient of the loss at y, and whether y and all there is finite."""
+            inner = batch
+            if inner_batches:
+                inner = jax.tree.map(lambda leaf: leaf[j % leaf.shape[0]], batch)
+            value, gradient = jax.value_and_grad(space.value_fn)(y, inner)
+            return gradient, all_finite((y, value, gradient))
 
-        def move(carry: tuple[PyTree, PyTree, jax.Array], j: jax.Array):
-            y, total, rejected = carry
+        def visit(carry: tuple[PyTree, ...], j: jax.Array):
+            candidate, y, gradient, total, refused = carry
+            there, finite = evaluate(candidate, j)
+            y, gradient = optax.tree.where(finite, (candidate, there), (y, gradient))
+            refused += jnp.where(finite, 0, 1).astype(dtype)
             step, heat = at(step_size, j, dtype), at(temperature, j, dtype)
+            total = optax.tree.add(total, scaled(y, step))
+            # Where τ is traced only here is it seen that a chain would diverge: a step
+            # that is no number is refused.
+            move = jnp.where(step < 4 * jnp.asarray(tau, dtype), step, jnp.nan)
+            drift = optax.tree.add(scaled(gradient, beta), scaled(y, 1 / tau))
             noise = optax.tree.random_like(jax.random.fold_in(key, j), space.zeros)
-            drift = optax.tree.add(
-                scaled(gradient(y, batch_at(j)), beta), scaled(y, 1 / tau)
-            )
-            proposal = jax.tree.map(
+            candidate = jax.tree.map(
                 lambda y, drift, noise: y + drift + noise,
                 y,
-                scaled(drift, -step / 2),
-                scaled(noise, jnp.sqrt(heat * step)),
+                scaled(drift, -move / 2),
+                scaled(noise, jnp.sqrt(heat * move)),
             )
-            accept = all_finite(proposal) & (step < 4 * jnp.asarray(tau, dtype))
-            return (
-                optax.tree.where(accept, proposal, y),
-                optax.tree.add(total, scaled(y, step)),
-                rejected + jnp.where(accept, 0, 1).astype(dtype),
-            ), step
+            return (candidate, y, gradient, total, refused), step
 
         start = space.zeros
         if warm_start:
             start = space.lower(optax.tree.sub(state.position, space.origin))
-            start = optax.tree.where(all_finite(start), start, space.zeros)
-        (end, total, rejected), steps = jax.lax.scan(
-            move,
-            (start, space.zeros, jnp.zeros((), dtype)),
-            jnp.arange(num_steps - 1),
+        # A refused start leaves x, from which the first move has no gradient yet.
+        carry = (start, space.zeros, space.zeros, space.zeros, jnp.zeros((), dtype))
+        (_, end, _, total, refused), steps = jax.lax.scan(
+            visit, carry, jnp.arange(num_steps)
         )
-        last = at(step_size, jnp.asarray(num_steps - 1), dtype)
-        total = optax.tree.add(total, scaled(end, last))
-        displacement = scaled(total, 1 / (steps.sum() + last))
-        info = make_info(
-            dtype,
-            num_steps - 1,
-            nonfinite_fraction=rejected / max(num_steps - 1, 1),
-        )
+        displacement = scaled(total, 1 / steps.sum())
+        info = make_info(dtype, num_steps, nonfinite_fraction=refused / num_steps)
         if warm_start:
             state = SGLDState(optax.tree.add(space.origin, space.lift(end)))
         return displacement, state, info

@@ -14,7 +14,13 @@ from lejax._estimate import check_sampler, estimate_gradient
 from lejax._info import Info, make_info
 from lejax._sampler import Sampler
 from lejax._trees import PyTree, compute_dtype
-from lejax._validate import float_leaves, positive, positive_or_schedule, typed_key
+from lejax._validate import (
+    float_leaves,
+    given,
+    positive,
+    positive_or_schedule,
+    typed_key,
+)
 
 
 class SmoothingState(NamedTuple):
@@ -228,7 +234,8 @@ def _select(mask: Any, params: PyTree) -> tuple[PyTree, Callable[..., PyTree]]:
 
     Unselected leaves are None, so the selected ones keep their place in the tree.
     """
-    if mask is None or params is None:
+    given(params)
+    if mask is None:
         float_leaves(params)
         return params, lambda selected, others: selected
     tree = mask(params) if callable(mask) else mask

@@ -86,13 +86,17 @@ def typed_key(key: Any) -> None:
     )
 
 
-def float_leaves(params: Any) -> None:
-    """Refuse parameters that cannot be perturbed: nothing, no leaves, not floating."""
+def given(params: Any) -> None:
+    """Refuse None, which optax passes where the caller left the parameters out."""
     if params is None:
         raise ValueError(
             "params is None; pass the current parameters as the third argument: "
             "update(updates, state, params, value_fn=...)."
         )
+
+
+def float_leaves(params: Any) -> None:
+    """Refuse parameters that cannot be perturbed: no leaves, or not floating ones."""
 
     def is_masked(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)

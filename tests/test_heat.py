@@ -53,9 +53,7 @@ def test_quadratic_on_a_nested_tree(make, tau, dtype):
         x = QUADRATIC.flat(params)
         found, info = run(GRADIENTS[make](100), QUADRATIC.value_fn, params, tau)
         assert all(leaf.dtype == dtype for leaf in jax.tree.leaves((found, info[:3])))
-        assert_mean(
-            QUADRATIC.flat(found), -tau * QUADRATIC.matrix @ x, bias=1e-6
-        )
+        assert_mean(QUADRATIC.flat(found), -tau * QUADRATIC.matrix @ x, bias=1e-6)
         assert_mean(info.objective, QUADRATIC.heat(x, tau), bias=1e-6)
 
 

@@ -1,0 +1,229 @@
+"""Bad input: an error that names the argument, the value and the mend."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lejax
+
+KEY = jax.random.key(0)
+X = jnp.ones(2)
+
+
+def loss(x, batch=None):
+    return jnp.sum(x**2)
+
+
+def transformation(**options):
+    defaults = dict(sampler=lejax.importance(4), tau=0.1, key=KEY)
+    return lejax.local_entropy(**{**defaults, **options})
+
+
+def update(params=X, value_fn=loss, batch=None, tx=None, init=None, **options):
+    tx = transformation(**options) if tx is None else tx
+    state = tx.init(X if init is None else init)
+    return tx.update(None, state, params, value_fn=value_fn, batch=batch)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.5, True, "ten", None, np.float32(3)])
+def test_counts(bad):
+    makers = [
+        ("num_samples", lejax.importance),
+        ("num_samples", lejax.pathwise),
+        ("num_samples", lejax.score_function),
+        ("num_samples", lambda n: lejax.robbins_monro(5, n, 0.1)),
+        ("num_steps", lambda n: lejax.robbins_monro(n, 5, 0.1)),
+        ("num_steps", lambda n: lejax.sgld(n, 0.1)),
+    ]
+    for name, make in makers:
+        with pytest.raises(ValueError, match=rf"{name} must be an integer.*{name}="):
+            make(bad)
+
+
+def test_chunk_size():
+    for make in (lejax.importance, lejax.pathwise, lejax.score_function):
+        with pytest.raises(ValueError, match="chunk_size must be an integer"):
+            make(10, chunk_size=0)
+    assert lejax.importance(np.int64(3)).name == "importance"
+
+
+def test_score_function_needs_two_draws():
+    with pytest.raises(
+        ValueError, match="num_samples must be an integer of at least 2"
+    ):
+        lejax.score_function(1)
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.1, jnp.nan, jnp.inf, "small", None, 0])
+def test_positive_numbers(bad):
+    """τ, β, step sizes and variances, wherever they are given."""
+    sampler, heat = lejax.importance(4), lejax.pathwise(4)
+    calls = {
+        "tau": [
+            lambda: transformation(tau=bad),
+            lambda: transformation(tau=lambda k: bad),
+            lambda: lejax.heat(heat, bad, key=KEY),
+            lambda: lejax.step_fn(loss, sampler, bad),
+            lambda: lejax.value_and_grad(loss, sampler, bad),
+            lambda: sampler.step(KEY, (), X, value_fn=loss, tau=bad),
+        ],
+        "beta": [
+            lambda: transformation(beta=bad),
+            lambda: lejax.step_fn(loss, sampler, 0.1, beta=bad),
+            lambda: sampler.step(KEY, (), X, value_fn=loss, tau=0.1, beta=bad),
+        ],
+        "step_size": [
+            lambda: lejax.sgld(4, bad),
+            lambda: lejax.sgld(4, lambda j: bad),
+            lambda: lejax.robbins_monro(4, 4, bad),
+        ],
+        "temperature": [lambda: lejax.sgld(4, 0.1, temperature=bad)],
+        "init_value": [lambda: lejax.scoping(bad, 0.1)],
+    }
+    if bad is not None:
+        calls["smoothing"] = [lambda: lejax.robbins_monro(4, 4, 0.1, smoothing=bad)]
+    for name, makers in calls.items():
+        for make in makers:
+            with pytest.raises(ValueError, match=rf"{name}(\(0\))? must be a positive"):
+                make()
+
+
+@pytest.mark.parametrize("bad", [-1, -2.0, np.inf, np.nan, "fast"])
+def test_rate_of_scoping(bad):
+    with pytest.raises(ValueError, match="rate must be a finite number above -1"):
+        lejax.scoping(1.0, bad)
+
+
+def test_a_langevin_chain_that_diverges():
+    sampler = lejax.sgld(10, 0.5)
+    for make in (
+        lambda: transformation(sampler=sampler, tau=0.1),
+        lambda: transformation(sampler=sampler, tau=lejax.scoping(0.1, 0.01)),
+        lambda: lejax.step_fn(loss, sampler, 0.1)(X, KEY),
+    ):
+        with pytest.raises(ValueError, match=r"step_size starts at 0.5.*raise tau"):
+            make()
+    transformation(sampler=sampler, tau=0.13)
+
+
+def test_a_sampler_of_the_other_regularisation():
+    with pytest.raises(ValueError, match=r"sampler=robbins_monro.*lejax\.heat"):
+        transformation(sampler=lejax.robbins_monro(4, 4, 0.1))
+    with pytest.raises(ValueError, match=r"sampler=importance.*lejax\.local_entropy"):
+        lejax.heat(lejax.importance(4), 0.1, key=KEY)
+    for not_one in (lejax.importance, None):
+        with pytest.raises(TypeError, match="sampler must be a lejax sampler"):
+            transformation(sampler=not_one)
+        with pytest.raises(TypeError, match="sampler must be a lejax sampler"):
+            lejax.step_fn(loss, not_one, 0.1)
+    with pytest.raises(ValueError, match="beta must be 1 for pathwise"):
+        lejax.step_fn(loss, lejax.pathwise(4), 0.1, beta=2.0)(X, KEY)
+
+
+@pytest.mark.parametrize(
+    "bad", [jnp.zeros(2, jnp.uint32), 0, None, np.zeros(2, np.uint32)]
+)
+def test_keys_are_typed(bad):
+    for make in (
+        lambda: transformation(key=bad),
+        lambda: lejax.step_fn(loss, lejax.importance(4), 0.1)(X, bad),
+    ):
+        with pytest.raises(
+            TypeError, match=r"key must be a typed key.*jax\.random\.key"
+        ):
+            make()
+    with pytest.raises(ValueError, match=r"one key, got an array of keys.*jax\.vmap"):
+        transformation(key=jax.random.split(KEY))
+
+
+@pytest.mark.parametrize("leaf", [jnp.array([1, 2]), jax.random.key(0), True])
+def test_leaves_that_cannot_be_perturbed(leaf):
+    params = {"w": X, "deep": [leaf]}
+    with pytest.raises(ValueError, match=r"params\['deep'\]\[0\] has dtype.*mask="):
+        transformation().init(params)
+
+
+def test_params():
+    with pytest.raises(ValueError, match="params is None; pass the current"):
+        update(params=None)
+    with pytest.raises(ValueError, match="params is None; pass the current"):
+        update(params=None, mask=True)
+    with pytest.raises(ValueError, match="at least one leaf"):
+        transformation().init({})
+    with pytest.raises(ValueError, match="a mask that selects one"):
+        transformation(mask=False).init(X)
+
+
+@pytest.mark.parametrize("mask", [None, {"w": True, "b": True}])
+def test_masked_and_partition_are_pointed_to_mask(mask):
+    params = {"w": X, "b": X}
+    wrapped = optax.masked(transformation(mask=mask), {"w": True, "b": False})
+    with pytest.raises(
+        ValueError, match=r"params\['b'\] is an optax.MaskedNode.*mask="
+    ):
+        wrapped.init(params)
+
+
+def test_mask_of_another_structure():
+    with pytest.raises(ValueError, match="mask must be a tree of booleans like params"):
+        transformation(mask={"v": True}).init({"w": X})
+
+
+def test_value_fn():
+    tx = transformation()
+    with pytest.raises(ValueError, match="value_fn is missing"):
+        tx.update(None, tx.init(X), X)
+    with pytest.raises(TypeError, match="value_fn must be a function"):
+        lejax.step_fn(3.0, lejax.importance(4), 0.1)(X, KEY)
+    with pytest.raises(TypeError, match=r"scalar loss, got .*shape=\(2,\).*mean"):
+        update(value_fn=lambda x: x)
+    with pytest.raises(TypeError, match="scalar loss"):
+        update(value_fn=lambda x: {"loss": jnp.sum(x)})
+    with pytest.raises(TypeError, match="must return a real loss"):
+        update(value_fn=lambda x: jnp.sum(x).astype(jnp.complex64))
+
+
+def test_aux():
+    pair = lambda x: (jnp.sum(x), x)  # noqa: E731
+    with pytest.raises(TypeError, match=r"a tuple of 2.*has_aux=True"):
+        update(value_fn=pair)
+    with pytest.raises(TypeError, match=r"must return a pair .* with has_aux"):
+        update(value_fn=loss, has_aux=True)
+    with pytest.raises(TypeError, match=r"must return a pair .* with has_aux"):
+        lejax.value_and_grad(loss, lejax.importance(4), 0.1, has_aux=True)(X, KEY)
+
+
+def test_a_loss_without_a_gradient():
+    def count(x):
+        return jnp.sum(x > 0)
+
+    heat = lejax.heat(lejax.pathwise(4), 0.1, key=KEY)
+    for tx in (heat, transformation(sampler=lejax.sgld(4, 0.1))):
+        with pytest.raises(
+            TypeError, match=r"int32, which has no gradient; use import"
+        ):
+            update(value_fn=count, tx=tx)
+    update(value_fn=count)
+
+
+def test_batches():
+    with pytest.raises(TypeError, match=r"value_fn\(x\) cannot be called.*leave batch"):
+        update(value_fn=lambda x: jnp.sum(x), batch=X)
+    with pytest.raises(TypeError, match=r"value_fn\(x, y\) cannot.*pass batch="):
+        update(value_fn=lambda x, y: jnp.sum(x * y))
+    with pytest.raises(TypeError) as caught:
+        update(value_fn=lambda x, y: jnp.sum(x * y), batch=jnp.ones(3))
+    assert any("a batch of shapes (3,)" in note for note in caught.value.__notes__)
+    chain = lejax.sgld(4, 0.1, inner_batches=True)
+    for batch in ((jnp.ones(3), jnp.ones(4)), jnp.array(1.0), None):
+        with pytest.raises(ValueError, match="one leading axis of inner batches"):
+            update(sampler=chain, batch=batch, value_fn=lambda x, b: jnp.sum(x))
+
+
+def test_a_traced_tau_must_be_a_scalar():
+    with pytest.raises(ValueError, match="tau must be a scalar"):
+        jax.jit(lambda tau: transformation(tau=tau).init(X))(jnp.ones(2))

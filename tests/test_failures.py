@@ -1,0 +1,216 @@
+"""Samples that fail: parameters stay finite, and the info says what happened."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import assert_mean, replicate
+
+import lejax
+
+TAU = 0.25
+GRADIENT_FREE = {
+    "importance": lejax.importance(2000),
+    "importance, plain": lejax.importance(2000, antithetic=False),
+    "score_function": lejax.score_function(2000),
+    "score_function, plain": lejax.score_function(2000, antithetic=False),
+}
+WITH_GRADIENT = {
+    "pathwise": lejax.pathwise(2000),
+    "pathwise, plain": lejax.pathwise(2000, antithetic=False),
+    "robbins_monro": lejax.robbins_monro(4, 500, 0.3),
+    "sgld": lejax.sgld(500, 0.02),
+    "sgld, cold": lejax.sgld(500, 0.02, warm_start=False),
+}
+EVERY = {**GRADIENT_FREE, **WITH_GRADIENT}
+
+
+def update(sampler, f, x, tau=TAU):
+    """One update by the transformation of the sampler's regularisation."""
+    heat = sampler.regularization == "heat"
+    make = lejax.heat if heat else lejax.local_entropy
+    tx = make(sampler, tau, key=jax.random.key(0))
+    step = jax.jit(lambda s, x: tx.update(None, s, x, value_fn=f))
+    return step(tx.init(x), x)
+
+
+def fails_beyond(bad):
+    """A loss that fails where x_0 > 0.3, about a quarter of the draws around 0."""
+
+    def f(x):
+        return jnp.where(x[0] > 0.3, jnp.asarray(bad, x.dtype), jnp.sum(x**2 + x))
+
+    return f
+
+
+def everywhere(bad):
+    return lambda x: jnp.asarray(bad, x.dtype) + 0 * jnp.sum(x)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_some_samples_fail(name, bad):
+    """They are counted; the update is finite and, but for chains, as if never drawn."""
+    grads, state = update(EVERY[name], fails_beyond(bad), jnp.zeros(2))
+    assert np.isfinite(grads).all()
+    info = state.info
+    assert 0 < info.nonfinite_fraction < 0.6, info
+    if name in GRADIENT_FREE or "pathwise" in name:
+        share = 0.2743  # P(N(0, 0.25) > 0.3)
+        error = np.sqrt(share * (1 - share) / 2000)
+        assert abs(info.nonfinite_fraction - share) < 4 * error
+        assert np.isfinite(info.objective)
+        assert info.effective_sample_size <= 2000 * (1 - info.nonfinite_fraction) + 1
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_every_sample_fails(name, bad):
+    grads, state = update(EVERY[name], everywhere(bad), jnp.ones(2))
+    info = state.info
+    np.testing.assert_array_equal(grads, 0)
+    assert info.nonfinite_fraction == 1
+    if "sgld" not in name:
+        assert info.effective_sample_size == 0
+    if "importance" in name:
+        assert info.objective == (-np.inf if bad == -np.inf else np.inf)
+
+
+def test_one_loss_of_minus_infinity_is_an_update_of_zero():
+    def f(x):
+        return jnp.where(x[0] > 1.2, -jnp.inf, jnp.sum(x**2))
+
+    grads, state = update(lejax.importance(2000), f, jnp.zeros(2))
+    np.testing.assert_array_equal(grads, 0)
+    assert state.info.objective == -np.inf
+    assert state.info.effective_sample_size == 0
+    assert 0 < state.info.nonfinite_fraction < 0.1
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize("tau", [0.25, 0.6])
+def test_failed_samples_have_weight_zero(antithetic, tau):
+    """Local entropy of f is that of f + ∞ on the failures: a truncated Gaussian."""
+
+    def f(x):
+        return jnp.where(x > 0.3, jnp.nan, jnp.asarray(0.0, x.dtype))
+
+    grid = np.sqrt(tau) * np.linspace(-10, 10, 200_001)
+    phi = np.exp(-(grid**2) / (2 * tau)) * (grid <= 0.3)
+    total = np.exp(-(grid**2) / (2 * tau)).sum()
+    fn = lejax.value_and_grad(f, lejax.importance(4000, antithetic=antithetic), tau)
+    (value, _), grad = replicate(lambda key: fn(jnp.array(0.0), key), 200)
+    assert_mean(grad, -(phi * grid).sum() / phi.sum() / tau, bias=1e-3)
+    assert_mean(value, -np.log(phi.sum() / total), bias=1e-3)
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize("tau", [0.25, 0.6])
+def test_heat_is_conditional_on_finite_draws(antithetic, tau):
+    """Orphans of pairs included: mean, slope, and slope of the conditional mean."""
+
+    def f(x):
+        return jnp.where(x > 0.3, jnp.nan, x**2 + x)
+
+    grid = np.sqrt(tau) * np.linspace(-10, 10, 200_001)
+    phi = np.exp(-(grid**2) / (2 * tau)) * (grid <= 0.3)
+    phi /= phi.sum()
+    loss = grid**2 + grid
+    mean, centre = (phi * loss).sum(), (phi * grid).sum()
+
+    def run(sampler):
+        fn = lejax.value_and_grad(f, sampler, tau)
+        return replicate(lambda key: fn(jnp.array(0.0), key), 400)
+
+    (value, info), grad = run(lejax.pathwise(1000, antithetic=antithetic))
+    assert_mean(value, mean, bias=1e-3)
+    assert_mean(grad, (phi * (2 * grid + 1)).sum(), bias=1e-3)
+    assert_mean((value - mean) ** 2 - info.standard_error**2, 0, bias=1e-5)
+    (value, _), grad = run(lejax.score_function(1000, antithetic=antithetic))
+    assert_mean(value, mean, bias=1e-3)
+    assert_mean(grad, (phi * (loss - mean) * (grid - centre)).sum() / tau, bias=5e-3)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("size", [1e30, 3e38])
+def test_huge_losses_never_reach_the_parameters(name, size):
+    def f(x):
+        return jnp.asarray(size, x.dtype) * jnp.sin(jnp.sum(x))
+
+    x, (grads, state) = jnp.ones(2), update(EVERY[name], f, jnp.ones(2))
+    assert np.isfinite(grads).all()
+    assert np.isfinite(optax.apply_updates(x, grads)).all()
+    assert 0 <= state.info.nonfinite_fraction <= 1
+    for _ in range(2):
+        step = lejax.step_fn(f, EVERY[name], TAU)
+        x = jax.jit(step)(x, jax.random.key(1))
+        assert np.isfinite(x).all()
+
+
+def test_a_finite_loss_is_not_counted_because_beta_overflows():
+    fn = lejax.value_and_grad(
+        lambda x: 1e37 * jnp.sum(x**2), lejax.importance(10), 1.5, beta=20.0
+    )
+    (_, info), grads = fn(jnp.ones(2), jax.random.key(0))
+    assert info.nonfinite_fraction == 0
+    assert np.isfinite(grads).all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_parameters_that_are_not_finite_stay_as_they_are(name):
+    x = jnp.array([1.0, jnp.nan])
+    grads, _ = update(EVERY[name], lambda x: jnp.sum(x**2), x)
+    np.testing.assert_array_equal(grads, 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_chain_samples_the_part_where_the_loss_is_finite(bad):
+    """Points beyond the wall are refused: none is averaged, none is kept."""
+
+    def f(x):
+        return jnp.where(x > 0.3, jnp.asarray(bad, x.dtype), 0 * x)
+
+    sampler = lejax.sgld(4000, 0.01)
+
+    def step(key):
+        x = jnp.array(0.0)
+        out = sampler.step(key, sampler.init(x), x, value_fn=f, tau=TAU)
+        return out[0], out[1].position, out[2].nonfinite_fraction
+
+    displacement, position, refused = replicate(step, 200)
+    assert (position <= 0.3).all()
+    assert ((refused > 0) & (refused < 0.5)).all()
+    grid = np.linspace(-5, 0.3, 100_001)
+    phi = np.exp(-(grid**2) / (2 * TAU))
+    truth = (phi * grid).sum() / phi.sum()
+    # A refused move that stays put has a bias of the order of √ε = 0.1 at the wall.
+    assert_mean(displacement, truth, bias=0.03)
+
+
+def test_a_chain_whose_end_is_not_finite_restarts():
+    sampler, x = lejax.sgld(1, 0.02), jnp.ones(2)
+    state = lejax.SGLDState(jnp.array([1.0, jnp.inf]))
+    displacement, state, _ = sampler.step(
+        jax.random.key(0), state, x, value_fn=lambda x: jnp.sum(x**2), tau=TAU
+    )
+    np.testing.assert_array_equal(displacement, 0)
+    np.testing.assert_array_equal(state.position, x)
+
+
+def test_a_schedule_of_tau_that_falls_too_far_freezes_the_chain():
+    """Under jit τ is not known: moves with ε ≥ 4τ are rejected, and counted."""
+    tx = lejax.local_entropy(
+        lejax.sgld(10, 0.1), lejax.scoping(0.1, 3.0), key=jax.random.key(0)
+    )
+    step = jax.jit(lambda s, x: tx.update(None, s, x, value_fn=lambda x: jnp.sum(x**2)))
+    x = jnp.ones(2)
+    grads, state = step(tx.init(x), x)
+    assert state.info.nonfinite_fraction == 0
+    for _ in range(3):
+        grads, state = step(state, x)
+    # All but the start: 4τ = 4 · 0.1/4³ is below ε.
+    np.testing.assert_allclose(state.info.nonfinite_fraction, 0.9)
+    assert np.isfinite(grads).all()

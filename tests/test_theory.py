@@ -1,0 +1,144 @@
+"""What the paper proves of the two regularisations, held against the estimators."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import ONE_DIMENSIONAL, assert_mean, quadrature, replicate
+
+import lejax
+
+
+def well(x):
+    """A bounded loss with one well."""
+    return 1 - jnp.exp(-(x**2))
+
+
+def smoothed(sampler, f, x, tau, beta=1.0, replicates=256):
+    """Values and gradients of independent estimates at x."""
+    fn = lejax.value_and_grad(f, sampler, tau, beta=beta)
+    (value, info), grad = replicate(lambda key: fn(jnp.array(x), key), replicates)
+    return value, grad, info
+
+
+@pytest.mark.parametrize("name", ONE_DIMENSIONAL)
+@pytest.mark.parametrize(("tau", "beta"), [(0.3, 1.0), (1.7, 2.0)])
+def test_gradient_is_that_of_the_free_energy(name, tau, beta):
+    """Equation (3.5) with β: (x - E_q[X])/βτ is the slope of F."""
+    f, x, h = ONE_DIMENSIONAL[name], 0.4, 1e-4
+    slope = (
+        quadrature(f, x + h, tau, beta).free_energy
+        - quadrature(f, x - h, tau, beta).free_energy
+    ) / (2 * h)
+    _, grad, _ = smoothed(lejax.importance(4000), f, x, tau, beta)
+    assert_mean(grad, slope, bias=1e-3)
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.5])
+def test_sgd_at_rate_beta_tau_is_algorithm_1(beta):
+    """An optax chain and the pure step with the same key agree to rounding."""
+    f, tau, sampler = ONE_DIMENSIONAL["skewed"], 0.3, lejax.importance(100)
+    x, key = jnp.array(0.4), jax.random.key(0)
+    tx = optax.chain(
+        lejax.local_entropy(sampler, tau, beta=beta, key=key), optax.sgd(beta * tau)
+    )
+    updates, _ = tx.update(None, tx.init(x), x, value_fn=f)
+    step = lejax.step_fn(f, sampler, tau, beta=beta)
+    np.testing.assert_allclose(
+        optax.apply_updates(x, updates), step(x, jax.random.fold_in(key, 0)), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("tau", [0.3, 1.7])
+def test_algorithm_1_descends_and_stops_only_at_critical_points(tau):
+    """Theorem 3.2, exactly by quadrature and by the estimated step."""
+    f, x = ONE_DIMENSIONAL["bimodal"], 1.6
+    values = []
+    for _ in range(200):
+        found = quadrature(f, x, tau)
+        values.append(found.free_energy)
+        x += found.displacement
+    assert (np.diff(values) <= 1e-13).all()
+    assert values[0] - values[-1] > 0.1
+    critical = smoothed(lejax.importance(4000), f, x, tau)[1]
+    elsewhere = smoothed(lejax.importance(4000), f, x + 0.3, tau)[1]
+    assert_mean(critical, 0.0, bias=1e-3)
+    assert abs(elsewhere.mean()) > 20 * elsewhere.std() / 16
+
+
+def test_free_energy_becomes_constant_as_tau_grows():
+    """τ → ∞: F_τ forgets x, and its gradient vanishes."""
+    gaps, slopes = [], []
+    for tau in (1.0, 100.0, 10_000.0):
+        here, grad, _ = smoothed(lejax.importance(4000), well, 0.5, tau)
+        there, _, _ = smoothed(lejax.importance(4000), well, 3.0, tau)
+        gaps.append(abs(here.mean() - there.mean()))
+        slopes.append(abs(grad.mean()))
+        assert_mean(here, quadrature(well, 0.5, tau).free_energy, bias=1e-3)
+    assert gaps[0] > 0.1
+    assert gaps[2] < 2e-3
+    assert slopes[2] < 1e-2 * slopes[0]
+
+
+@pytest.mark.parametrize("name", ONE_DIMENSIONAL)
+def test_free_energy_becomes_the_loss_as_tau_vanishes(name):
+    f, x = ONE_DIMENSIONAL[name], 0.4
+    loss, slope = (float(v) for v in jax.value_and_grad(f)(jnp.array(x)))
+    curvature = float(jax.grad(jax.grad(f))(jnp.array(x)))
+    for tau in (1e-2, 1e-3):
+        value, grad, _ = smoothed(lejax.importance(1000), f, x, tau)
+        # The next term of F_τ - f is τ(f'' - f'²)/2.
+        second = 0.5 * tau * (curvature - slope**2)
+        assert_mean(value, loss + second, bias=20 * tau**2)
+        assert_mean(grad, slope, bias=20 * tau)
+
+
+@pytest.mark.parametrize("tau", [0.3, 1.7])
+def test_free_energy_is_a_marginal_likelihood(tau):
+    """(2.4), (2.5): exp(-F_τ) is the likelihood exp(-f) convolved with N(0, τ)."""
+    f = ONE_DIMENSIONAL["bimodal"]
+    grid = np.linspace(-12, 12, 4001)
+    likelihood = np.exp(-np.asarray(jax.vmap(f)(jnp.asarray(grid, jnp.float32))))
+    kernel = np.exp(-(grid**2) / (2 * tau)) / np.sqrt(2 * np.pi * tau)
+    convolved = np.convolve(likelihood, kernel, "same") * (grid[1] - grid[0])
+    for x in (-0.6, 0.9):
+        value, _, _ = smoothed(lejax.importance(4000), f, x, tau)
+        assert_mean(np.exp(-value), np.interp(x, grid, convolved), bias=1e-4)
+
+
+@pytest.mark.parametrize("name", ONE_DIMENSIONAL)
+@pytest.mark.parametrize("tau", [0.2, 1.3])
+def test_free_energy_becomes_heat_as_beta_vanishes(name, tau):
+    """F_{τ,β} → F^H_τ, values and gradients, and differs by O(β)."""
+    f, x = ONE_DIMENSIONAL[name], 0.4
+    limit = quadrature(f, x, tau)
+    gaps = []
+    for beta in (2e-3, 2e-4):
+        value, grad, _ = smoothed(lejax.importance(4000), f, x, tau, beta=beta)
+        truth = quadrature(f, x, tau, beta)
+        assert_mean(value, truth.free_energy, bias=1e-3)
+        assert_mean(grad, -truth.displacement / (beta * tau), bias=1e-3)
+        gaps.append((limit.heat - value.mean(), limit.heat_gradient - grad.mean()))
+    noise = 2e-3  # what four standard errors of the difference come to
+    assert (np.abs(gaps[1]) < 0.2 * np.abs(gaps[0]) + noise).all()
+
+
+@pytest.mark.parametrize("tau", [0.15, 0.4])
+def test_heat_by_sgd_at_rate_tau_is_algorithm_2(tau):
+    """(x_k - x_{k+1})/τ is ∇F^H at x_{k+1}, not at x_k."""
+    f, x = ONE_DIMENSIONAL["skewed"], 0.9
+    sampler = lejax.robbins_monro(1000, 10, lambda j: 1 / (5.0 + j.astype(jnp.float32)))
+    _, grad, _ = smoothed(sampler, f, x, tau)
+    ahead = quadrature(f, x - tau * float(grad.mean()), tau).heat_gradient
+    assert_mean(grad, ahead, bias=1e-2)
+    assert abs(ahead - quadrature(f, x, tau).heat_gradient) > 0.1
+    key, x = jax.random.key(0), jnp.array(x)
+    tx = optax.chain(lejax.heat(sampler, tau, key=key), optax.sgd(tau))
+    updates, _ = tx.update(None, tx.init(x), x, value_fn=f)
+    step = lejax.step_fn(f, sampler, tau)
+    np.testing.assert_allclose(
+        optax.apply_updates(x, updates), step(x, jax.random.fold_in(key, 0)), rtol=1e-5
+    )
