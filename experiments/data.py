@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import urllib.error
+import urllib.request
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -75,10 +78,19 @@ def _mnist_is_prepared(data_dir: str | None) -> bool:
         return False
 
 
+def _reach(url: str) -> None:
+    """Fail at once where there is no way; the download itself tries for minutes."""
+    with contextlib.suppress(urllib.error.HTTPError):  # an answer, if not this page
+        urllib.request.urlopen(url, timeout=20).close()
+
+
 def _mnist(data_dir: str | None) -> Dataset:
     try:
         builder = _builder(data_dir)
-        builder.download_and_prepare()  # at once where it is prepared
+        if not builder.is_prepared():
+            print(f"Data: downloading MNIST from {builder.URL}")
+            _reach(builder.URL)
+            builder.download_and_prepare()
     except Exception as error:  # the download fails in as many ways as networks do
         where = data_dir or "~/tensorflow_datasets"
         raise SystemExit(

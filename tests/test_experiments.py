@@ -1,0 +1,201 @@
+"""The main job end to end on small settings, and the real data path."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import benchmark, data, models, table_6_1, training
+
+pytestmark = pytest.mark.standard
+QUICK = ("--updates", "10", "--samples", "6", "--robbins-monro", "2", "--hidden", "8")
+
+
+@pytest.fixture
+def nothing_prepared(monkeypatch):
+    """No MNIST on this machine, whatever is."""
+    monkeypatch.setattr(data, "_mnist_is_prepared", lambda data_dir: False)
+
+
+def run_table(capsys, output, *args):
+    table_6_1.main([*QUICK, *args, "--output", str(output)])
+    return capsys.readouterr().out, json.loads((output / "table_6_1.json").read_text())
+
+
+def test_table_6_1(capsys, tmp_path, nothing_prepared):
+    printed, record = run_table(capsys, tmp_path, "--seeds", "0", "1")
+    first, second, *_ = printed.splitlines()
+    assert "scikit-learn" in first
+    assert "--data mnist" in first
+    assert second.startswith("Device: ")
+    assert "Table 6.1" in printed
+    assert "Table 6.2" in printed
+    assert record["settings"]["samples"] == 6
+    assert record["versions"].keys() == {"lejax", "jax", "optax", "flax"}
+    assert record["updates"] == [0, 2, 4, 6, 8, 10]
+    assert list(record["table"]) == ["SGD", "IS", "SGLD", "SGLD, published", "HR"]
+    for method, rows in record["table"].items():
+        assert np.shape(rows) == (2, 5)
+        for row, curve in zip(rows, record["accuracy"][method], strict=True):
+            assert row == curve[1:]
+    # Every method starts from the same weights and is tested on the same images.
+    starts = {m: [c[0] for c in curves] for m, curves in record["accuracy"].items()}
+    assert all(start == starts["SGD"] for start in starts.values())
+    assert starts["SGD"][0] != starts["SGD"][1]
+    seconds = json.loads((tmp_path / "table_6_2.json").read_text())
+    assert all(s > 0 for s in seconds["seconds_per_update"].values())
+    assert (tmp_path / "figure_6_1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_seed_gives_the_same_table(capsys, tmp_path, nothing_prepared):
+    args = ("--methods", "SGD", "IS", "--seeds", "3")
+    _, first = run_table(capsys, tmp_path, *args)
+    _, again = run_table(capsys, tmp_path, *args)
+    assert first["accuracy"] == again["accuracy"]
+
+
+def test_updates_must_fill_the_columns(capsys):
+    with pytest.raises(SystemExit, match="--updates must be a multiple of 5, got 7"):
+        table_6_1.main(["--updates", "7"])
+
+
+def test_the_settings_are_the_paper_s():
+    config = table_6_1.Config()
+    assert (config.updates, config.batch_size, config.tau) == (500, 20, 0.01)
+    assert (config.samples, config.robbins_monro) == (1000, 30)
+    np.testing.assert_allclose(table_6_1.langevin_step_size(0), 1 / 1001)
+    np.testing.assert_allclose(table_6_1.langevin_step_size(999), 1 / 2000)
+    np.testing.assert_allclose(table_6_1.robbins_monro_step_size(0), 0.1)
+    np.testing.assert_allclose(
+        table_6_1.robbins_monro_step_size(29), 0.1 * 30**-0.7, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("widths", "size"), [((784, 10), 7_850), ((784, 200, 10), 159_010)]
+)
+def test_the_networks_are_the_paper_s(widths, size):
+    network = models.dense_classifier(widths, seed=0)
+    assert sum(leaf.size for leaf in jax.tree.leaves(network.params)) == size
+    batch = (jnp.zeros((3, 784)), jnp.array([0, 1, 2]))
+    np.testing.assert_allclose(network.loss(network.params, batch), np.log(10))
+    spread = 1e-3 * jnp.ones((3, 784)).at[0].set(jnp.arange(784.0))
+    assert network.loss(network.params, (spread, batch[1])) != np.log(10)
+    assert 0 <= network.accuracy(network.params, batch) <= 1
+    other = models.dense_classifier(widths, seed=1)
+    pairs = zip(
+        jax.tree.leaves(network.params), jax.tree.leaves(other.params), strict=True
+    )
+    assert any((a != b).any() for a, b in pairs)
+
+
+def test_batches_are_shuffled_epochs():
+    indices = training.batch_indices(seed=0, size=10, updates=6, batch_size=4)
+    assert indices.shape == (6, 4)
+    first_epoch = indices.ravel()[:10]
+    assert sorted(first_epoch) == list(range(10))
+    assert list(first_epoch) != list(range(10))
+
+
+def test_digits():
+    digits = data.load("digits")
+    assert digits.train_images.shape[1] == 64
+    assert len(digits.train_labels) + len(digits.test_labels) == 1797
+    assert 0 <= digits.train_images.min() < digits.train_images.max() <= 1
+
+
+def test_benchmark(capsys, tmp_path):
+    quick = ["--samples", "4", "--many-samples", "6", "--rounds", "1"]
+    benchmark.main([*quick, "--batch-size", "2", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "Device: " in printed
+    record = json.loads((tmp_path / "benchmark.json").read_text())
+    assert len(record["seconds"]) == 5
+    assert all(peak > 50 for peak in record["peak_resident_megabytes"].values())
+
+
+def test_hand_written_code_and_lejax_estimate_the_same():
+    """What is timed against each other has the same mean, in standard errors."""
+    config = benchmark.Config(samples=100, batch_size=2, tau=0.5)
+    network = models.dense_classifier((6, 3, 4), seed=0)
+    batch = (jnp.ones((2, 6)), jnp.array([0, 3]))
+    keys = jax.random.split(jax.random.key(0), 2000)
+    found = {}
+    for name, update in benchmark.methods(network.loss, config).items():
+        step = jax.vmap(functools.partial(update, network.params, batch=batch))
+        moved = jax.jit(lambda keys, step=step: step(key=keys))(keys)
+        found[name] = np.asarray(jax.tree.leaves(moved)[-1]).reshape(2000, -1)
+    for kind in ("plain", "pairs"):
+        ours, by_hand = found[f"lejax, {kind}"], found[f"by hand, {kind}"]
+        error = np.sqrt((ours.var(0) + by_hand.var(0)) / 2000)
+        assert (np.abs(ours.mean(0) - by_hand.mean(0)) < 4.5 * error).all()
+        np.testing.assert_allclose(ours.std(0), by_hand.std(0), rtol=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")  # the warnings of tensorflow-datasets
+class TestMnist:
+    """The real tensorflow-datasets path, on the real files from the loopback."""
+
+    @pytest.fixture(scope="class")
+    def data_dir(self, tmp_path_factory):
+        """MNIST, downloaded from the loopback and prepared."""
+        files = os.environ.get("LEJAX_MNIST_FILES")
+        if files is None:
+            pytest.skip("LEJAX_MNIST_FILES does not name a folder of the MNIST files")
+        handler = functools.partial(
+            http.server.SimpleHTTPRequestHandler, directory=files
+        )
+        handler.log_message = lambda *args: None  # type: ignore[attr-defined]
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        mnist = pytest.importorskip("tensorflow_datasets").image_classification.mnist
+        folder = str(tmp_path_factory.mktemp("mnist"))
+        with pytest.MonkeyPatch.context() as patch:
+            url = f"http://127.0.0.1:{server.server_port}/"
+            patch.setattr(mnist.MNIST, "URL", url)
+            dataset = data.load("mnist", folder)
+        server.shutdown()
+        return folder, dataset
+
+    def test_shapes_and_values(self, data_dir):
+        _, mnist = data_dir
+        assert mnist.train_images.shape == (60_000, 784)
+        assert mnist.test_images.shape == (10_000, 784)
+        assert mnist.train_images.dtype == np.float32
+        assert (mnist.train_images.min(), mnist.train_images.max()) == (0, 1)
+        # The counts of the labels are known.
+        assert np.bincount(mnist.train_labels).tolist() == [
+            5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
+        ]  # fmt: skip
+        assert abs(mnist.train_images.mean() - 0.1307) < 1e-4
+
+    def test_prepared_mnist_is_the_default(self, data_dir, capsys, tmp_path):
+        folder, _ = data_dir
+        args = ("--data-dir", folder, "--methods", "SGD", "IS")
+        printed, record = run_table(capsys, tmp_path, *args)
+        assert "MNIST" in printed.splitlines()[0]
+        assert "--data digits" in printed.splitlines()[0]
+        assert record["settings"]["data_dir"] == folder
+
+    def test_mnist_that_cannot_be_had_is_an_error(self, monkeypatch, tmp_path):
+        mnist = pytest.importorskip("tensorflow_datasets").image_classification.mnist
+        monkeypatch.setattr(mnist.MNIST, "URL", "http://127.0.0.1:9/")
+        start = time.perf_counter()
+        with pytest.raises(SystemExit) as caught:
+            table_6_1.main(["--data", "mnist", "--data-dir", str(tmp_path)])
+        assert time.perf_counter() - start < 60  # not after minutes of retries
+        message = str(caught.value)
+        assert "not prepared" in message
+        assert "pip install -e '.[mnist]'" in message
+        assert "--data digits" in message
+        assert not list(Path(tmp_path).glob("mnist/3*"))

@@ -1,0 +1,31 @@
+"""The README's code runs as printed, and prints what is printed there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import lejax
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+@pytest.mark.standard
+def test_quickstart(capsys):
+    code, output = re.search(
+        r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL
+    ).groups()
+    assert len(code.splitlines()) <= 30
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == output
+
+
+def test_table_names_everything_that_makes_something():
+    rows = re.findall(r"^\| `(\w+)` .*\((lejax/\w+\.py)\) \|$", README, re.MULTILINE)
+    functions = {n for n in vars(lejax) if n[0].islower() and not n.startswith("_")}
+    assert {name for name, _ in rows} == functions
+    for name, file in rows:
+        source = (Path(__file__).parent.parent / file).read_text()
+        assert f"\ndef {name}(" in source
