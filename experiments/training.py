@@ -69,31 +69,38 @@ def train(
     A generator, so that several methods can take turns, block by block: their times are
     then comparable on a machine whose speed drifts.
     """
-    images = jnp.asarray(dataset.train_images)
-    labels = jnp.asarray(dataset.train_labels)
     held_out = (dataset.test_images[test], dataset.test_labels[test])
 
-    def update(carry: tuple[Any, Any], rows: jax.Array) -> tuple[tuple[Any, Any], None]:
-        params, state = carry
-        updates, state = optimizer.update(
-            optax.tree.zeros_like(params),
-            state,
-            params,
-            value_fn=classifier.loss,
-            batch=(images[rows], labels[rows]),
+    def block(carry: tuple[Any, Any], batches: tuple[jax.Array, jax.Array]):
+        def update(carry: tuple[Any, Any], batch: tuple[jax.Array, jax.Array]):
+            params, state = carry
+            updates, state = optimizer.update(
+                optax.tree.zeros_like(params),
+                state,
+                params,
+                value_fn=classifier.loss,
+                batch=batch,
+            )
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(update, carry, batches)[0]
+
+    def batches_of(rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        return (
+            jnp.asarray(dataset.train_images[rows]),
+            jnp.asarray(dataset.train_labels[rows]),
         )
-        return (optax.apply_updates(params, updates), state), None
 
     blocks = indices.reshape(-1, updates_per_block, indices.shape[-1])
     carry = (classifier.params, optimizer.init(classifier.params))
-    run = jax.jit(lambda carry, rows: jax.lax.scan(update, carry, rows)[0])
-    run = run.lower(carry, blocks[0]).compile()
+    run = jax.jit(block).lower(carry, batches_of(blocks[0])).compile()
     accuracy = jax.jit(classifier.accuracy)
 
     yield Evaluation(0, float(accuracy(carry[0], held_out)), math.nan)
     for done, rows in enumerate(blocks, start=1):
+        batches = jax.block_until_ready(batches_of(rows))
         start = time.perf_counter()
-        carry = jax.block_until_ready(run(carry, rows))
+        carry = jax.block_until_ready(run(carry, batches))
         seconds = time.perf_counter() - start
         yield Evaluation(
             done * updates_per_block,

@@ -114,6 +114,27 @@ def test_reported_errors_are_those_of_replicates(pairs, slope):
     )
 
 
+@pytest.mark.parametrize("pairs", [True, False])
+def test_errors_of_few_units_are_exact(pairs):
+    """Against the weights themselves: P units, their spread with P - 1."""
+    few = draws(jax.random.key(0), lambda u: u.sum(), 4, pairs)
+    weights = np.exp(np.asarray(few.outputs, np.float64))
+    units = weights.sum(0)
+    found = _accumulator.estimate(_accumulator.summarise(few))
+    np.testing.assert_allclose(found.log_mean, np.log(weights.mean()), rtol=1e-5)
+    np.testing.assert_allclose(
+        found.log_mean_error, units.std(ddof=1) / np.sqrt(4) / units.mean(), rtol=1e-4
+    )
+    signed = np.asarray(few.signs) @ weights
+    np.testing.assert_allclose(
+        found.displacement, signed @ few.displacements / units.sum(), rtol=1e-4
+    )
+    residual = signed[:, None] * few.displacements - units[:, None] * found.displacement
+    np.testing.assert_allclose(
+        found.squared_error, (residual**2).sum() / units.sum() ** 2, rtol=1e-4
+    )
+
+
 def test_an_odd_sample_out_is_a_unit_of_half_the_size():
     """Equal losses have no error, although the units' weights differ."""
 

@@ -9,6 +9,7 @@ import pytest
 from problems import ONE_DIMENSIONAL, QUADRATIC, assert_mean, quadrature, replicate
 
 import lejax
+from lejax._moments import empty_moments, loss_moments, merge_moments
 
 GRADIENTS = {"pathwise": lejax.pathwise, "score_function": lejax.score_function}
 
@@ -55,6 +56,27 @@ def test_quadratic_on_a_nested_tree(make, tau, dtype):
         assert all(leaf.dtype == dtype for leaf in jax.tree.leaves((found, info[:3])))
         assert_mean(QUADRATIC.flat(found), -tau * QUADRATIC.matrix @ x, bias=1e-6)
         assert_mean(info.objective, QUADRATIC.heat(x, tau), bias=1e-6)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_standard_error_of_few_units(members):
+    """From P independent units it is their standard deviation over √P, with P - 1,
+    however they are merged."""
+    losses = np.random.default_rng(0).normal(3.0, 2.0, (members, 5)).astype(np.float32)
+
+    def moments(part):
+        part = jnp.asarray(part)
+        return loss_moments(
+            part, jnp.ones(part.shape, bool), jnp.ones(part.shape[1], bool)
+        )
+
+    units = losses.mean(0)
+    merged = merge_moments(moments(losses[:, :2]), moments(losses[:, 2:]))
+    for found in (moments(losses), merged, merge_moments(empty_moments("f4"), merged)):
+        np.testing.assert_allclose(found.mean, losses.mean(), rtol=1e-6)
+        np.testing.assert_allclose(
+            found.standard_error(), units.std(ddof=1) / np.sqrt(5), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("offset", [1e4, -1e4])
