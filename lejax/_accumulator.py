@@ -13,10 +13,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from lejax._draws import Draws
-from lejax._trees import PyTree, scaled
+from lejax._moments import (
+    LossMoments,
+    about,
+    empty_moments,
+    loss_moments,
+    merge_moments,
+)
+from lejax._trees import PyTree, inner, scaled
 
 
 class WeightedAccumulator(NamedTuple):
@@ -25,26 +31,19 @@ class WeightedAccumulator(NamedTuple):
     Attributes:
         max_log_weight: m, the largest ℓ. Never infinite: the lowest finite number where
             nothing has a weight, the highest where a loss was -inf.
-        size: Σn, the number of samples.
-        size_square: Σn².
-        failed: the number of samples whose loss was not finite.
-        weight: S = Σt.
+        moments: the central moments of the weights of all samples, by unit: nearly
+            equal weights then keep the digits of their spread. Their mean is S/J.
+        failed: the number of samples whose loss was not finite; their weight is 0.
         member_square: K = Σw², over samples.
-        weight_square: T2 = Σt².
-        size_weight: Σnt.
         moment_square: Q2 = ΣD²|δ|².
         moment: v = ΣDδ.
         cross_moment: r = ΣDtδ.
     """
 
     max_log_weight: jax.Array
-    size: jax.Array
-    size_square: jax.Array
+    moments: LossMoments
     failed: jax.Array
-    weight: jax.Array
     member_square: jax.Array
-    weight_square: jax.Array
-    size_weight: jax.Array
     moment_square: jax.Array
     moment: PyTree
     cross_moment: PyTree
@@ -72,16 +71,12 @@ class WeightedEstimate(NamedTuple):
 
 def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
     """The accumulator of nothing, the neutral element of `merge`."""
-    zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+    zero = jnp.zeros((), dtype)
     return WeightedAccumulator(
         max_log_weight=jnp.asarray(jnp.finfo(dtype).min, dtype),
-        size=none,
-        size_square=none,
-        failed=none,
-        weight=zero,
+        moments=empty_moments(dtype),
+        failed=jnp.zeros((), jnp.int32),
         member_square=zero,
-        weight_square=zero,
-        size_weight=zero,
         moment_square=zero,
         moment=zeros,
         cross_moment=zeros,
@@ -101,53 +96,50 @@ def summarise(draws: Draws) -> WeightedAccumulator:
     top = clipped.max()
     w = jnp.where(counted, jnp.exp(clipped - top), 0)
     t = w.sum(0)
-    d = jnp.asarray(draws.signs, dtype) @ w
-    size = draws.signs.size * valid.sum(dtype=jnp.int32)
-    squared_norm = jax.vmap(lambda u: optax.tree.norm(u, squared=True))
-
-    def contract(coefficients: jax.Array) -> PyTree:
-        return jax.tree.map(
-            lambda leaf: jnp.tensordot(coefficients.astype(leaf.dtype), leaf, 1),
-            draws.displacements,
-        )
-
+    d = draws.signs.astype(dtype) @ w
+    squares = jax.vmap(lambda u: inner(u, u, dtype))(draws.displacements)
     return WeightedAccumulator(
         max_log_weight=top,
-        size=size,
-        size_square=draws.signs.size * size,
+        moments=loss_moments(w, jnp.broadcast_to(valid, w.shape), valid),
         failed=(~counted & valid).sum(dtype=jnp.int32),
-        weight=t.sum(),
         member_square=(w * w).sum(),
-        weight_square=(t * t).sum(),
-        size_weight=draws.signs.size * t.sum(),
-        moment_square=(d * d * squared_norm(draws.displacements).astype(dtype)).sum(),
-        moment=contract(d),
-        cross_moment=contract(d * t),
+        moment_square=(d * d * squares).sum(),
+        moment=draws.moment(w),
+        cross_moment=draws.moment(w * t),
     )
 
 
 def merge(a: WeightedAccumulator, b: WeightedAccumulator) -> WeightedAccumulator:
     """The accumulator of both: associative and commutative to rounding."""
     top = jnp.maximum(a.max_log_weight, b.max_log_weight)
-    return jax.tree.map(jnp.add, _rescaled(a, top), _rescaled(b, top))._replace(
-        max_log_weight=top
+    a, b = _rescaled(a, top), _rescaled(b, top)
+    return jax.tree.map(jnp.add, a, b)._replace(
+        max_log_weight=top, moments=merge_moments(a.moments, b.moments)
     )
 
 
 def merge_over(acc: WeightedAccumulator, axis_name: str) -> WeightedAccumulator:
-    """`merge` over the members of a named axis: one pmax and one psum."""
+    """`merge` over the members of a named axis: one pmax, then psums."""
     top = jax.lax.pmax(acc.max_log_weight, axis_name)
-    return jax.lax.psum(_rescaled(acc, top), axis_name)._replace(max_log_weight=top)
+    acc = _rescaled(acc, top)
+    size = acc.moments.size.astype(top.dtype)
+    weight, size = jax.lax.psum((size * acc.moments.mean, size), axis_name)
+    mean = weight / size
+    acc = acc._replace(moments=about(mean, acc.moments))
+    acc = jax.lax.psum(acc, axis_name)
+    return acc._replace(max_log_weight=top, moments=acc.moments._replace(mean=mean))
 
 
 def _rescaled(acc: WeightedAccumulator, top: jax.Array) -> WeightedAccumulator:
     once = jnp.exp(acc.max_log_weight - top)
     twice = once * once
     return acc._replace(
-        weight=acc.weight * once,
+        moments=acc.moments._replace(
+            mean=acc.moments.mean * once,
+            deviation=acc.moments.deviation * once,
+            deviation_square=acc.moments.deviation_square * twice,
+        ),
         member_square=acc.member_square * twice,
-        weight_square=acc.weight_square * twice,
-        size_weight=acc.size_weight * once,
         moment_square=acc.moment_square * twice,
         moment=scaled(acc.moment, once),
         cross_moment=scaled(acc.cross_moment, twice),
@@ -156,34 +148,27 @@ def _rescaled(acc: WeightedAccumulator, top: jax.Array) -> WeightedAccumulator:
 
 def estimate(acc: WeightedAccumulator) -> WeightedEstimate:
     """The estimates that the sums allow."""
-    dtype = acc.weight.dtype
-    counts = acc.weight > 0
-    s = jnp.where(counts, acc.weight, 1)
-    size, size_square = acc.size.astype(dtype), acc.size_square.astype(dtype)
-    displacement = scaled(acc.moment, 1 / s)
-    cross = jnp.asarray(optax.tree.vdot(displacement, acc.cross_moment), dtype)
-    norm_square = jnp.asarray(optax.tree.norm(displacement, squared=True), dtype)
+    moments, dtype = acc.moments, acc.moments.mean.dtype
+    counts = moments.mean > 0
+    size = jnp.maximum(moments.size, 1).astype(dtype)
+    mean = jnp.where(counts, moments.mean, 1)
+    weight = size * mean  # S
+    displacement = scaled(acc.moment, 1 / weight)
+    # T2 = Σt², about 0 instead of about the mean.
+    weight_square = about(jnp.zeros((), dtype), moments).deviation_square
     squared_error = (
-        acc.moment_square - 2 * cross + norm_square * acc.weight_square
-    ) / (s * s)
-    # Σ(t/S - n/N)² over units is the squared relative error of the mean weight; for
-    # P units of one size it is T2/S² - 1/P. The factor P/(P - 1), of the largest units,
-    # makes few units honest, and a single one NaN.
-    relative = (
-        acc.weight_square / (s * s)
-        - 2 * acc.size_weight / (s * size)
-        + size_square / (size * size)
-    )
-    units = size * size / size_square
-    relative = jnp.maximum(relative, 0) * units / (units - 1)
+        acc.moment_square
+        - 2 * inner(displacement, acc.cross_moment, dtype)
+        + inner(displacement, displacement, dtype) * weight_square
+    ) / (weight * weight)
     infinite = jnp.where(acc.max_log_weight > 0, jnp.inf, -jnp.inf).astype(dtype)
     return WeightedEstimate(
         displacement=displacement,
         squared_error=squared_error,
-        log_mean=jnp.where(counts, acc.max_log_weight + jnp.log(s / size), infinite),
-        log_mean_error=jnp.sqrt(relative),
+        log_mean=jnp.where(counts, acc.max_log_weight + jnp.log(mean), infinite),
+        log_mean_error=moments.standard_error() / mean,
         effective_sample_size=jnp.where(
-            counts, acc.weight**2 / jnp.where(counts, acc.member_square, 1), 0
+            counts, weight**2 / jnp.where(counts, acc.member_square, 1), 0
         ),
         failed_fraction=acc.failed.astype(dtype) / size,
     )

@@ -16,9 +16,10 @@ import optax
 
 from lejax._trees import PyTree, scaled
 
-# The default chunk: its noise, in numbers, should stay in the cache of a CPU, and its
-# number of units bounds what the loss itself needs for each.
-CHUNK_NUMBERS = 2**20
+# The default chunk, in numbers of its noise: on a CPU it should stay in the cache, an
+# accelerator wants more work at once. The units bound what the loss needs for each.
+CHUNK_NUMBERS = {"cpu": 2**20}
+CHUNK_NUMBERS_OF_ACCELERATORS = 2**25
 CHUNK_UNITS = 2**10
 
 
@@ -36,6 +37,14 @@ class Draws(NamedTuple):
     signs: jax.Array
     outputs: PyTree
     valid: jax.Array
+
+    def moment(self, coefficients: jax.Array) -> PyTree:
+        """Σ c (X - x) over all draws, for coefficients (k, p)."""
+        signed = self.signs.astype(coefficients.dtype) @ coefficients
+        return jax.tree.map(
+            lambda leaf: jnp.tensordot(signed.astype(leaf.dtype), leaf, 1),
+            self.displacements,
+        )
 
 
 def fold_draws(
@@ -73,6 +82,10 @@ def fold_draws(
         return summarise(Draws(displacements, factors, outputs, units < stop))
 
     total = initial
+    if axis_name is not None:
+        # Under shard_map a scan wants a carry that varies over the axis from the start.
+        nothing = 0 * jax.lax.axis_index(axis_name)
+        total = jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), total)
     for start, stop, signs in _blocks(num_samples, antithetic):
         share, offset = stop - start, start
         if axis_name is not None:
@@ -105,7 +118,10 @@ def _blocks(
 def _chunk_units(share: int, signs: int, zeros: PyTree, chunk_size: int | None) -> int:
     """How many units a chunk holds: at most the limit, and chunks of equal size."""
     if chunk_size is None:
-        limit = min(CHUNK_UNITS, CHUNK_NUMBERS // max(1, optax.tree.size(zeros)))
+        numbers = CHUNK_NUMBERS.get(
+            jax.default_backend(), CHUNK_NUMBERS_OF_ACCELERATORS
+        )
+        limit = min(CHUNK_UNITS, numbers // max(1, optax.tree.size(zeros)))
     else:
         limit = chunk_size // signs
     limit = min(max(limit, 1), share)

@@ -38,50 +38,62 @@ class LossMoments(NamedTuple):
 
     def standard_error(self) -> jax.Array:
         """The standard error of the mean, by independent units; NaN for one unit."""
-        units = self.size**2 / self.size_square
-        variance = self.deviation_square / self.size**2 * units / (units - 1)
-        return jnp.sqrt(jnp.maximum(variance, 0))
+        dtype = self.mean.dtype
+        size = jnp.maximum(self.size, 1).astype(dtype)
+        units = size * size / jnp.maximum(self.size_square, 1).astype(dtype)
+        several = units > 1
+        # The factor P/(P - 1), P units, makes few of them honest.
+        factor = units / jnp.where(several, units - 1, 1)
+        variance = factor * jnp.maximum(self.deviation_square, 0) / (size * size)
+        return jnp.where(several, jnp.sqrt(variance), jnp.nan)
 
     def failed_fraction(self) -> jax.Array:
         """The share of draws that were left out."""
-        return self.failed / (self.size + self.failed)
+        dtype = self.mean.dtype
+        return self.failed.astype(dtype) / (self.size + self.failed).astype(dtype)
 
 
 def empty_moments(dtype: Any) -> LossMoments:
     """The moments of no losses."""
-    return LossMoments(*jnp.zeros((6,), dtype))
+    zero, none = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+    return LossMoments(none, zero, none, zero, zero, none)
 
 
 def loss_moments(values: jax.Array, kept: jax.Array, valid: jax.Array) -> LossMoments:
     """The moments of the losses (k, p) of p units, of which `kept` (k, p) count."""
-    n = kept.sum(0).astype(values.dtype)
-    size = n.sum()
-    mean = jnp.where(kept, values / jnp.maximum(size, 1), 0).sum()
+    dtype = values.dtype
+    n = kept.sum(0, dtype=jnp.int32)
+    size = n.sum(dtype=jnp.int32)
+    mean = jnp.where(kept, values / jnp.maximum(size, 1).astype(dtype), 0).sum()
     deviation = jnp.where(kept, values - mean, 0).sum(0)
     return LossMoments(
         size=size,
         mean=mean,
         size_square=n @ n,
-        deviation=n @ deviation,
+        deviation=n.astype(dtype) @ deviation,
         deviation_square=deviation @ deviation,
-        failed=(~kept & valid).sum().astype(values.dtype),
+        failed=(~kept & valid).sum(dtype=jnp.int32),
+    )
+
+
+def about(mean: jax.Array, moments: LossMoments) -> LossMoments:
+    """The same moments, taken about another mean: the sums of two then add."""
+    shift = moments.mean - mean
+    deviation = moments.deviation + shift * moments.size_square.astype(mean.dtype)
+    return moments._replace(
+        deviation=deviation,
+        deviation_square=moments.deviation_square
+        + shift * (moments.deviation + deviation),
     )
 
 
 def merge_moments(a: LossMoments, b: LossMoments) -> LossMoments:
     """The moments of both: associative and commutative to rounding."""
-    size = jnp.maximum(a.size + b.size, 1)
-    mean = a.mean * (a.size / size) + b.mean * (b.size / size)
-
-    def about(mean: jax.Array, moments: LossMoments) -> LossMoments:
-        shift = moments.mean - mean
-        deviation = moments.deviation + shift * moments.size_square
-        return moments._replace(
-            deviation=deviation,
-            deviation_square=moments.deviation_square
-            + shift * (moments.deviation + deviation),
-        )
-
+    dtype = a.mean.dtype
+    size = jnp.maximum(a.size + b.size, 1).astype(dtype)
+    mean = a.mean * (a.size.astype(dtype) / size) + b.mean * (
+        b.size.astype(dtype) / size
+    )
     return jax.tree.map(jnp.add, about(mean, a), about(mean, b))._replace(mean=mean)
 
 

@@ -31,7 +31,8 @@ class MeanGradient(NamedTuple):
 
     def mean(self) -> PyTree:
         """The average of the finite gradients; 0 where there are none."""
-        return scaled(self.total, 1 / jnp.maximum(self.moments.size, 1))
+        size = jnp.maximum(self.moments.size, 1).astype(self.moments.mean.dtype)
+        return scaled(self.total, 1 / size)
 
 
 def mean_gradient(

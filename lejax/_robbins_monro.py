@@ -55,8 +55,8 @@ def robbins_monro(
     Returns:
         A `Sampler` for `heat`. Its info's `objective` and `standard_error` are those of
         F^H_τ(x_k), from the M draws of the first move, which are around x_k (with
-        `smoothing`, of F^H at that variance), and `effective_sample_size` is the number
-        of those that count; `num_evaluations` is J M.
+        `smoothing`, of F^H at that variance); `effective_sample_size` is the number of
+        draws that count, over all moves; `num_evaluations` is J M.
 
     Raises:
         ValueError: a count is not a positive integer; `step_size` or `smoothing` is not
@@ -110,7 +110,10 @@ def robbins_monro(
 
         end, (moments, failed) = jax.lax.scan(move, space.zeros, jnp.arange(num_steps))
         at_start = jax.tree.map(lambda leaf: leaf[0], moments)
-        info = mean_info(at_start, num_steps * num_samples)
-        return end, state, info._replace(nonfinite_fraction=failed.mean())
+        info = mean_info(at_start, num_steps * num_samples)._replace(
+            effective_sample_size=moments.size.sum().astype(dtype),
+            nonfinite_fraction=failed.mean(),
+        )
+        return end, state, info
 
     return make_sampler(run, "robbins_monro", "heat", differentiable=True)

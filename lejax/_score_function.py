@@ -41,17 +41,9 @@ def _covariance(draws: Draws) -> Covariance:
     values = draws.outputs
     kept = jnp.isfinite(values) & draws.valid
     moments = loss_moments(values, kept, draws.valid)
-    signs = jnp.asarray(draws.signs, values.dtype)
-
-    def contract(coefficients: jax.Array) -> PyTree:
-        c = signs @ coefficients
-        return jax.tree.map(
-            lambda leaf: jnp.tensordot(c.astype(leaf.dtype), leaf, 1),
-            draws.displacements,
-        )
-
     centred = jnp.where(kept, values - moments.mean, 0)
-    return Covariance(moments, contract(centred), contract(kept.astype(values.dtype)))
+    offset = draws.moment(kept.astype(values.dtype))
+    return Covariance(moments, draws.moment(centred), offset)
 
 
 def _merge(a: Covariance, b: Covariance) -> Covariance:
@@ -135,9 +127,10 @@ def score_function(
             ),
             **plan,
         )
+        dtype = found.moments.mean.dtype
         size, size_square = found.moments.size, found.moments.size_square
-        unpaired = 2 * size - size_square  # units hold one or two draws
-        degrees = size - unpaired / jnp.maximum(size, 1)
+        unpaired = (2 * size - size_square).astype(dtype)  # units hold one or two draws
+        degrees = size.astype(dtype) - unpaired / jnp.maximum(size, 1).astype(dtype)
         factor = jnp.where(degrees > 0, -1 / jnp.where(degrees > 0, degrees, 1), 0)
         info = mean_info(found.moments, num_samples)
         return scaled(found.comoment, factor), state, info

@@ -40,3 +40,9 @@ def scaled(tree: PyTree, factor: Any) -> PyTree:
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether no leaf has a NaN or an infinity."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def inner(a: PyTree, b: PyTree, dtype: Any) -> jax.Array:
+    """Σ a·b over all leaves, which may differ in width."""
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y).astype(dtype), a, b)
+    return sum(jax.tree.leaves(products), jnp.zeros((), dtype))

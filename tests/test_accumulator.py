@@ -33,7 +33,9 @@ def chunk(seed, offset=0.0, pairs=True):
     )
 
 
-def assert_same(a, b, rtol=2e-6):
+def assert_same(a, b, rtol=2e-5):
+    """Two accumulators say the same, to rounding."""
+    a, b = _accumulator.estimate(a), _accumulator.estimate(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * np.abs(y).max())
 
@@ -42,7 +44,7 @@ def assert_same(a, b, rtol=2e-6):
 def test_merge_is_associative_and_commutative(offsets):
     a, b, c = (chunk(i, o, pairs=i != 1) for i, o in enumerate(offsets))
     merge = _accumulator.merge
-    assert_same(merge(a, b), merge(b, a), rtol=0)
+    assert_same(merge(a, b), merge(b, a), rtol=1e-6)
     assert_same(merge(merge(a, b), c), merge(a, merge(b, c)))
     empty = _accumulator.empty(jnp.zeros(DIMENSION), jnp.float32)
     assert_same(merge(a, empty), a, rtol=0)
@@ -81,10 +83,7 @@ def test_units_that_only_fill_up_change_nothing():
     part = Draws(
         whole.displacements[:11], whole.signs, whole.outputs[:, :11], whole.valid[:11]
     )
-    assert_same(
-        _accumulator.estimate(_accumulator.summarise(whole)),
-        _accumulator.estimate(_accumulator.summarise(part)),
-    )
+    assert_same(_accumulator.summarise(whole), _accumulator.summarise(part))
 
 
 @pytest.mark.parametrize("pairs", [True, False])
@@ -145,9 +144,9 @@ def test_an_odd_sample_out_is_a_unit_of_half_the_size():
         _accumulator.summarise(draws(jax.random.key(0), log_weight, 2)),
         _accumulator.summarise(draws(jax.random.key(1), log_weight, 1, pairs=False)),
     )
-    assert merged.size == 5
-    assert merged.size_square == 4 + 4 + 1
-    assert _accumulator.estimate(merged).log_mean_error < 1e-3
+    assert merged.moments.size == 5
+    assert merged.moments.size_square == 4 + 4 + 1
+    assert _accumulator.estimate(merged).log_mean_error == 0
 
 
 def test_a_single_unit_has_no_standard_error():
@@ -183,23 +182,42 @@ def test_chunk_size_changes_nothing_but_rounding(antithetic, num_samples):
 
 @pytest.mark.parametrize("num_samples", [16, 17, 3])
 def test_members_of_an_axis_share_the_samples(num_samples):
-    """1, 2 and 4 members give the same update, whatever J is."""
+    """1, 2 and 4 members give the same update and info, whatever J is."""
 
     def f(x):
         return jnp.sum(jnp.sin(3 * x) + x**2)
 
     x = jnp.linspace(-1.0, 1.0, 5)
 
-    def run(members):
-        sampler = lejax.importance(num_samples, axis_name="member", chunk_size=4)
-        step = lejax.step_fn(f, sampler, 0.3)
-        members_of = jax.vmap(
-            lambda _: step(x, jax.random.key(3)), axis_name="member", in_axes=0
-        )
-        out = jax.jit(members_of)(jnp.arange(members))
-        np.testing.assert_array_equal(out, np.broadcast_to(out[0], out.shape))
-        return out[0]
+    def value_and_grad(**options):
+        return lejax.value_and_grad(f, lejax.importance(num_samples, **options), 0.3)
 
-    alone = lejax.step_fn(f, lejax.importance(num_samples), 0.3)(x, jax.random.key(3))
+    def run(members):
+        fn = value_and_grad(axis_name="member", chunk_size=4)
+        of_all = jax.vmap(lambda _: fn(x, jax.random.key(3)), axis_name="member")
+        return jax.jit(of_all)(jnp.arange(members))
+
+    alone = value_and_grad()(x, jax.random.key(3))
     for members in (1, 2, 4):
-        np.testing.assert_allclose(run(members), alone, rtol=1e-5, atol=1e-6)
+        for found, expected in zip(
+            jax.tree.leaves(run(members)), jax.tree.leaves(alone), strict=True
+        ):
+            np.testing.assert_array_equal(found, np.broadcast_to(found[0], found.shape))
+            np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_members_of_a_mesh_share_the_samples():
+    mesh = jax.make_mesh((1,), ("member",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec()
+
+    def step(x, axis_name=None):
+        sampler = lejax.importance(10, axis_name=axis_name)
+        return lejax.step_fn(lambda x: jnp.sum(x**2), sampler, 0.3)(
+            x, jax.random.key(0)
+        )
+
+    sharded = jax.shard_map(
+        lambda x: step(x, "member"), mesh=mesh, in_specs=spec, out_specs=spec
+    )
+    x = jnp.ones(3)
+    np.testing.assert_allclose(jax.jit(sharded)(x), step(x), rtol=1e-5)

@@ -42,7 +42,7 @@ def test_quadratic_on_a_nested_tree(dtype, tau, beta, antithetic):
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
-@pytest.mark.parametrize(("tau", "beta"), [(0.3, 2.5), (1.7, 0.6)])
+@pytest.mark.parametrize(("tau", "beta"), [(0.3, 2.5), (1.7, 0.6), (1.7, 1e-3)])
 def test_standard_error_is_that_of_replicates(tau, beta, antithetic):
     params = QUADRATIC.params()
     truth = QUADRATIC.free_energy(QUADRATIC.flat(params), tau, beta)
@@ -109,6 +109,21 @@ def test_pairs_have_less_noise_for_the_same_normals(name, tau):
     plain, _ = run(lejax.importance(250, antithetic=False), f, x, tau, replicates=1000)
     # Relative to τ/250, V_o against 1 + V_o + V_e.
     assert pairs.var() < 0.8 * plain.var()
+
+
+def test_an_odd_sample_has_noise_of_its_own():
+    points = []
+
+    def f(x):
+        jax.debug.callback(lambda x: points.append(float(x)), x)
+        return x
+
+    sampler = lejax.importance(3, chunk_size=1)
+    sampler.step(jax.random.key(0), (), jnp.array(0.0), value_fn=f, tau=0.4)
+    jax.effects_barrier()
+    sizes, counts = np.unique(np.abs(points), return_counts=True)
+    assert sorted(counts) == [1, 2]
+    assert abs(sizes[0] - sizes[1]) > 1e-3
 
 
 def test_bias_of_the_ratio():
