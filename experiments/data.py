@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -45,11 +46,8 @@ def load(name: Name = "auto", data_dir: str | None = None) -> Dataset:
             "pip install -e '.[mnist]', then --data mnist (downloads 11 MB once)."
         )
         return _digits()
-    dataset = _mnist(data_dir)
-    print(
-        "Data: MNIST, 70,000 digits of 28×28 pixels. For the small set: --data digits"
-    )
-    return dataset
+    print("Data: MNIST, 70,000 digits of 28×28 pixels. To get the small: --data digits")
+    return _mnist(data_dir)
 
 
 def _digits() -> Dataset:
@@ -68,7 +66,18 @@ def _builder(data_dir: str | None) -> Any:
     """The MNIST builder; array_record files are read without TensorFlow."""
     import tensorflow_datasets as tfds
 
-    return tfds.builder("mnist", data_dir=data_dir, file_format="array_record")
+    try:
+        return tfds.builder("mnist", data_dir=data_dir, file_format="array_record")
+    except ValueError:  # prepared already, in another format
+        return tfds.builder("mnist", data_dir=data_dir)
+
+
+def _records(builder: Any, split: str) -> Iterable[Any]:
+    if builder.info.file_format.value == "array_record":
+        return builder.as_data_source(split)
+    import tensorflow_datasets as tfds
+
+    return tfds.as_numpy(builder.as_dataset(split=split))
 
 
 def _mnist_is_prepared(data_dir: str | None) -> bool:
@@ -88,7 +97,7 @@ def _mnist(data_dir: str | None) -> Dataset:
     try:
         builder = _builder(data_dir)
         if not builder.is_prepared():
-            print(f"Data: downloading MNIST from {builder.URL}")
+            print(f"Downloading it from {builder.URL}")
             _reach(builder.URL)
             builder.download_and_prepare()
     except Exception as error:  # the download fails in as many ways as networks do
@@ -101,8 +110,8 @@ def _mnist(data_dir: str | None) -> Dataset:
         ) from error
 
     def split(name: str) -> tuple[np.ndarray, np.ndarray]:
-        records = builder.as_data_source(name)
-        images, labels = zip(*((r["image"], r["label"]) for r in records), strict=True)
+        records = ((r["image"], r["label"]) for r in _records(builder, name))
+        images, labels = zip(*records, strict=True)
         pixels = np.stack(images).reshape(len(images), -1).astype(np.float32)
         return pixels / 255, np.asarray(labels, np.int32)
 

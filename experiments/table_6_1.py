@@ -65,6 +65,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be tabulated."""
+        if len(set(self.methods)) < len(self.methods):
+            raise SystemExit(f"--methods must differ, got {' '.join(self.methods)}.")
         if self.updates < 5 or self.updates % 5:
             raise SystemExit(
                 f"--updates must be a multiple of 5, got {self.updates}: the table has "
@@ -183,8 +185,8 @@ def print_tables(config: Config, runs: Runs) -> dict[str, float]:
     for method, of_seeds in runs.items():
         mean = np.mean([columns(evaluations) for evaluations in of_seeds], axis=0)
         print(row.format(method, *(f"{a:.3f}" for a in mean)))
-        if method in PAPER:
-            print(row.format("  in the paper", *(f"{a:.2f}" for a in PAPER[method][0])))
+        if method in PAPER and config.updates == 500:
+            print(row.format("  paper, MNIST", *(f"{a:.2f}" for a in PAPER[method][0])))
     seconds = {
         method: statistics.median(
             e.seconds_per_update for evaluations in of_seeds for e in evaluations[1:]

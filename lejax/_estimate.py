@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from lejax._info import Info
-from lejax._objective import call, check_objective
+from lejax._objective import call, check_objective, first_batch
 from lejax._sampler import Regularization, Sampler
-from lejax._trees import PyTree, all_finite, scaled
+from lejax._trees import PyTree, all_finite, compute_dtype, scaled
+from lejax._validate import loss_function
 
 
 def check_sampler(sampler: Any, *regularizations: Regularization) -> None:
@@ -45,16 +46,18 @@ def estimate_gradient(
     has_aux: bool,
 ) -> tuple[PyTree, PyTree, Info]:
     """-δ̂/(βτ) in the dtypes of params, zero where it would not be finite."""
-    aux = None
-    loss = value_fn
+    aux, loss = None, loss_function(value_fn)
     if has_aux:
-        check_objective(value_fn, params, batch, has_aux=True)
-        _, aux = call(value_fn, params, batch)
+        centre = first_batch(batch) if sampler.inner_batches else batch
+        check_objective(value_fn, params, centre, has_aux=True)
+        _, aux = call(value_fn, params, centre)
         loss = functools.wraps(value_fn)(lambda *args: value_fn(*args)[0])
 
     displacement, state, info = sampler.step(
         key, state, params, value_fn=loss, batch=batch, tau=tau, beta=beta
     )
+    dtype = compute_dtype(displacement)
+    tau, beta = jnp.asarray(tau, dtype), jnp.asarray(beta, dtype)
     grads = jax.tree.map(
         lambda g, p: g.astype(p.dtype),
         scaled(displacement, -1 / (beta * tau)),

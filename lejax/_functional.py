@@ -10,9 +10,9 @@ import optax
 
 from lejax._estimate import check_sampler, estimate_gradient
 from lejax._info import Info
-from lejax._sampler import Sampler
+from lejax._sampler import Sampler, check_smoothing
 from lejax._trees import PyTree, all_finite, translate
-from lejax._validate import positive
+from lejax._validate import float_leaves, positive
 
 
 def step_fn(
@@ -53,10 +53,10 @@ def step_fn(
         Garcia Trillos, Kaplan, Sanz-Alonso, sections 3.1 and 4.1, Algorithms 1 and 2.
     """
     check_sampler(sampler, "local entropy", "heat")
-    positive("tau", tau)
-    positive("beta", beta)
+    check_smoothing(sampler, positive("tau", tau), beta)
 
     def step(params: PyTree, key: jax.Array, batch: PyTree = None) -> PyTree:
+        params = float_leaves(params)
         displacement, _, _ = sampler.step(
             key,
             sampler.init(params),
@@ -117,12 +117,12 @@ def value_and_grad(
         Garcia Trillos, Kaplan, Sanz-Alonso, equations (3.4) and (3.5).
     """
     check_sampler(sampler, "local entropy", "heat")
-    positive("tau", tau)
-    positive("beta", beta)
+    check_smoothing(sampler, positive("tau", tau), beta)
 
     def smoothed(
         params: PyTree, key: jax.Array, batch: PyTree = None
     ) -> tuple[tuple[jax.Array, Info], PyTree]:
+        params = float_leaves(params)
         grads, _, info = estimate_gradient(
             sampler,
             key,

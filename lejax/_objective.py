@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._trees import PyTree, compute_dtype, translate, widen
-from lejax._validate import float_leaves, given
+from lejax._validate import float_leaves, loss_function
 
 
 def call(value_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> Any:
@@ -27,34 +27,12 @@ def check_objective(
     differentiable: bool = False,
 ) -> None:
     """Refuse what is not a scalar loss of these parameters on this batch."""
-    if not callable(value_fn):
-        raise TypeError(
-            f"value_fn must be a function (params, batch) -> scalar, got {value_fn!r}; "
-            "pass value_fn=loss to update."
-        )
-    arguments = (params,) if batch is None else (params, batch)
+    loss_function(value_fn)
     try:
-        signature = inspect.signature(value_fn)
-    except (TypeError, ValueError):  # some builtins have none to read
-        signature = None
-    try:
-        if signature is not None:
-            signature.bind(*arguments)
-    except TypeError as error:
-        takes = "params alone" if batch is None else "params and a batch"
-        mend = "pass batch=..." if batch is None else "leave batch out"
-        raise TypeError(
-            f"value_fn{signature} cannot be called with {takes} ({error}); "
-            f"{mend}, or change value_fn."
-        ) from None
-    try:
-        out = jax.eval_shape(lambda *args: value_fn(*args), *arguments)
+        # The batch is closed over, so that it may hold more than arrays.
+        out = jax.eval_shape(lambda params: call(value_fn, params, batch), params)
     except Exception as error:
-        shapes = jax.tree.map(jnp.shape, batch)
-        error.add_note(
-            f"value_fn failed on params and a batch of shapes {shapes}; "
-            "see that batch is what value_fn expects."
-        )
+        _explain(error, value_fn, params, batch)
         raise
     if has_aux:
         if not (isinstance(out, tuple) and len(out) == 2):
@@ -95,11 +73,35 @@ def first_batch(batch: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[0], batch)
 
 
+def _explain(
+    error: Exception, value_fn: Callable[..., Any], params: PyTree, batch: PyTree
+) -> None:
+    """Raise or note what is wrong with the call, where that can be seen."""
+    try:
+        signature = inspect.signature(value_fn)
+    except (TypeError, ValueError):  # some builtins have none
+        signature = None
+    try:
+        if signature is not None:
+            signature.bind(*(params,) if batch is None else (params, batch))
+    except TypeError as mismatch:
+        takes = "params alone" if batch is None else "params and a batch"
+        mend = "pass batch=..." if batch is None else "leave batch out"
+        raise TypeError(
+            f"value_fn{signature} cannot be called with {takes} ({mismatch}); "
+            f"{mend}, or change value_fn."
+        ) from error
+    error.add_note(
+        "value_fn failed on params and a batch of shapes "
+        f"{jax.tree.map(jnp.shape, batch)}; see that they are what value_fn expects."
+    )
+
+
 class Coordinates(NamedTuple):
     """The space in which a sampler draws, and the loss seen from there.
 
-    Samplers know displacements u from x only, in the shapes of `zeros`. A change of
-    coordinates is another maker of this tuple, and no sampler knows of it.
+    Samplers know displacements u from x only, in the shapes of `zeros`; a change of
+    coordinates is another maker of this tuple.
 
     Attributes:
         origin: x, in at least float32.
@@ -124,9 +126,7 @@ def full_space(
     differentiable: bool = False,
 ) -> Coordinates:
     """Every parameter moves: the coordinates are the parameters' own."""
-    given(params)
-    float_leaves(params)
-    params = jax.tree.map(jnp.asarray, params)
+    params = float_leaves(params)
     check_objective(value_fn, params, batch, differentiable=differentiable)
     dtype = compute_dtype(params)
     origin = widen(params)

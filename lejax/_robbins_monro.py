@@ -45,8 +45,9 @@ def robbins_monro(
     Args:
         num_steps: J ≥ 1, the moves.
         num_samples: M ≥ 1, the gradients averaged in one move; a pair is two.
-        step_size: a_j, a positive number or a schedule, called with j = 0, 1, …, so
-            that a_1 = c of the paper's c j^-α is `lambda j: c * (j + 1) ** -alpha`.
+        step_size: a_j, a positive number, or a schedule that is called with j = 0, 1, …
+            (int32) for the paper's a_1, a_2, …: its c j^-α is
+            `lambda j: c * (j + 1) ** -alpha`.
         smoothing: the variance of the draws z_m where it differs from τ.
         chunk_size: how many gradients run at once under `vmap`.
         antithetic: draw pairs y ± √τ ε, which cancel the part of ∇f that is odd in ε;
@@ -67,7 +68,7 @@ def robbins_monro(
         On f(x) = x²/2 the step is -τ/(1 + τ) x, here -1/3 of x:
 
         >>> import jax, jax.numpy as jnp, lejax
-        >>> sampler = lejax.robbins_monro(100, 10, lambda j: 1.0 / (1 + j))
+        >>> sampler = lejax.robbins_monro(100, 10, lambda j: 1 / (1 + j))
         >>> step = lejax.step_fn(lambda x: 0.5 * x**2, sampler, tau=0.5)
         >>> print(f"{step(jnp.array(3.0), jax.random.key(0)):.1f}")
         2.0

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from lejax._info import Info
 from lejax._objective import first_batch, full_space
-from lejax._trees import PyTree
-from lejax._validate import no_temperature, positive, typed_key
+from lejax._trees import PyTree, compute_dtype
+from lejax._validate import float_leaves, positive, typed_key
 
 Regularization = Literal["local entropy", "heat"]
 
@@ -30,13 +31,15 @@ class Sampler(NamedTuple):
         name: what made it.
         regularization: what it samples, `"local entropy"` or `"heat"`.
         check: `check(tau)` raises where the sampler cannot work at this τ.
+        inner_batches: whether a batch is a stack of batches that take turns.
     """
 
     init: Callable[[PyTree], PyTree]
     step: Callable[..., tuple[PyTree, PyTree, Info]]
     name: str
     regularization: Regularization
-    check: Callable[[float], None] = lambda tau: None
+    check: Callable[[float], None]
+    inner_batches: bool
 
 
 def stateless(params: PyTree) -> tuple[()]:
@@ -45,13 +48,18 @@ def stateless(params: PyTree) -> tuple[()]:
     return ()
 
 
+def any_tau(tau: float) -> None:
+    """The `check` of a sampler that works at every τ."""
+    del tau
+
+
 def make_sampler(
     run: Callable[..., tuple[PyTree, PyTree, Info]],
     name: str,
     regularization: Regularization,
     *,
     init: Callable[[PyTree], PyTree] = stateless,
-    check: Callable[[float], None] = lambda tau: None,
+    check: Callable[[float], None] = any_tau,
     differentiable: bool = False,
     inner_batches: bool = False,
 ) -> Sampler:
@@ -60,6 +68,9 @@ def make_sampler(
     `run` works in the coordinates `space` and returns a displacement there. This is the
     one place where arguments are checked and where coordinates are chosen.
     """
+
+    def checked_init(params: PyTree) -> PyTree:
+        return init(float_leaves(params))
 
     def step(
         key: jax.Array,
@@ -72,19 +83,30 @@ def make_sampler(
         beta: Any = 1.0,
     ) -> tuple[PyTree, PyTree, Info]:
         typed_key(key)
-        known_tau = positive("tau", tau)
-        if known_tau is not None:
-            check(known_tau)
-        positive("beta", beta)
-        if regularization == "heat":
-            no_temperature(name, beta)
+        check_smoothing(sampler, positive("tau", tau), beta)
         space = full_space(
             value_fn,
             params,
             first_batch(batch) if inner_batches else batch,
             differentiable=differentiable,
         )
+        # One rounding of τ and β for all that is made of them.
+        dtype = compute_dtype(space.zeros)
+        tau, beta = jnp.asarray(tau, dtype), jnp.asarray(beta, dtype)
         displacement, state, info = run(key, state, space, batch, tau, beta)
         return space.lift(displacement), state, info
 
-    return Sampler(init, step, name, regularization, check)
+    sampler = Sampler(checked_init, step, name, regularization, check, inner_batches)
+    return sampler
+
+
+def check_smoothing(sampler: Sampler, tau: float | None, beta: Any) -> None:
+    """Refuse a τ or β that the sampler cannot serve, as far as they are known."""
+    if tau is not None:
+        sampler.check(tau)
+    known_beta = positive("beta", beta)
+    if sampler.regularization == "heat" and known_beta != 1:
+        raise ValueError(
+            f"beta must be 1 for {sampler.name}, got {beta!r}: heat regularisation has "
+            "no inverse temperature; leave beta out."
+        )

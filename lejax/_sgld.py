@@ -40,21 +40,24 @@ def sgld(
 
     for q ∝ exp(-βf(x') - |x' - x|²/2τ). The chain starts where that of the previous
     update ended, or at x. A move to a point where the loss or its gradient is not
-    finite is rejected and counted, and so is a start: the chain then starts at x.
+    finite is refused and counted: the chain stays. Where its start is refused, the
+    chain starts at x, one point later.
 
     Args:
         num_steps: J ≥ 1, the points of the chain, its start among them: J - 1 moves.
-        step_size: ε_j, in units of τ (a variance): a positive number or a schedule,
-            called with j = 0, 1, …. ε_0 ≥ 4τ is an error, since the quadratic part of
-            the drift alone then diverges; where τ is a schedule under `jit` and
-            falls that far later, such steps are rejected and counted.
+        step_size: ε_j, a variance like τ: a positive number, or a schedule that is
+            called with j = 0, 1, … (int32) for the paper's ε_1, ε_2, …. A first step
+            of 4τ or more is an error, since the quadratic part of the drift alone then
+            diverges; where a schedule of τ falls that far under `jit`, such moves are
+            refused, the chain stays at x, and the update is zero.
         temperature: T_j, a positive number or a schedule. 1 samples q; T_j = ε_j gives
             η_j the standard deviation ε_j; a small constant is the thermal noise of
             Entropy-SGD.
         warm_start: start at the previous update's last point; False starts at x. The
             pure functions `step_fn` and `value_and_grad` always start at x.
         inner_batches: the batch has a leading axis of K batches, and the gradient at
-            the j-th point is that of batch j mod K; False uses the whole batch.
+            the j-th point is that of batch j mod K (the aux of `has_aux` that of the
+            first); False uses the whole batch.
 
     Returns:
         A `Sampler` for `local_entropy`. Its info knows `num_evaluations` (of ∇f, J) and
@@ -108,36 +111,50 @@ def sgld(
             """The gradient of the loss at y, and whether y and all there is finite."""
             inner = batch
             if inner_batches:
-                inner = jax.tree.map(lambda leaf: leaf[j % leaf.shape[0]], batch)
+                inner = jax.tree.map(
+                    lambda leaf: jnp.asarray(leaf)[j % leaf.shape[0]], batch
+                )
             value, gradient = jax.value_and_grad(space.value_fn)(y, inner)
             return gradient, all_finite((y, value, gradient))
 
+        def stable(step: jax.Array) -> jax.Array:
+            """Where τ is traced, only here is it seen that a chain would diverge."""
+            return step < 4 * tau
+
         def visit(carry: tuple[PyTree, ...], j: jax.Array):
-            candidate, y, gradient, total, refused = carry
+            candidate, y, gradient, total, started, refused = carry
             there, finite = evaluate(candidate, j)
             y, gradient = optax.tree.where(finite, (candidate, there), (y, gradient))
+            # Until a start is accepted the candidate is x itself.
+            started = started | finite
             refused += jnp.where(finite, 0, 1).astype(dtype)
             step, heat = at(step_size, j, dtype), at(temperature, j, dtype)
             total = optax.tree.add(total, scaled(y, step))
-            # Where τ is traced only here is it seen that a chain would diverge: a step
-            # that is no number is refused.
-            move = jnp.where(step < 4 * jnp.asarray(tau, dtype), step, jnp.nan)
             drift = optax.tree.add(scaled(gradient, beta), scaled(y, 1 / tau))
             noise = optax.tree.random_like(jax.random.fold_in(key, j), space.zeros)
+            # A move that is not stable is no number, and so refused.
+            move = jnp.where(stable(step), step, jnp.nan)
             candidate = jax.tree.map(
-                lambda y, drift, noise: y + drift + noise,
+                lambda y, drift, noise: jnp.where(started, y + drift + noise, 0),
                 y,
                 scaled(drift, -move / 2),
                 scaled(noise, jnp.sqrt(heat * move)),
             )
-            return (candidate, y, gradient, total, refused), step
+            return (candidate, y, gradient, total, started, refused), step
 
         start = space.zeros
         if warm_start:
             start = space.lower(optax.tree.sub(state.position, space.origin))
-        # A refused start leaves x, from which the first move has no gradient yet.
-        carry = (start, space.zeros, space.zeros, space.zeros, jnp.zeros((), dtype))
-        (_, end, _, total, refused), steps = jax.lax.scan(
+            # A chain that cannot move must not pull x to where it was left.
+            first = at(step_size, jnp.zeros((), jnp.int32), dtype)
+            start = optax.tree.where(stable(first), start, space.zeros)
+        carry = (
+            start,
+            *(space.zeros,) * 3,
+            jnp.zeros((), bool),
+            jnp.zeros((), dtype),
+        )
+        (_, end, _, total, _, refused), steps = jax.lax.scan(
             visit, carry, jnp.arange(num_steps)
         )
         displacement = scaled(total, 1 / steps.sum())

@@ -12,12 +12,12 @@ import optax
 
 from lejax._estimate import check_sampler, estimate_gradient
 from lejax._info import Info, make_info
-from lejax._sampler import Sampler
+from lejax._sampler import Sampler, check_smoothing
 from lejax._trees import PyTree, compute_dtype
 from lejax._validate import (
     float_leaves,
     given,
-    positive,
+    loss_function,
     positive_or_schedule,
     typed_key,
 )
@@ -113,7 +113,6 @@ def local_entropy(
         Garcia Trillos, Kaplan, Sanz-Alonso, section 3; Chaudhari et al., *Entropy-SGD*.
     """
     check_sampler(sampler, "local entropy")
-    positive("beta", beta)
     return _smoothed(sampler, tau, key, beta, mask, has_aux)
 
 
@@ -172,17 +171,14 @@ def heat(
 def _smoothed(
     sampler: Sampler, tau: Any, key: jax.Array, beta: Any, mask: Any, has_aux: Any
 ) -> optax.GradientTransformationExtraArgs:
-    first_tau = positive_or_schedule("tau", tau)
-    if first_tau is not None:
-        sampler.check(first_tau)
+    check_smoothing(sampler, positive_or_schedule("tau", tau), beta)
     typed_key(key)
+    like = has_aux if not isinstance(has_aux, bool) else None
 
     def init(params: PyTree) -> SmoothingState:
         selected, _ = _select(mask, params)
         dtype = compute_dtype(selected)
-        aux = None
-        if not isinstance(has_aux, bool):
-            aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), has_aux)
+        aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         info = make_info(dtype, 0)._replace(aux=aux)
         return SmoothingState(
             jnp.zeros((), jnp.int32), key, sampler.init(selected), info
@@ -198,11 +194,7 @@ def _smoothed(
         **ignored: Any,
     ) -> tuple[PyTree, SmoothingState]:
         del ignored
-        if value_fn is None:
-            raise ValueError(
-                "value_fn is missing; pass the loss to update: "
-                "update(updates, state, params, value_fn=loss, batch=batch)."
-            )
+        value_fn = loss_function(value_fn)
         selected, restore = _select(mask, params)
 
         @functools.wraps(value_fn)
@@ -218,7 +210,7 @@ def _smoothed(
             batch=batch,
             tau=tau(state.step) if callable(tau) else tau,
             beta=beta,
-            has_aux=has_aux is not False,
+            has_aux=has_aux is True or like is not None,
         )
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
@@ -236,8 +228,7 @@ def _select(mask: Any, params: PyTree) -> tuple[PyTree, Callable[..., PyTree]]:
     """
     given(params)
     if mask is None:
-        float_leaves(params)
-        return params, lambda selected, others: selected
+        return float_leaves(params), lambda selected, others: selected
     tree = mask(params) if callable(mask) else mask
     try:
         chosen = jax.tree.broadcast(tree, params)
@@ -247,7 +238,8 @@ def _select(mask: Any, params: PyTree) -> tuple[PyTree, Callable[..., PyTree]]:
             f" for params of structure {jax.tree.structure(params)}; match them."
         ) from error
     selected = jax.tree.map(lambda m, p: p if m else None, chosen, params)
-    float_leaves(selected)
+    # None is what is left of a lone leaf that was not chosen.
+    selected = float_leaves({} if selected is None else selected)
 
     def restore(selected: PyTree, others: PyTree) -> PyTree:
         return jax.tree.map(lambda m, s, o: s if m else o, chosen, selected, others)

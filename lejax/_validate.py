@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,10 +42,10 @@ def positive(name: str, value: Any) -> float | None:
                 f"pass one number."
             )
         return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = math.nan
+    if not isinstance(value, (str, bool)):
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(value)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(
             f"{name} must be a positive finite number, got {value!r}; "
@@ -59,15 +61,6 @@ def positive_or_schedule(name: str, value: Any) -> float | None:
     # A schedule on constants is a constant, also inside somebody's jit.
     with jax.ensure_compile_time_eval():
         return positive(f"{name}(0)", value(jnp.zeros((), jnp.int32)))
-
-
-def no_temperature(name: str, beta: Any) -> None:
-    """Refuse β for heat regularisation, which has none."""
-    if isinstance(beta, Tracer) or float(beta) != 1:
-        raise ValueError(
-            f"beta must be 1 for {name}, got {beta!r}: heat regularisation has no "
-            "inverse temperature; leave beta out."
-        )
 
 
 def typed_key(key: Any) -> None:
@@ -86,17 +79,33 @@ def typed_key(key: Any) -> None:
     )
 
 
+def loss_function(value_fn: Any) -> Callable[..., Any]:
+    """`value_fn`, which must be a function."""
+    if value_fn is None:
+        raise ValueError(
+            "value_fn is missing; pass the loss to update: "
+            "update(updates, state, params, value_fn=loss, batch=batch)."
+        )
+    if not callable(value_fn):
+        raise TypeError(
+            f"value_fn must be a function (params, batch) -> scalar, got {value_fn!r}; "
+            "pass the loss itself."
+        )
+    return value_fn
+
+
 def given(params: Any) -> None:
     """Refuse None, which optax passes where the caller left the parameters out."""
     if params is None:
         raise ValueError(
-            "params is None; pass the current parameters as the third argument: "
-            "update(updates, state, params, value_fn=...)."
+            "params is None; pass the current parameters, to an optax transformation "
+            "as the third argument: update(updates, state, params, value_fn=...)."
         )
 
 
-def float_leaves(params: Any) -> None:
-    """Refuse parameters that cannot be perturbed: no leaves, or not floating ones."""
+def float_leaves(params: Any) -> Any:
+    """`params` as arrays; refuse what cannot be perturbed: no leaf, none floating."""
+    given(params)
 
     def is_masked(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)
@@ -115,9 +124,11 @@ def float_leaves(params: Any) -> None:
                 "parameters; instead of optax.masked or optax.partition, pass mask= "
                 "to local_entropy or heat."
             )
-        dtype = jnp.asarray(leaf).dtype if not hasattr(leaf, "dtype") else leaf.dtype
+        dtype = jnp.asarray(leaf).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"{where} has dtype {dtype} and cannot be perturbed; exclude it with "
-                "mask= (True for the leaves to perturb), or make it floating."
+                f"{where} has dtype {dtype} and cannot be perturbed; make it floating, "
+                "exclude it with mask= of local_entropy or heat (True for the leaves "
+                "to perturb), or let value_fn close over it."
             )
+    return jax.tree.map(jnp.asarray, params)

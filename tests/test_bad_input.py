@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +60,7 @@ def test_score_function_needs_two_draws():
         lejax.score_function(1)
 
 
-@pytest.mark.parametrize("bad", [0.0, -0.1, jnp.nan, jnp.inf, "small", None, 0])
+@pytest.mark.parametrize("bad", [0.0, -0.1, jnp.nan, jnp.inf, "0.1", None, 0, True])
 def test_positive_numbers(bad):
     """τ, β, step sizes and variances, wherever they are given."""
     sampler, heat = lejax.importance(4), lejax.pathwise(4)
@@ -121,7 +123,7 @@ def test_a_sampler_of_the_other_regularisation():
         with pytest.raises(TypeError, match="sampler must be a lejax sampler"):
             lejax.step_fn(loss, not_one, 0.1)
     with pytest.raises(ValueError, match="beta must be 1 for pathwise"):
-        lejax.step_fn(loss, lejax.pathwise(4), 0.1, beta=2.0)(X, KEY)
+        lejax.step_fn(loss, lejax.pathwise(4), 0.1, beta=2.0)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +145,15 @@ def test_keys_are_typed(bad):
 @pytest.mark.parametrize("leaf", [jnp.array([1, 2]), jax.random.key(0), True])
 def test_leaves_that_cannot_be_perturbed(leaf):
     params = {"w": X, "deep": [leaf]}
-    with pytest.raises(ValueError, match=r"params\['deep'\]\[0\] has dtype.*mask="):
-        transformation().init(params)
+    for call in (
+        transformation().init,
+        lambda params: lejax.step_fn(loss, lejax.sgld(4, 0.1), 0.1)(params, KEY),
+        lambda params: lejax.importance(4).step(
+            KEY, (), params, value_fn=loss, tau=0.1
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"params\['deep'\]\[0\] has dt.*mask="):
+            call(params)
 
 
 def test_params():
@@ -161,11 +170,14 @@ def test_params():
 @pytest.mark.parametrize("mask", [None, {"w": True, "b": True}])
 def test_masked_and_partition_are_pointed_to_mask(mask):
     params = {"w": X, "b": X}
-    wrapped = optax.masked(transformation(mask=mask), {"w": True, "b": False})
-    with pytest.raises(
-        ValueError, match=r"params\['b'\] is an optax.MaskedNode.*mask="
+    sampled = transformation(mask=mask)
+    for wrapped in (
+        optax.masked(sampled, {"w": True, "b": False}),
+        optax.partition({"a": sampled, "z": optax.sgd(1.0)}, {"w": "a", "b": "z"}),
     ):
-        wrapped.init(params)
+        message = r"params\['b'\] is an optax.MaskedNode.*mask="
+        with pytest.raises(ValueError, match=message):
+            wrapped.init(params)
 
 
 def test_mask_of_another_structure():
@@ -177,6 +189,8 @@ def test_value_fn():
     tx = transformation()
     with pytest.raises(ValueError, match="value_fn is missing"):
         tx.update(None, tx.init(X), X)
+    with pytest.raises(TypeError, match="value_fn must be a function"):
+        update(value_fn=3.0)
     with pytest.raises(TypeError, match="value_fn must be a function"):
         lejax.step_fn(3.0, lejax.importance(4), 0.1)(X, KEY)
     with pytest.raises(TypeError, match=r"scalar loss, got .*shape=\(2,\).*mean"):
@@ -227,3 +241,23 @@ def test_batches():
 def test_a_traced_tau_must_be_a_scalar():
     with pytest.raises(ValueError, match="tau must be a scalar"):
         jax.jit(lambda tau: transformation(tau=tau).init(X))(jnp.ones(2))
+
+
+def test_what_only_looks_wrong_is_accepted():
+    """Decorated losses, batches with more than arrays, plain numbers as parameters."""
+
+    def with_scale(params, batch, scale):
+        return scale * jnp.sum(params**2) * batch["size"]
+
+    @functools.wraps(with_scale)
+    def bound(params, batch):
+        return with_scale(params, batch, 2.0)
+
+    grads, _ = update(value_fn=bound, batch={"size": 3, "name": "train"})
+    assert grads.shape == (2,)
+    tx = transformation()
+    for params in ({"w": 1.0}, {"w": np.ones(2)}):
+        updates, _ = tx.update(
+            None, tx.init(params), params, value_fn=lambda p: jnp.sum(p["w"] ** 2)
+        )
+        assert optax.apply_updates(params, updates)["w"].dtype == jnp.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import json
@@ -13,8 +14,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import lejax
 from experiments import benchmark, data, models, table_6_1, training
 
 pytestmark = pytest.mark.standard
@@ -64,7 +67,51 @@ def test_the_same_seed_gives_the_same_table(capsys, tmp_path, nothing_prepared):
     assert first["accuracy"] == again["accuracy"]
 
 
-def test_updates_must_fill_the_columns(capsys):
+def test_every_method_is_what_the_paper_says():
+    """One update of each is that of a chain written out here, with the same key."""
+    config = table_6_1.Config(samples=40, robbins_monro=4, tau=0.03)
+    key, tau = jax.random.key(5), 0.03
+    steps = lambda j: 1.0 / (1001 + j)  # noqa: E731
+    entropy = functools.partial(lejax.local_entropy, tau=tau, key=key)
+    heads = {
+        "SGD": training.backpropagation(),
+        "IS": entropy(lejax.importance(40, antithetic=False)),
+        "SGLD": entropy(lejax.sgld(40, steps)),
+        "SGLD, published": entropy(lejax.sgld(40, steps, temperature=steps)),
+        "HR": lejax.heat(
+            lejax.robbins_monro(
+                4, 4, table_6_1.robbins_monro_step_size, antithetic=False
+            ),
+            tau,
+            key=key,
+        ),
+    }
+    params = jnp.array([1.0, -2.0])
+
+    def first_update(tx):
+        return tx.update(
+            jnp.zeros(2),
+            tx.init(params),
+            params,
+            value_fn=lambda x, batch: jnp.sum(jnp.sin(x) * batch),
+            batch=jnp.array([1.0, 3.0]),
+        )[0]
+
+    seen = []
+    for method, head in heads.items():
+        found = first_update(table_6_1.optimizer(method, config, key))
+        expected = first_update(optax.chain(head, optax.sgd(tau)))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        seen.append(tuple(np.asarray(found)))
+    assert len(set(seen)) == len(heads)
+
+
+def test_methods_must_differ():
+    with pytest.raises(SystemExit, match="--methods must differ, got SGD SGD"):
+        table_6_1.main(["--methods", "SGD", "SGD"])
+
+
+def test_updates_must_fill_the_columns():
     with pytest.raises(SystemExit, match="--updates must be a multiple of 5, got 7"):
         table_6_1.main(["--updates", "7"])
 
@@ -142,6 +189,24 @@ def test_hand_written_code_and_lejax_estimate_the_same():
         np.testing.assert_allclose(ours.std(0), by_hand.std(0), rtol=0.1)
 
 
+@contextlib.contextmanager
+def serve_files():
+    """The address on the loopback at which the original MNIST files are served."""
+    files = os.environ.get("LEJAX_MNIST_FILES")
+    if files is None:
+        pytest.skip("LEJAX_MNIST_FILES does not name a folder of the MNIST files")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Handler, directory=files)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
 @pytest.mark.filterwarnings("ignore")  # the warnings of tensorflow-datasets
 class TestMnist:
     """The real tensorflow-datasets path, on the real files from the loopback."""
@@ -149,23 +214,11 @@ class TestMnist:
     @pytest.fixture(scope="class")
     def data_dir(self, tmp_path_factory):
         """MNIST, downloaded from the loopback and prepared."""
-        files = os.environ.get("LEJAX_MNIST_FILES")
-        if files is None:
-            pytest.skip("LEJAX_MNIST_FILES does not name a folder of the MNIST files")
-        handler = functools.partial(
-            http.server.SimpleHTTPRequestHandler, directory=files
-        )
-        handler.log_message = lambda *args: None  # type: ignore[attr-defined]
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         mnist = pytest.importorskip("tensorflow_datasets").image_classification.mnist
         folder = str(tmp_path_factory.mktemp("mnist"))
-        with pytest.MonkeyPatch.context() as patch:
-            url = f"http://127.0.0.1:{server.server_port}/"
+        with serve_files() as url, pytest.MonkeyPatch.context() as patch:
             patch.setattr(mnist.MNIST, "URL", url)
-            dataset = data.load("mnist", folder)
-        server.shutdown()
-        return folder, dataset
+            return folder, data.load("mnist", folder)
 
     def test_shapes_and_values(self, data_dir):
         _, mnist = data_dir
@@ -186,6 +239,21 @@ class TestMnist:
         assert "MNIST" in printed.splitlines()[0]
         assert "--data digits" in printed.splitlines()[0]
         assert record["settings"]["data_dir"] == folder
+
+    def test_mnist_prepared_by_others_is_read(self, data_dir, tmp_path, monkeypatch):
+        """As `tfds.load` leaves it: in TFRecord files."""
+        tfds = pytest.importorskip("tensorflow_datasets")
+        _, mnist = data_dir
+        with serve_files() as url:
+            module = tfds.image_classification.mnist
+            monkeypatch.setattr(module.MNIST, "URL", url)
+            tfds.builder("mnist", data_dir=str(tmp_path)).download_and_prepare()
+        other = data.load("auto", str(tmp_path))
+        assert other.name == "mnist"
+        assert other.train_images.shape == mnist.train_images.shape
+        np.testing.assert_array_equal(
+            np.sort(other.test_labels), np.sort(mnist.test_labels)
+        )
 
     def test_mnist_that_cannot_be_had_is_an_error(self, monkeypatch, tmp_path):
         mnist = pytest.importorskip("tensorflow_datasets").image_classification.mnist

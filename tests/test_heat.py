@@ -113,15 +113,21 @@ def test_robbins_monro_stopped_early(num_steps, share):
 @pytest.mark.parametrize("tau", [0.3, 1.7])
 def test_robbins_monro_is_the_recursion(tau, antithetic):
     """On f = a x²/2 the mean obeys y ← y - a_j [y + τ a (x + y)] exactly."""
-    y, x, curvature = 0.0, 1.5, 0.8
+    y, x, curvature, variance = 0.0, 1.5, 0.8, 0.0
     for j in range(12):
-        y -= float(paper_steps(j)) * (y + tau * curvature * (x + y))
+        a = float(paper_steps(j))
+        y -= a * (y + tau * curvature * (x + y))
+        # Pairs cancel in a linear gradient; of three draws one is unpaired.
+        noise = tau**3 * curvature**2 * (1 / 9 if antithetic else 1 / 3)
+        variance = (1 - a * (1 + tau * curvature)) ** 2 * variance + a**2 * noise
     sampler = lejax.robbins_monro(12, 3, paper_steps, antithetic=antithetic)
     displacement, info = run(
         sampler, lambda x: 0.5 * curvature * x**2, jnp.array(x), tau, 2000
     )
     assert_mean(displacement, y, bias=1e-6)
+    assert_mean((displacement - y) ** 2, variance)
     assert (info.num_evaluations == 36).all()
+    assert (info.effective_sample_size == 36).all()
     assert_mean(info.objective, curvature * (x**2 + tau) / 2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from problems import ONE_DIMENSIONAL, assert_mean, quadrature, replicate
 
@@ -75,22 +76,23 @@ def test_bias_shrinks_with_the_step(name, tau, beta):
     truth = quadrature(f, x, tau, beta).displacement
 
     def bias(step_size):
-        num_steps = int(600 / step_size)
-        step = lejax.sgld(num_steps, step_size)
+        sampler = lejax.sgld(int(400 / step_size), step_size)
 
         def displacement(key):
-            x_ = jnp.array(x)
-            state = step.init(x_)
-            return step.step(key, state, x_, value_fn=f, tau=tau, beta=beta)[0]
+            at, state = jnp.array(x), sampler.init(jnp.array(x))
+            return sampler.step(key, state, at, value_fn=f, tau=tau, beta=beta)[0]
 
-        return replicate(displacement, 512) - truth
+        return replicate(displacement, replicates) - truth
 
-    full = 0.12 if name == "bimodal" else 0.3
+    # As large as the curvature allows; beyond x = 2 the bimodal loss is steep.
+    full, replicates = (0.02, 1024) if name == "bimodal" else (0.15, 16_384)
     coarse, fine = bias(full), bias(full / 2)
+    scale = np.sqrt(quadrature(f, x, tau, beta).variance)
+    assert abs(coarse.mean()) < 0.1 * scale  # 0 is near enough to mean something
     # Richardson: twice the fine minus the coarse has no term of first order.
-    second_order = 0.25 * abs(float(coarse.mean()))
-    assert_mean(2 * fine - coarse, 0, bias=second_order)
-    if abs(coarse.mean()) > 8 * coarse.std() / np.sqrt(512):
+    assert_mean(2 * fine - coarse, 0, bias=0.005 * scale)
+    if name == "skewed":
+        assert abs(coarse.mean()) > 10 * coarse.std() / np.sqrt(replicates)
         assert 1.5 < coarse.mean() / fine.mean() < 2.7
 
 
@@ -119,6 +121,46 @@ def test_a_warm_chain_goes_on_where_it_ended():
     assert state == ()
 
 
+def test_a_warm_chain_follows_moving_parameters():
+    """Algorithm 1 by a carried chain reaches the minimiser of F, here that of f."""
+
+    def f(x):
+        return 0.5 * jnp.sum((x - 2.0) ** 2)
+
+    tau = 0.4
+    tx = optax.chain(
+        lejax.local_entropy(lejax.sgld(300, 0.1), tau, key=jax.random.key(0)),
+        optax.sgd(tau),
+    )
+
+    def update(carry, _):
+        x, state = carry
+        updates, state = tx.update(None, state, x, value_fn=f)
+        return (optax.apply_updates(x, updates), state), x
+
+    x = jnp.zeros(64)
+    _, path = jax.lax.scan(update, (x, tx.init(x)), length=60)
+    assert_mean(path[-1], 2.0)
+
+
+def test_the_transformation_carries_the_chain():
+    """Its second update starts where its first ended, bit for bit."""
+
+    def f(x):
+        return 0.5 * jnp.sum(x**2)
+
+    key, x, sampler = jax.random.key(3), jnp.array([2.0, -1.0]), lejax.sgld(20, 0.1)
+    tx = lejax.local_entropy(sampler, 0.7, key=key)
+    update = jax.jit(lambda s, x: tx.update(None, s, x, value_fn=f))
+    step = jax.jit(lambda *args: sampler.step(*args, value_fn=f, tau=0.7))
+    _, first = update(tx.init(x), x)
+    grads, second = update(first, x + 0.5)
+    _, chain, _ = step(jax.random.fold_in(key, 0), sampler.init(x), x)
+    displacement, chain, _ = step(jax.random.fold_in(key, 1), chain, x + 0.5)
+    np.testing.assert_allclose(grads, -displacement / 0.7, rtol=1e-5)
+    np.testing.assert_allclose(second.sampler.position, chain.position, rtol=1e-6)
+
+
 def test_inner_batches_take_turns():
     """Move j uses batch j mod K; one batch for all is K = 1."""
 
@@ -140,6 +182,21 @@ def test_inner_batches_take_turns():
     np.testing.assert_allclose(
         run(batches[:1], inner_batches=True), run(batches[0]), rtol=1e-6
     )
+    np.testing.assert_allclose(
+        run(np.asarray(batches), inner_batches=True), path.mean(), rtol=1e-4
+    )
+
+
+def test_aux_with_inner_batches_is_that_of_the_first():
+    def f(x, batch):
+        return jnp.sum(batch) * x**2, {"first": batch}
+
+    sampler = lejax.sgld(5, 0.1, inner_batches=True)
+    batches = jnp.array([[1.0, 0.0], [0.0, 10.0]])
+    fn = lejax.value_and_grad(f, sampler, 0.7, has_aux=True)
+    (_, info), _ = fn(jnp.array(1.0), jax.random.key(0), batches)
+    np.testing.assert_array_equal(info.aux["first"], batches[0])
+    assert info.num_evaluations == 6
 
 
 def test_info_says_what_a_chain_knows():

@@ -161,11 +161,14 @@ def test_back_propagated_and_sampled_gradients_share_a_chain():
     tx = optax.chain(
         transformation("importance", mask={"w": True, "b": False}), optax.sgd(0.1)
     )
-    p, state = params(), tx.init(params())
-    for _ in range(100):
+
+    def update(carry, _):
+        p, state = carry
         grads = jax.grad(loss)(p, BATCH)
         updates, state = tx.update(grads, state, p, value_fn=loss, batch=BATCH)
-        p = optax.apply_updates(p, updates)
+        return (optax.apply_updates(p, updates), state), None
+
+    (p, _), _ = jax.lax.scan(update, (params(), tx.init(params())), length=100)
     assert loss(p, BATCH) < 0.1 * loss(params(), BATCH)
 
 
@@ -255,7 +258,69 @@ def test_dtypes_of_parameters_are_kept(name, dtype):
         assert all(bool(jnp.isfinite(u).all()) for u in jax.tree.leaves(updates))
 
 
-def test_key_reuse_checker_is_content():
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_parameters_are_averaged_in_float32(dtype):
+    """The sums of 4000 draws in half precision would be far off."""
+
+    def f(x):
+        return jnp.sum((x.astype(jnp.float32) - 0.5) ** 2)
+
+    x = jnp.zeros(8, dtype)
+    for make, sampler in (
+        (lejax.local_entropy, lejax.importance(4000)),
+        (lejax.heat, lejax.pathwise(4000)),
+        (lejax.heat, lejax.score_function(4000)),
+    ):
+
+        def gradient(x, make=make, sampler=sampler):
+            tx = make(sampler, 0.05, key=jax.random.key(0))
+            return jax.jit(lambda x: tx.update(None, tx.init(x), x, value_fn=f)[0])(x)
+
+        half, single = gradient(x), gradient(x.astype(jnp.float32))
+        assert half.dtype == dtype
+        # The same draws; the loss sees them rounded to half precision.
+        np.testing.assert_allclose(
+            half.astype(jnp.float32), single, rtol=0.01, atol=0.01
+        )
+
+
+def test_leaves_of_different_widths():
+    with jax.enable_x64(True):
+        p = {"w": params()["w"], "b": params()["b"].astype(jnp.float64)}
+
+        def f(p, batch):
+            return loss(jax.tree.map(lambda x: x.astype(jnp.float32), p), batch)
+
+        for name in SAMPLERS:
+            tx = transformation(name)
+            update = jax.jit(
+                lambda s, tx=tx: tx.update(None, s, p, value_fn=f, batch=BATCH)
+            )
+            updates, state = update(tx.init(p))
+            assert signature(updates) == signature(p)
+            assert signature(state) == signature(tx.init(p))
+
+
+@pytest.mark.standard
+def test_gradients_are_accumulated_behind_the_sampler():
+    """MultiSteps behind it averages k estimates, and evaluates nothing in vain."""
+    multi = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
+    tx = optax.chain(transformation("importance"), multi)
+    alone = transformation("importance")
+    state, own = tx.init(params()), alone.init(params())
+    grads = []
+    for _ in range(2):
+        kept = dict(value_fn=loss, batch=BATCH)
+        updates, state = tx.update(None, state, params(), **kept)
+        grad, own = alone.update(None, own, params(), **kept)
+        grads.append(grad)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+    jax.tree.map(
+        lambda u, g: np.testing.assert_allclose(u, -0.1 * g, rtol=1e-4), updates, mean
+    )
+
+
+def test_no_key_is_consumed_twice():
     with jax.debug_key_reuse(True):
         for name in SAMPLERS:
             tx = transformation(name)
