@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+PLACES = ("data_dir", "output")
+
 
 def device_name() -> str:
     """The device that JAX runs on, as its maker calls it."""
@@ -18,9 +20,10 @@ def device_name() -> str:
 
 
 def write_json(path: Path, config: Any, **results: Any) -> None:
-    """Write the settings, versions and device beside the results."""
+    """Write the settings, but for places on disk, and versions beside the results."""
+    settings = dataclasses.asdict(config)
     record = {
-        "settings": {k: _plain(v) for k, v in dataclasses.asdict(config).items()},
+        "settings": {k: v for k, v in settings.items() if k not in PLACES},
         "versions": {
             name: importlib.metadata.version(name)
             for name in ("lejax", "jax", "optax", "flax")
@@ -31,7 +34,3 @@ def write_json(path: Path, config: Any, **results: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"wrote {path}")
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

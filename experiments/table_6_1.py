@@ -121,8 +121,12 @@ def optimizer(
 Runs = dict[str, list[list[training.Evaluation]]]  # method -> seed -> evaluations
 
 
-def run(config: Config) -> Runs:
-    """Train with every method and seed; the seed fixes all but the method."""
+def run(config: Config) -> tuple[str, Runs]:
+    """Train with every method and seed; the seed fixes all but the method.
+
+    Returns:
+        The name of the data set, and the runs.
+    """
     dataset = data.load(config.data, config.data_dir)
     print(f"Device: {results.device_name()}")
     widths = (
@@ -168,13 +172,18 @@ def run(config: Config) -> Runs:
                 bar.update(
                     per_block * len(evaluations) if evaluations[0].updates else 0
                 )
-    return runs
+    return dataset.name, runs
 
 
 def columns(evaluations: list[training.Evaluation]) -> list[float]:
     """The accuracy after each fifth of the updates."""
     fifth = (len(evaluations) - 1) // 5
-    return [evaluation.accuracy for evaluation in evaluations[fifth::fifth]]
+    return accuracies(evaluations)[fifth::fifth]
+
+
+def accuracies(evaluations: list[training.Evaluation]) -> list[float]:
+    """The accuracies of one run; of at most 10,000 images they have four digits."""
+    return [round(evaluation.accuracy, 4) for evaluation in evaluations]
 
 
 def print_tables(config: Config, runs: Runs) -> dict[str, float]:
@@ -208,22 +217,24 @@ def print_tables(config: Config, runs: Runs) -> dict[str, float]:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     config = tyro.cli(Config, args=args)
-    runs = run(config)
+    name, runs = run(config)
     seconds = print_tables(config, runs)
     results.write_json(
         config.output / "table_6_1.json",
         config,
+        data=name,
         paper={method: row for method, (row, _) in PAPER.items()},
         table={m: [columns(e) for e in of_seeds] for m, of_seeds in runs.items()},
         updates=[evaluation.updates for evaluation in next(iter(runs.values()))[0]],
         accuracy={
-            method: [[e.accuracy for e in evaluations] for evaluations in of_seeds]
+            method: [accuracies(evaluations) for evaluations in of_seeds]
             for method, of_seeds in runs.items()
         },
     )
     results.write_json(
         config.output / "table_6_2.json",
         config,
+        data=name,
         paper={method: second for method, (_, second) in PAPER.items()},
         seconds_per_update=seconds,
     )
@@ -232,7 +243,7 @@ def main(args: Sequence[str] | None = None) -> None:
         {
             method: (
                 np.asarray([e.updates for e in of_seeds[0]]),
-                np.asarray([[e.accuracy for e in run] for run in of_seeds]),
+                np.asarray([accuracies(evaluations) for evaluations in of_seeds]),
             )
             for method, of_seeds in runs.items()
         },

@@ -43,6 +43,7 @@ def test_table_6_1(capsys, tmp_path, nothing_prepared):
     assert second.startswith("Device: ")
     assert "Table 6.1" in printed
     assert "Table 6.2" in printed
+    assert record["data"] == "digits"
     assert record["settings"]["samples"] == 6
     assert record["versions"].keys() == {"lejax", "jax", "optax", "flax"}
     assert record["updates"] == [0, 2, 4, 6, 8, 10]
@@ -238,7 +239,7 @@ class TestMnist:
         printed, record = run_table(capsys, tmp_path, *args)
         assert "MNIST" in printed.splitlines()[0]
         assert "--data digits" in printed.splitlines()[0]
-        assert record["settings"]["data_dir"] == folder
+        assert record["data"] == "mnist"
 
     def test_mnist_prepared_by_others_is_read(self, data_dir, tmp_path, monkeypatch):
         """As `tfds.load` leaves it: in TFRecord files."""
