@@ -91,9 +91,10 @@ def _explain(
             f"value_fn{signature} cannot be called with {takes} ({mismatch}); "
             f"{mend}, or change value_fn."
         ) from error
+    shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), batch)
     error.add_note(
-        "value_fn failed on params and a batch of shapes "
-        f"{jax.tree.map(jnp.shape, batch)}; see that they are what value_fn expects."
+        f"value_fn failed on params and a batch of shapes {shapes}; "
+        "see that they are what value_fn expects."
     )
 
 

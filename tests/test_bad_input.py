@@ -232,6 +232,9 @@ def test_batches():
     with pytest.raises(TypeError) as caught:
         update(value_fn=lambda x, y: jnp.sum(x * y), batch=jnp.ones(3))
     assert any("a batch of shapes (3,)" in note for note in caught.value.__notes__)
+    with pytest.raises(KeyError) as caught:
+        update(value_fn=lambda x, y: y["missing"], batch={"name": "train"})
+    assert any("{'name': 'train'}" in note for note in caught.value.__notes__)
     chain = lejax.sgld(4, 0.1, inner_batches=True)
     for batch in ((jnp.ones(3), jnp.ones(4)), jnp.array(1.0), None):
         with pytest.raises(ValueError, match="one leading axis of inner batches"):
