@@ -17,9 +17,9 @@ class Info(NamedTuple):
 
     Attributes:
         objective: the estimate of F_τ(x), of F_{τ,β}(x), or of the heat-regularised
-            F^H_τ(x), in the units of the loss. For local entropy it is too high by about
-            β/2 times the square of its standard error; +inf where every sample failed,
-            and -inf where one loss was -inf.
+            F^H_τ(x), in the units of the loss. For local entropy it is on average too
+            high, by β/2 times the square of its standard error; +inf where every
+            sample failed, and -inf where one loss was -inf.
         standard_error: the standard error of `objective`, from independent units (an
             antithetic pair is one). For local entropy NaN below ten effective samples:
             the formula then saturates near 1/β and would say too little.
