@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from problems import ONE_DIMENSIONAL, assert_mean, quadrature, replicate
+from problems import ONE_DIMENSIONAL, QUADRATIC, assert_mean, quadrature, replicate
 
 import lejax
 
@@ -97,6 +97,36 @@ def test_bias_shrinks_with_the_step(name, tau, beta):
     if name == "skewed":
         assert abs(coarse.mean()) > 10 * coarse.std() / np.sqrt(replicates)
         assert 1.5 < coarse.mean() / fine.mean() < 2.7
+
+
+@pytest.mark.parametrize(("tau", "beta"), [(0.3, 2.5), (1.7, 0.6)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_quadratic_on_a_nested_tree(dtype, tau, beta):
+    """From the mean of q on, a linear chain keeps that mean at every step size."""
+    with jax.enable_x64(dtype == "float64"):
+        params = QUADRATIC.params(dtype)
+        truth = QUADRATIC.displacement(QUADRATIC.flat(params), tau, beta)
+        centre = {
+            "a": params["a"] + jnp.asarray(truth[:2], dtype),
+            "b": {"c": params["b"]["c"] + jnp.asarray(truth[None, 2:], dtype)},
+        }
+        sampler = lejax.sgld(200, 0.1)
+
+        def step(key):
+            return sampler.step(
+                key,
+                lejax.SGLDState(centre),
+                params,
+                value_fn=QUADRATIC.value_fn,
+                tau=tau,
+                beta=beta,
+            )[:2]
+
+        displacement, state = replicate(step, 500)
+        assert jax.tree.structure(displacement) == jax.tree.structure(params)
+        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(displacement))
+        assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(state))
+        assert_mean(QUADRATIC.flat(displacement), truth, bias=1e-5)
 
 
 def test_a_warm_chain_goes_on_where_it_ended():
