@@ -32,8 +32,8 @@ class WeightedAccumulator(NamedTuple):
         max_log_weight: m, the largest ℓ. Never infinite: the lowest finite number where
             nothing has a weight, the highest where a loss was -inf.
         moments: the central moments of the weights of all samples, by unit: nearly
-            equal weights then keep the digits of their spread. Their mean is S/J.
-        failed: the number of samples whose loss was not finite; their weight is 0.
+            equal weights then keep the digits of their spread. Their mean is S/J; the
+            samples that failed have the weight 0, and are counted beside.
         member_square: K = Σw², over samples.
         moment_square: Q2 = ΣD²|δ|².
         moment: v = ΣDδ.
@@ -42,7 +42,6 @@ class WeightedAccumulator(NamedTuple):
 
     max_log_weight: jax.Array
     moments: LossMoments
-    failed: jax.Array
     member_square: jax.Array
     moment_square: jax.Array
     moment: PyTree
@@ -75,7 +74,6 @@ def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
     return WeightedAccumulator(
         max_log_weight=jnp.asarray(jnp.finfo(dtype).min, dtype),
         moments=empty_moments(dtype),
-        failed=jnp.zeros((), jnp.int32),
         member_square=zero,
         moment_square=zero,
         moment=zeros,
@@ -100,8 +98,9 @@ def summarise(draws: Draws) -> WeightedAccumulator:
     squares = jax.vmap(lambda u: inner(u, u, dtype))(draws.displacements)
     return WeightedAccumulator(
         max_log_weight=top,
-        moments=loss_moments(w, jnp.broadcast_to(valid, w.shape), valid),
-        failed=(~counted & valid).sum(dtype=jnp.int32),
+        moments=loss_moments(w, jnp.broadcast_to(valid, w.shape), valid)._replace(
+            failed=(~counted & valid).sum(dtype=jnp.int32)
+        ),
         member_square=(w * w).sum(),
         moment_square=(d * d * squares).sum(),
         moment=draws.moment(w),
@@ -170,5 +169,5 @@ def estimate(acc: WeightedAccumulator) -> WeightedEstimate:
         effective_sample_size=jnp.where(
             counts, weight**2 / jnp.where(counts, acc.member_square, 1), 0
         ),
-        failed_fraction=acc.failed.astype(dtype) / size,
+        failed_fraction=moments.failed.astype(dtype) / size,
     )

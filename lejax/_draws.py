@@ -18,8 +18,8 @@ from lejax._trees import PyTree, scaled
 
 # The default chunk, in numbers of its noise: on a CPU it should stay in the cache, an
 # accelerator wants more work at once. The units bound what the loss needs for each.
-CHUNK_NUMBERS = {"cpu": 2**20}
-CHUNK_NUMBERS_OF_ACCELERATORS = 2**25
+CHUNK_NUMBERS_CPU = 2**20
+CHUNK_NUMBERS_ACCELERATOR = 2**25
 CHUNK_UNITS = 2**10
 
 
@@ -118,9 +118,8 @@ def _blocks(
 def _chunk_units(share: int, signs: int, zeros: PyTree, chunk_size: int | None) -> int:
     """How many units a chunk holds: at most the limit, and chunks of equal size."""
     if chunk_size is None:
-        numbers = CHUNK_NUMBERS.get(
-            jax.default_backend(), CHUNK_NUMBERS_OF_ACCELERATORS
-        )
+        on_cpu = jax.default_backend() == "cpu"
+        numbers = CHUNK_NUMBERS_CPU if on_cpu else CHUNK_NUMBERS_ACCELERATOR
         limit = min(CHUNK_UNITS, numbers // max(1, optax.tree.size(zeros)))
     else:
         limit = chunk_size // signs

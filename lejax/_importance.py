@@ -39,9 +39,9 @@ def importance(
     Args:
         num_samples: J ≥ 1, the evaluations of the loss in one update. An antithetic
             pair is two; an odd one out is unpaired.
-        chunk_size: how many evaluations run at once under `vmap`; memory grows with it,
-            never with J. By default as many as the cache holds; it changes nothing but
-            speed and rounding.
+        chunk_size: how many evaluations run at once under `vmap`, a pair at the least;
+            memory grows with it, never with J. By default as many as the cache holds;
+            it changes nothing but speed and rounding.
         antithetic: draw pairs x ± √τ ε. Less noise per normal drawn, always; False is
             the paper's plain sampling.
         axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
@@ -82,7 +82,6 @@ def importance(
         beta: Any,
     ) -> tuple[PyTree, PyTree, Info]:
         dtype = compute_dtype(space.zeros)
-        beta = jnp.asarray(beta, dtype)
 
         def log_weight(displacement: PyTree) -> jax.Array:
             value = space.value_fn(displacement, batch)
