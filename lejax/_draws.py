@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lejax._objective import Coordinates
 from lejax._trees import PyTree, scaled
 
 # The default chunk, in numbers of its noise: on a CPU it should stay in the cache, an
@@ -49,7 +50,7 @@ class Draws(NamedTuple):
 
 def fold_draws(
     key: jax.Array,
-    zeros: PyTree,
+    space: Coordinates,
     variance: Any,
     evaluate: Callable[[PyTree], PyTree],
     summarise: Callable[[Draws], PyTree],
@@ -63,18 +64,16 @@ def fold_draws(
 ) -> PyTree:
     """Fold `summarise` over `num_samples` evaluations, in O(chunk) memory.
 
-    `evaluate` maps one displacement, of the shapes of `zeros`, to what is kept of it.
-    An odd sample out of pairs is a unit of its own. Under `axis_name` each member folds
-    its share of the units only.
+    `evaluate` maps one displacement, in the coordinates of `space`, to what is kept of
+    it. An odd sample out of pairs is a unit of its own. Under `axis_name` each member
+    folds its share of the units only.
     """
     scale = jnp.sqrt(variance)
 
     def chunk(first: Any, stop: int, size: int, signs: tuple[float, ...]) -> PyTree:
         units = first + jnp.arange(size)
         displacements = jax.vmap(
-            lambda unit: scaled(
-                optax.tree.random_like(jax.random.fold_in(key, unit), zeros), scale
-            )
+            lambda unit: scaled(space.noise(jax.random.fold_in(key, unit)), scale)
         )(units)
         factors = jnp.asarray(signs)
         of_units = jax.vmap(lambda s, u: evaluate(scaled(u, s)), in_axes=(None, 0))
@@ -91,7 +90,7 @@ def fold_draws(
         if axis_name is not None:
             share = -(-share // jax.lax.axis_size(axis_name))
             offset = start + share * jax.lax.axis_index(axis_name)
-        size = _chunk_units(share, len(signs), zeros, chunk_size)
+        size = _chunk_units(share, len(signs), space.zeros, chunk_size)
         full = share // size
 
         def body(total, first, stop=stop, size=size, signs=signs):

@@ -77,21 +77,20 @@ def importance(
         key: jax.Array,
         state: PyTree,
         space: Coordinates,
-        batch: PyTree,
         tau: Any,
         beta: Any,
     ) -> tuple[PyTree, PyTree, Info]:
         dtype = compute_dtype(space.zeros)
 
         def log_weight(displacement: PyTree) -> jax.Array:
-            value = space.value_fn(displacement, batch)
+            value = space.value_fn(displacement)
             # βf may overflow where f does not; only the loss's own infinities count.
             limit = jnp.where(jnp.isfinite(value), jnp.finfo(dtype).max, jnp.inf)
             return jnp.clip(-beta * value, -limit, limit)
 
         total = fold_draws(
             key,
-            space.zeros,
+            space,
             tau,
             log_weight,
             _accumulator.summarise,

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from lejax._trees import PyTree, compute_dtype, translate, widen
-from lejax._validate import float_leaves, loss_function
+from lejax._validate import loss_function
 
 
 def call(value_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> Any:
@@ -70,7 +71,12 @@ def first_batch(batch: PyTree) -> PyTree:
             f"got leaves of shapes {shapes}; stack the inner batches, or drop "
             "inner_batches=True."
         )
-    return jax.tree.map(lambda leaf: leaf[0], batch)
+    return nth_batch(batch, 0)
+
+
+def nth_batch(batches: PyTree, j: Any) -> PyTree:
+    """The j-th of the inner batches, which take turns."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[j % jnp.shape(leaf)[0]], batches)
 
 
 def _explain(
@@ -102,44 +108,49 @@ class Coordinates(NamedTuple):
     """The space in which a sampler draws, and the loss seen from there.
 
     Samplers know displacements u from x only, in the shapes of `zeros`; a change of
-    coordinates is another maker of this tuple.
+    coordinates is another maker of this tuple. It may leave out directions which the
+    loss does not see, the complement.
 
     Attributes:
         origin: x, in at least float32.
         zeros: the displacement 0; its shapes and dtypes are those of the draws.
-        value_fn: `value_fn(u, batch)`: the loss at the displacement u.
+        noise: `noise(key)`: a draw of N(0, I) in these coordinates.
+        value_fn: `value_fn(u, j=0)`: the loss at the displacement u, on the j-th of the
+            inner batches in turn, or on the batch where there is but one.
         lift: a displacement in these coordinates as one of the parameters.
         lower: the converse, for a displacement that outlives one update.
+        outside: the part of a displacement of the parameters that lies in the
+            complement; None where there is none.
     """
 
     origin: PyTree
     zeros: PyTree
-    value_fn: Callable[[PyTree, PyTree], jax.Array]
+    noise: Callable[[jax.Array], PyTree]
+    value_fn: Callable[..., jax.Array]
     lift: Callable[[PyTree], PyTree]
     lower: Callable[[PyTree], PyTree]
+    outside: Callable[[PyTree], PyTree] | None
 
 
 def full_space(
-    value_fn: Callable[..., Any],
-    params: PyTree,
-    batch: PyTree,
-    *,
-    differentiable: bool = False,
+    value_fn: Callable[..., Any], params: PyTree, batch: PyTree, inner_batches: bool
 ) -> Coordinates:
     """Every parameter moves: the coordinates are the parameters' own."""
-    params = float_leaves(params)
-    check_objective(value_fn, params, batch, differentiable=differentiable)
     dtype = compute_dtype(params)
     origin = widen(params)
+    zeros = jax.tree.map(jnp.zeros_like, origin)
 
-    def displaced(displacement: PyTree, batch: PyTree) -> jax.Array:
-        value = call(value_fn, translate(params, displacement), batch)
+    def displaced(displacement: PyTree, j: Any = 0) -> jax.Array:
+        turn = nth_batch(batch, j) if inner_batches else batch
+        value = call(value_fn, translate(params, displacement), turn)
         return jnp.asarray(value).astype(dtype)
 
     return Coordinates(
         origin=origin,
-        zeros=jax.tree.map(jnp.zeros_like, origin),
+        zeros=zeros,
+        noise=lambda key: optax.tree.random_like(key, zeros),
         value_fn=displaced,
         lift=lambda displacement: displacement,
         lower=lambda displacement: displacement,
+        outside=None,
     )

@@ -40,7 +40,6 @@ def mean_gradient(
     space: Coordinates,
     centre: PyTree,
     variance: Any,
-    batch: PyTree,
     **plan: Any,
 ) -> MeanGradient:
     """Average ∇f over N(centre, variance), leaving out draws that are not finite."""
@@ -48,7 +47,7 @@ def mean_gradient(
     value_and_grad = jax.value_and_grad(space.value_fn)
 
     def evaluate(displacement: PyTree) -> tuple[jax.Array, PyTree]:
-        return value_and_grad(optax.tree.add(centre, displacement), batch)
+        return value_and_grad(optax.tree.add(centre, displacement))
 
     def summarise(draws: Draws) -> MeanGradient:
         values, grads = draws.outputs
@@ -68,9 +67,7 @@ def mean_gradient(
         )
 
     initial = MeanGradient(empty_moments(dtype), space.zeros)
-    return fold_draws(
-        key, space.zeros, variance, evaluate, summarise, merge, initial, **plan
-    )
+    return fold_draws(key, space, variance, evaluate, summarise, merge, initial, **plan)
 
 
 def pathwise(
@@ -119,12 +116,11 @@ def pathwise(
         key: jax.Array,
         state: PyTree,
         space: Coordinates,
-        batch: PyTree,
         tau: Any,
         beta: Any,
     ) -> tuple[PyTree, PyTree, Info]:
         del beta  # heat has none
-        found = mean_gradient(key, space, space.zeros, tau, batch, **plan)
+        found = mean_gradient(key, space, space.zeros, tau, **plan)
         info = mean_info(found.moments, num_samples)
         return scaled(found.mean(), -tau), state, info
 

@@ -90,7 +90,6 @@ def robbins_monro(
         key: jax.Array,
         state: PyTree,
         space: Coordinates,
-        batch: PyTree,
         tau: Any,
         beta: Any,
     ) -> tuple[PyTree, PyTree, Info]:
@@ -100,7 +99,7 @@ def robbins_monro(
 
         def move(y: PyTree, j: jax.Array):
             found = mean_gradient(
-                jax.random.fold_in(key, j), space, y, variance, batch, **plan
+                jax.random.fold_in(key, j), space, y, variance, **plan
             )
             a = step_size(j) if callable(step_size) else step_size
             drift = optax.tree.add(y, scaled(found.mean(), tau))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._info import Info
-from lejax._objective import first_batch, full_space
+from lejax._objective import check_objective, first_batch, full_space
 from lejax._trees import PyTree, compute_dtype
 from lejax._validate import float_leaves, positive, typed_key
 
@@ -63,7 +63,7 @@ def make_sampler(
     differentiable: bool = False,
     inner_batches: bool = False,
 ) -> Sampler:
-    """A sampler from `run(key, state, space, batch, tau, beta)`.
+    """A sampler from `run(key, state, space, tau, beta)`.
 
     `run` works in the coordinates `space` and returns a displacement there. This is the
     one place where arguments are checked and where coordinates are chosen.
@@ -84,16 +84,14 @@ def make_sampler(
     ) -> tuple[PyTree, PyTree, Info]:
         typed_key(key)
         check_smoothing(sampler, positive("tau", tau), beta)
-        space = full_space(
-            value_fn,
-            params,
-            first_batch(batch) if inner_batches else batch,
-            differentiable=differentiable,
-        )
+        params = float_leaves(params)
+        first = first_batch(batch) if inner_batches else batch
+        check_objective(value_fn, params, first, differentiable=differentiable)
+        space = full_space(value_fn, params, batch, inner_batches)
         # One rounding of τ and β for all that is made of them.
         dtype = compute_dtype(space.zeros)
         tau, beta = jnp.asarray(tau, dtype), jnp.asarray(beta, dtype)
-        displacement, state, info = run(key, state, space, batch, tau, beta)
+        displacement, state, info = run(key, state, space, tau, beta)
         return space.lift(displacement), state, info
 
     sampler = Sampler(checked_init, step, name, regularization, check, inner_batches)

@@ -110,16 +110,15 @@ def score_function(
         key: jax.Array,
         state: PyTree,
         space: Coordinates,
-        batch: PyTree,
         tau: Any,
         beta: Any,
     ) -> tuple[PyTree, PyTree, Info]:
         del beta  # heat has none
         found = fold_draws(
             key,
-            space.zeros,
+            space,
             tau,
-            lambda displacement: space.value_fn(displacement, batch),
+            space.value_fn,
             _covariance,
             _merge,
             Covariance(

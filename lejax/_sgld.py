@@ -101,7 +101,6 @@ def sgld(
         key: jax.Array,
         state: PyTree,
         space: Coordinates,
-        batch: PyTree,
         tau: Any,
         beta: Any,
     ) -> tuple[PyTree, PyTree, Info]:
@@ -109,12 +108,7 @@ def sgld(
 
         def evaluate(y: PyTree, j: Any) -> tuple[PyTree, jax.Array]:
             """The gradient of the loss at y, and whether y and all there is finite."""
-            inner = batch
-            if inner_batches:
-                inner = jax.tree.map(
-                    lambda leaf: jnp.asarray(leaf)[j % leaf.shape[0]], batch
-                )
-            value, gradient = jax.value_and_grad(space.value_fn)(y, inner)
+            value, gradient = jax.value_and_grad(space.value_fn)(y, j)
             return gradient, all_finite((y, value, gradient))
 
         def stable(step: jax.Array) -> jax.Array:
@@ -131,7 +125,7 @@ def sgld(
             step, heat = at(step_size, j, dtype), at(temperature, j, dtype)
             total = optax.tree.add(total, scaled(y, step))
             drift = optax.tree.add(scaled(gradient, beta), scaled(y, 1 / tau))
-            noise = optax.tree.random_like(jax.random.fold_in(key, j), space.zeros)
+            noise = space.noise(jax.random.fold_in(key, j))
             # A move that is not stable is no number, and so refused.
             move = jnp.where(stable(step), step, jnp.nan)
             candidate = jax.tree.map(
