@@ -5,6 +5,8 @@ from lejax._functional import value_and_grad as value_and_grad
 from lejax._importance import importance as importance
 from lejax._info import Info as Info
 from lejax._pathwise import pathwise as pathwise
+from lejax._report import ReductionReport as ReductionReport
+from lejax._report import reduction_report as reduction_report
 from lejax._robbins_monro import robbins_monro as robbins_monro
 from lejax._sampler import Sampler as Sampler
 from lejax._scoping import scoping as scoping

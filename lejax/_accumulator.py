@@ -2,9 +2,9 @@
 
 Of log-weights ℓ = -βf and displacements δ from x it keeps sums that are scaled by
 exp(-m), m the largest ℓ so far; two of them merge into one. The same merge serves
-chunks, devices and hosts. A unit (an antithetic pair, or a single draw) of displacement
-δ has n members with the weights w = exp(ℓ - m), their sum t = Σw and their signed sum
-D = Σ±w.
+chunks, devices and hosts. A unit (draws that share their numbers, used with one sign or
+with both) has the weights w = exp(ℓ - m) with their sum t = Σw; a draw of displacement
+δ has the signed sum D = Σ±w, and the unit the moment v = ΣDδ.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ class WeightedAccumulator(NamedTuple):
             equal weights then keep the digits of their spread. Their mean is S/J; the
             samples that failed have the weight 0, and are counted beside.
         member_square: K = Σw², over samples.
-        moment_square: Q2 = ΣD²|δ|².
-        moment: v = ΣDδ.
-        cross_moment: r = ΣDtδ.
+        difference_square: ΣD², over draws.
+        moment_square: Q2 = Σ|v|², over units.
+        moment: Σv.
+        cross_moment: r = Σtv.
     """
 
     max_log_weight: jax.Array
     moments: LossMoments
     member_square: jax.Array
+    difference_square: jax.Array
     moment_square: jax.Array
     moment: PyTree
     cross_moment: PyTree
@@ -52,8 +54,10 @@ class WeightedEstimate(NamedTuple):
     """What an accumulator says about q ∝ exp(ℓ) φ.
 
     Attributes:
-        displacement: δ̂ = v/S, the estimate of E_q[X] - x; 0 where nothing has a weight.
+        displacement: δ̂ = Σv/S, estimates E_q[X] - x; 0 where nothing has a weight.
         squared_error: V, the estimate of E|δ̂ - δ|².
+        squared_weights: ΣD²/S²: times the variance of the draws, that of δ̂ along a
+            direction that the loss does not see.
         log_mean: log((1/J) Σ exp ℓ); ∓inf where nothing, or an infinite weight, counts.
         log_mean_error: its standard error, by independent units.
         effective_sample_size: S²/K.
@@ -62,6 +66,7 @@ class WeightedEstimate(NamedTuple):
 
     displacement: PyTree
     squared_error: jax.Array
+    squared_weights: jax.Array
     log_mean: jax.Array
     log_mean_error: jax.Array
     effective_sample_size: jax.Array
@@ -75,6 +80,7 @@ def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
         max_log_weight=jnp.asarray(jnp.finfo(dtype).min, dtype),
         moments=empty_moments(dtype),
         member_square=zero,
+        difference_square=zero,
         moment_square=zero,
         moment=zeros,
         cross_moment=zeros,
@@ -87,24 +93,28 @@ def summarise(draws: Draws) -> WeightedAccumulator:
     dtype = log_weights.dtype
     # ℓ is -inf or NaN where a loss was +inf or NaN: no weight. A loss of -inf has all
     # the weight, which no average can bear: m at the top of the range says so.
-    counted = jnp.isfinite(log_weights) & valid
+    real = jnp.broadcast_to(valid, log_weights.shape)
+    counted = jnp.isfinite(log_weights) & real
     clipped = jnp.where(
-        valid & ~jnp.isnan(log_weights), log_weights, jnp.finfo(dtype).min
+        real & ~jnp.isnan(log_weights), log_weights, jnp.finfo(dtype).min
     ).clip(jnp.finfo(dtype).min, jnp.finfo(dtype).max)
     top = clipped.max()
     w = jnp.where(counted, jnp.exp(clipped - top), 0)
-    t = w.sum(0)
-    d = draws.signs.astype(dtype) @ w
-    squares = jax.vmap(lambda u: inner(u, u, dtype))(draws.displacements)
+    t = w.sum((0, 2))
+    d = jnp.tensordot(draws.signs.astype(dtype), w, 1)
+    of_units = draws.unit_moments(w)
     return WeightedAccumulator(
         max_log_weight=top,
-        moments=loss_moments(w, jnp.broadcast_to(valid, w.shape), valid)._replace(
-            failed=(~counted & valid).sum(dtype=jnp.int32)
+        moments=loss_moments(w, real, valid)._replace(
+            failed=(~counted & real).sum(dtype=jnp.int32)
         ),
         member_square=(w * w).sum(),
-        moment_square=(d * d * squares).sum(),
-        moment=draws.moment(w),
-        cross_moment=draws.moment(w * t),
+        difference_square=(d * d).sum(),
+        moment_square=inner(of_units, of_units, dtype),
+        moment=jax.tree.map(lambda leaf: leaf.sum(0), of_units),
+        cross_moment=jax.tree.map(
+            lambda leaf: jnp.tensordot(t.astype(leaf.dtype), leaf, 1), of_units
+        ),
     )
 
 
@@ -139,6 +149,7 @@ def _rescaled(acc: WeightedAccumulator, top: jax.Array) -> WeightedAccumulator:
             deviation_square=acc.moments.deviation_square * twice,
         ),
         member_square=acc.member_square * twice,
+        difference_square=acc.difference_square * twice,
         moment_square=acc.moment_square * twice,
         moment=scaled(acc.moment, once),
         cross_moment=scaled(acc.cross_moment, twice),
@@ -164,6 +175,7 @@ def estimate(acc: WeightedAccumulator) -> WeightedEstimate:
     return WeightedEstimate(
         displacement=displacement,
         squared_error=squared_error,
+        squared_weights=acc.difference_square / (weight * weight),
         log_mean=jnp.where(counts, acc.max_log_weight + jnp.log(mean), infinite),
         log_mean_error=moments.standard_error() / mean,
         effective_sample_size=jnp.where(

@@ -1,8 +1,9 @@
 """Gaussian draws in independent units, evaluated in chunks and folded into a sum.
 
-A unit is one displacement √τ ε with ε ~ N(0, I), used once, or as an antithetic pair
-±√τ ε. Its noise depends on the key and on its number alone: neither the chunk size nor
-the number of devices changes a sample.
+A unit is one draw √τ ε, ε ~ N(0, I), or several that are the same numbers under random
+signs; each is used once, or as an antithetic pair ±√τ ε. The noise of a unit depends on
+the key and on its number alone: neither the chunk size nor the number of devices
+changes a sample.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ CHUNK_UNITS = 2**10
 
 
 class Draws(NamedTuple):
-    """p units evaluated with k signs: k = 2 for antithetic pairs, 1 otherwise.
+    """p units of g draws, evaluated with k signs: 2 for antithetic pairs, 1 otherwise.
 
     Attributes:
-        displacements: leaves (p, ...), of the positive sign.
+        displacements: leaves (p, g, ...), of the positive sign.
         signs: (k,), the factors ±1 under which each was used.
-        outputs: leaves (k, p, ...), what was evaluated.
-        valid: (p,), False for units that only fill up a device's share.
+        outputs: leaves (k, p, g, ...), what was evaluated.
+        valid: (p, 1), False for units that only fill up a device's share.
     """
 
     displacements: PyTree
@@ -40,87 +41,134 @@ class Draws(NamedTuple):
     valid: jax.Array
 
     def moment(self, coefficients: jax.Array) -> PyTree:
-        """Σ c (X - x) over all draws, for coefficients (k, p)."""
-        signed = self.signs.astype(coefficients.dtype) @ coefficients
+        """Σ c (X - x) over all draws, for coefficients (k, p, g)."""
+        signed = jnp.tensordot(self.signs.astype(coefficients.dtype), coefficients, 1)
         return jax.tree.map(
-            lambda leaf: jnp.tensordot(signed.astype(leaf.dtype), leaf, 1),
+            lambda leaf: jnp.tensordot(signed.astype(leaf.dtype), leaf, 2),
             self.displacements,
         )
+
+    def unit_moments(self, coefficients: jax.Array) -> PyTree:
+        """The same over the draws of every unit: leaves (p, ...)."""
+        signed = jnp.tensordot(self.signs.astype(coefficients.dtype), coefficients, 1)
+        return jax.tree.map(
+            lambda leaf: jnp.einsum("pg,pg...->p...", signed.astype(leaf.dtype), leaf),
+            self.displacements,
+        )
+
+
+class Plan(NamedTuple):
+    """How many evaluations there are, and how they are made.
+
+    Attributes:
+        num_samples: J, of the loss.
+        antithetic: whether they come in pairs; an odd one out is a unit of its own.
+        chunk_size: how many run at once, None for what suits the device.
+        signs_per_draw: how many draws, or pairs, share one under random signs.
+        axis_name: the axis whose members each fold a share of the units.
+    """
+
+    num_samples: int
+    antithetic: bool
+    chunk_size: int | None
+    signs_per_draw: int = 1
+    axis_name: str | None = None
 
 
 def fold_draws(
     key: jax.Array,
     space: Coordinates,
     variance: Any,
-    evaluate: Callable[[PyTree], PyTree],
+    evaluate: Callable[[PyTree, float], PyTree],
     summarise: Callable[[Draws], PyTree],
     merge: Callable[[PyTree, PyTree], PyTree],
     initial: PyTree,
-    *,
-    num_samples: int,
-    antithetic: bool,
-    chunk_size: int | None,
-    axis_name: str | None = None,
+    plan: Plan,
 ) -> PyTree:
-    """Fold `summarise` over `num_samples` evaluations, in O(chunk) memory.
+    """Fold `summarise` over all evaluations, in O(chunk) memory.
 
-    `evaluate` maps one displacement, in the coordinates of `space`, to what is kept of
-    it. An odd sample out of pairs is a unit of its own. Under `axis_name` each member
-    folds its share of the units only.
+    `evaluate(u, sign)` is what is kept of the displacement ±u in these coordinates.
     """
     scale = jnp.sqrt(variance)
 
-    def chunk(first: Any, stop: int, size: int, signs: tuple[float, ...]) -> PyTree:
+    def chunk(first: Any, size: int, block: _Block) -> PyTree:
         units = first + jnp.arange(size)
-        displacements = jax.vmap(
-            lambda unit: scaled(space.noise(jax.random.fold_in(key, unit)), scale)
+        noise = jax.vmap(
+            lambda unit: space.noise(jax.random.fold_in(key, unit), block.copies)
         )(units)
-        factors = jnp.asarray(signs)
-        of_units = jax.vmap(lambda s, u: evaluate(scaled(u, s)), in_axes=(None, 0))
-        outputs = jax.vmap(of_units, in_axes=(0, None))(factors, displacements)
-        return summarise(Draws(displacements, factors, outputs, units < stop))
+        displacements = scaled(noise, scale)
+        # A loop over the signs, not a vmap: what they have in common is computed once.
+        outputs = [
+            jax.vmap(jax.vmap(lambda u, sign=sign: evaluate(u, sign)))(displacements)
+            for sign in block.signs
+        ]
+        return summarise(
+            Draws(
+                displacements,
+                jnp.asarray(block.signs),
+                jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs),
+                (units < block.stop)[:, None],
+            )
+        )
 
     total = initial
-    if axis_name is not None:
+    if plan.axis_name is not None:
         # Under shard_map a scan wants a carry that varies over the axis from the start.
-        nothing = 0 * jax.lax.axis_index(axis_name)
+        nothing = 0 * jax.lax.axis_index(plan.axis_name)
         total = jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), total)
-    for start, stop, signs in _blocks(num_samples, antithetic):
-        share, offset = stop - start, start
-        if axis_name is not None:
-            share = -(-share // jax.lax.axis_size(axis_name))
-            offset = start + share * jax.lax.axis_index(axis_name)
-        size = _chunk_units(share, len(signs), space.zeros, chunk_size)
+    for block in _blocks(plan):
+        share, offset = block.stop - block.start, block.start
+        if plan.axis_name is not None:
+            share = -(-share // jax.lax.axis_size(plan.axis_name))
+            offset = block.start + share * jax.lax.axis_index(plan.axis_name)
+        size = _chunk_units(share, block, space.zeros, plan.chunk_size)
         full = share // size
 
-        def body(total, first, stop=stop, size=size, signs=signs):
-            return merge(total, chunk(first, stop, size, signs)), None
+        def body(total, first, size=size, block=block):
+            return merge(total, chunk(first, size, block)), None
 
         total, _ = jax.lax.scan(body, total, offset + size * jnp.arange(full))
         if share % size:
-            rest = chunk(offset + full * size, stop, share % size, signs)
-            total = merge(total, rest)
+            total = merge(total, chunk(offset + full * size, share % size, block))
     return total
 
 
-def _blocks(
-    num_samples: int, antithetic: bool
-) -> Iterator[tuple[int, int, tuple[float, ...]]]:
-    """The numbers of the first unit and past the last, and the signs of its members."""
-    pairs = num_samples // 2 if antithetic else 0
-    if pairs:
-        yield 0, pairs, (1.0, -1.0)
-    if num_samples > 2 * pairs:
-        yield pairs, num_samples - pairs, (1.0,)
+class _Block(NamedTuple):
+    """Units of one kind: from which number to which, signs, copies of a draw."""
+
+    start: int
+    stop: int
+    signs: tuple[float, ...]
+    copies: int
 
 
-def _chunk_units(share: int, signs: int, zeros: PyTree, chunk_size: int | None) -> int:
+def _blocks(plan: Plan) -> Iterator[_Block]:
+    pairs = plan.num_samples // 2 if plan.antithetic else 0
+    singles = plan.num_samples - 2 * pairs
+    start = 0
+    for count, signs in ((pairs, (1.0, -1.0)), (singles, (1.0,))):
+        if count:
+            copies = largest_divisor(count, plan.signs_per_draw)
+            yield _Block(start, start + count // copies, signs, copies)
+            start += count // copies
+
+
+def largest_divisor(count: int, limit: int) -> int:
+    """The largest divisor of `count` that is at most `limit`, and at least 1."""
+    return next(d for d in range(max(1, min(count, limit)), 0, -1) if count % d == 0)
+
+
+def chunk_limit(zeros: PyTree) -> int:
+    """How many draws the cache holds, or an accelerator wants at once; at least 1."""
+    on_cpu = jax.default_backend() == "cpu"
+    numbers = CHUNK_NUMBERS_CPU if on_cpu else CHUNK_NUMBERS_ACCELERATOR
+    return min(CHUNK_UNITS, max(1, numbers // max(1, optax.tree.size(zeros))))
+
+
+def _chunk_units(
+    share: int, block: _Block, zeros: PyTree, chunk_size: int | None
+) -> int:
     """How many units a chunk holds: at most the limit, and chunks of equal size."""
-    if chunk_size is None:
-        on_cpu = jax.default_backend() == "cpu"
-        numbers = CHUNK_NUMBERS_CPU if on_cpu else CHUNK_NUMBERS_ACCELERATOR
-        limit = min(CHUNK_UNITS, numbers // max(1, optax.tree.size(zeros)))
-    else:
-        limit = chunk_size // signs
-    limit = min(max(limit, 1), share)
+    draws = chunk_limit(zeros) if chunk_size is None else chunk_size // len(block.signs)
+    limit = min(max(draws // block.copies, 1), share)
     return -(-share // -(-share // limit))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._info import Info
-from lejax._objective import call, check_objective, first_batch
+from lejax._objective import call, check_objective, first_batch, without_aux
 from lejax._sampler import Regularization, Sampler
 from lejax._trees import PyTree, all_finite, compute_dtype, scaled
 from lejax._validate import loss_function
@@ -51,7 +50,7 @@ def estimate_gradient(
         centre = first_batch(batch) if sampler.inner_batches else batch
         check_objective(value_fn, params, centre, has_aux=True)
         _, aux = call(value_fn, params, centre)
-        loss = functools.wraps(value_fn)(lambda *args: value_fn(*args)[0])
+        loss = without_aux(value_fn)
 
     displacement, state, info = sampler.step(
         key, state, params, value_fn=loss, batch=batch, tau=tau, beta=beta

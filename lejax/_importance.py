@@ -6,17 +6,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from lejax import _accumulator
-from lejax._draws import fold_draws
+from lejax._draws import Plan, fold_draws
 from lejax._info import Info, make_info
-from lejax._objective import Coordinates
+from lejax._objective import Coordinates, complement_noise
 from lejax._sampler import Sampler, make_sampler
-from lejax._trees import PyTree, compute_dtype
+from lejax._trees import PyTree, compute_dtype, scaled
 from lejax._validate import optional_count, positive_count
 
 # Below this many effective samples the standard error of F saturates near 1/β.
 TRUSTED_SAMPLE_SIZE = 10
+
+# By default a draw serves under at most so many signs. Sharing adds about 2 signs/d to
+# the relative variance of the displacement (d numbers in a draw), and saves most of
+# what drawing costs.
+MAX_SIGNS = 10
+NUMBERS_PER_SIGN = 100
 
 
 def importance(
@@ -25,6 +32,9 @@ def importance(
     chunk_size: int | None = None,
     antithetic: bool = True,
     axis_name: str | None = None,
+    signs_per_draw: int | None = None,
+    reduction: bool = True,
+    sample_complement: bool = False,
 ) -> Sampler:
     """Importance sampling of E_q[X]: gradient-free, parallel (Algorithm 4).
 
@@ -46,6 +56,10 @@ def importance(
             the paper's plain sampling.
         axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
             members share the J samples: each draws its part, and the sums are merged.
+        reduction: draw in the directions alone that the loss can see on its batch,
+            where `reduction_report` finds them: exact, with less noise, and faster.
+        sample_complement: with `reduction`, add the noise of the other directions, of
+            mean 0, from its exact law: δ̂ then has the law of plain full-space sampling.
 
     Returns:
         A `Sampler` for `local_entropy`. Its info estimates every field.
@@ -66,12 +80,11 @@ def importance(
         Garcia Trillos, Kaplan, Sanz-Alonso, *Variational characterizations of local
         entropy and heat regularization in deep learning*, section 5.1.2, Algorithm 4.
     """
-    plan = {
-        "num_samples": positive_count("num_samples", num_samples),
-        "chunk_size": optional_count("chunk_size", chunk_size),
-        "antithetic": antithetic,
-        "axis_name": axis_name,
-    }
+    num_samples = positive_count("num_samples", num_samples)
+    chunk_size = optional_count("chunk_size", chunk_size)
+    signs_per_draw = optional_count("signs_per_draw", signs_per_draw)
+    # The paper's samples are independent.
+    may_share = antithetic and not sample_complement
 
     def run(
         key: jax.Array,
@@ -81,9 +94,14 @@ def importance(
         beta: Any,
     ) -> tuple[PyTree, PyTree, Info]:
         dtype = compute_dtype(space.zeros)
+        shared = signs_per_draw
+        if shared is None:
+            dimension = optax.tree.size(space.zeros)
+            limit = min(MAX_SIGNS, dimension // NUMBERS_PER_SIGN)
+            shared = limit if may_share else 1
 
-        def log_weight(displacement: PyTree) -> jax.Array:
-            value = space.value_fn(displacement)
+        def log_weight(displacement: PyTree, sign: float) -> jax.Array:
+            value = space.value_fn(displacement, sign=sign)
             # βf may overflow where f does not; only the loss's own infinities count.
             limit = jnp.where(jnp.isfinite(value), jnp.finfo(dtype).max, jnp.inf)
             return jnp.clip(-beta * value, -limit, limit)
@@ -96,7 +114,7 @@ def importance(
             _accumulator.summarise,
             _accumulator.merge,
             _accumulator.empty(space.zeros, dtype),
-            **plan,
+            Plan(num_samples, antithetic, chunk_size, shared, axis_name),
         )
         if axis_name is not None:
             total = _accumulator.merge_over(total, axis_name)
@@ -113,6 +131,12 @@ def importance(
             effective_sample_size=found.effective_sample_size,
             nonfinite_fraction=found.failed_fraction,
         )
-        return found.displacement, state, info
+        displacement = space.lift(found.displacement)
+        if sample_complement and space.outside is not None:
+            noise = complement_noise(jax.random.fold_in(key, num_samples), space)
+            displacement = optax.tree.add(
+                displacement, scaled(noise, jnp.sqrt(tau * found.squared_weights))
+            )
+        return displacement, state, info
 
-    return make_sampler(run, "importance", "local entropy")
+    return make_sampler(run, "importance", "local entropy", reduction=reduction)

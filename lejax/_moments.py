@@ -60,12 +60,12 @@ def empty_moments(dtype: Any) -> LossMoments:
 
 
 def loss_moments(values: jax.Array, kept: jax.Array, valid: jax.Array) -> LossMoments:
-    """The moments of the losses (k, p) of p units, of which `kept` (k, p) count."""
+    """The moments of the losses (k, p, g) of p units, of which those `kept` count."""
     dtype = values.dtype
-    n = kept.sum(0, dtype=jnp.int32)
+    n = kept.sum((0, 2), dtype=jnp.int32)
     size = n.sum(dtype=jnp.int32)
     mean = jnp.where(kept, values / jnp.maximum(size, 1).astype(dtype), 0).sum()
-    deviation = jnp.where(kept, values - mean, 0).sum(0)
+    deviation = jnp.where(kept, values - mean, 0).sum((0, 2))
     return LossMoments(
         size=size,
         mean=mean,

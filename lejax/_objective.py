@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from lejax._trees import PyTree, compute_dtype, translate, widen
+from lejax._trees import (
+    PyTree,
+    compute_dtype,
+    scaled,
+    standard_normals,
+    translate,
+    widen,
+)
 from lejax._validate import loss_function
 
 
@@ -60,6 +67,11 @@ def check_objective(
             f"value_fn returns {out.dtype}, which has no gradient; "
             "use importance or score_function, which need none."
         )
+
+
+def without_aux(value_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss alone of a `value_fn` that returns (loss, aux)."""
+    return functools.wraps(value_fn)(lambda *args: value_fn(*args)[0])
 
 
 def first_batch(batch: PyTree) -> PyTree:
@@ -114,9 +126,10 @@ class Coordinates(NamedTuple):
     Attributes:
         origin: x, in at least float32.
         zeros: the displacement 0; its shapes and dtypes are those of the draws.
-        noise: `noise(key)`: a draw of N(0, I) in these coordinates.
-        value_fn: `value_fn(u, j=0)`: the loss at the displacement u, on the j-th of the
-            inner batches in turn, or on the batch where there is but one.
+        noise: `noise(key, copies)`: draws of N(0, I) in these coordinates, on a leading
+            axis, that differ by random signs.
+        value_fn: `value_fn(u, j=0, sign=1.0)`: the loss at the displacement ±u, on the
+            j-th of the inner batches in turn, or on the batch where there is but one.
         lift: a displacement in these coordinates as one of the parameters.
         lower: the converse, for a displacement that outlives one update.
         outside: the part of a displacement of the parameters that lies in the
@@ -125,11 +138,18 @@ class Coordinates(NamedTuple):
 
     origin: PyTree
     zeros: PyTree
-    noise: Callable[[jax.Array], PyTree]
+    noise: Callable[[jax.Array, int], PyTree]
     value_fn: Callable[..., jax.Array]
     lift: Callable[[PyTree], PyTree]
     lower: Callable[[PyTree], PyTree]
     outside: Callable[[PyTree], PyTree] | None
+
+
+def complement_noise(key: jax.Array, space: Coordinates) -> PyTree:
+    """A draw of N(0, I) in the complement, in the shapes of the parameters."""
+    assert space.outside is not None
+    noise = standard_normals(key, space.origin, 1)
+    return space.outside(jax.tree.map(lambda leaf: leaf[0], noise))
 
 
 def full_space(
@@ -140,15 +160,15 @@ def full_space(
     origin = widen(params)
     zeros = jax.tree.map(jnp.zeros_like, origin)
 
-    def displaced(displacement: PyTree, j: Any = 0) -> jax.Array:
+    def displaced(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
         turn = nth_batch(batch, j) if inner_batches else batch
-        value = call(value_fn, translate(params, displacement), turn)
+        value = call(value_fn, translate(params, scaled(displacement, sign)), turn)
         return jnp.asarray(value).astype(dtype)
 
     return Coordinates(
         origin=origin,
         zeros=zeros,
-        noise=lambda key: optax.tree.random_like(key, zeros),
+        noise=lambda key, copies: standard_normals(key, zeros, copies),
         value_fn=displaced,
         lift=lambda displacement: displacement,
         lower=lambda displacement: displacement,

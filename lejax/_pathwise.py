@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._draws import Draws, fold_draws
+from lejax._draws import Draws, Plan, fold_draws
 from lejax._info import Info
 from lejax._moments import (
     LossMoments,
@@ -40,23 +40,23 @@ def mean_gradient(
     space: Coordinates,
     centre: PyTree,
     variance: Any,
-    **plan: Any,
+    plan: Plan,
 ) -> MeanGradient:
     """Average ∇f over N(centre, variance), leaving out draws that are not finite."""
     dtype = compute_dtype(space.zeros)
     value_and_grad = jax.value_and_grad(space.value_fn)
 
-    def evaluate(displacement: PyTree) -> tuple[jax.Array, PyTree]:
-        return value_and_grad(optax.tree.add(centre, displacement))
+    def evaluate(displacement: PyTree, sign: float) -> tuple[jax.Array, PyTree]:
+        return value_and_grad(optax.tree.add_scale(centre, sign, displacement))
 
     def summarise(draws: Draws) -> MeanGradient:
         values, grads = draws.outputs
-        finite = jax.vmap(jax.vmap(all_finite))((values, grads))
+        finite = jax.vmap(jax.vmap(jax.vmap(all_finite)))((values, grads))
         kept = finite & draws.valid
 
         def total(leaf: jax.Array) -> jax.Array:
-            mask = kept.reshape(kept.shape + (1,) * (leaf.ndim - 2))
-            return jnp.where(mask, leaf, 0).sum((0, 1))
+            mask = kept.reshape(kept.shape + (1,) * (leaf.ndim - 3))
+            return jnp.where(mask, leaf, 0).sum((0, 1, 2))
 
         moments = loss_moments(values, kept, draws.valid)
         return MeanGradient(moments, jax.tree.map(total, grads))
@@ -67,11 +67,15 @@ def mean_gradient(
         )
 
     initial = MeanGradient(empty_moments(dtype), space.zeros)
-    return fold_draws(key, space, variance, evaluate, summarise, merge, initial, **plan)
+    return fold_draws(key, space, variance, evaluate, summarise, merge, initial, plan)
 
 
 def pathwise(
-    num_samples: int, *, chunk_size: int | None = None, antithetic: bool = True
+    num_samples: int,
+    *,
+    chunk_size: int | None = None,
+    antithetic: bool = True,
+    reduction: bool = True,
 ) -> Sampler:
     """The gradient of the heat-regularised loss as an average of gradients.
 
@@ -85,6 +89,8 @@ def pathwise(
         num_samples: J ≥ 1, the evaluations of ∇f in one update; a pair is two.
         chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
         antithetic: draw pairs x ± √τ ε, which cancel the part of ∇f that is odd in ε.
+        reduction: draw in the directions alone that the loss can see on its batch,
+            where `reduction_report` finds them: exact, and faster.
 
     Returns:
         A `Sampler` for `heat`. Its info's `effective_sample_size` is the number of
@@ -106,11 +112,11 @@ def pathwise(
         Kingma, Welling, *Auto-encoding variational Bayes* (the pathwise derivative);
         Garcia Trillos, Kaplan, Sanz-Alonso, end of section 5.2.
     """
-    plan = {
-        "num_samples": positive_count("num_samples", num_samples),
-        "chunk_size": optional_count("chunk_size", chunk_size),
-        "antithetic": antithetic,
-    }
+    plan = Plan(
+        positive_count("num_samples", num_samples),
+        antithetic,
+        optional_count("chunk_size", chunk_size),
+    )
 
     def run(
         key: jax.Array,
@@ -120,8 +126,10 @@ def pathwise(
         beta: Any,
     ) -> tuple[PyTree, PyTree, Info]:
         del beta  # heat has none
-        found = mean_gradient(key, space, space.zeros, tau, **plan)
+        found = mean_gradient(key, space, space.zeros, tau, plan)
         info = mean_info(found.moments, num_samples)
-        return scaled(found.mean(), -tau), state, info
+        return space.lift(scaled(found.mean(), -tau)), state, info
 
-    return make_sampler(run, "pathwise", "heat", differentiable=True)
+    return make_sampler(
+        run, "pathwise", "heat", reduction=reduction, differentiable=True
+    )

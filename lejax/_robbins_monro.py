@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lejax._draws import Plan
 from lejax._info import Info
 from lejax._moments import mean_info
 from lejax._objective import Coordinates
@@ -30,6 +31,7 @@ def robbins_monro(
     smoothing: float | None = None,
     chunk_size: int | None = None,
     antithetic: bool = True,
+    reduction: bool = True,
 ) -> Sampler:
     """Robbins-Monro for argmin_x KL(φ_{x,τ} ‖ q_{x_k,τ}) (Algorithm 5).
 
@@ -52,6 +54,9 @@ def robbins_monro(
         chunk_size: how many gradients run at once under `vmap`.
         antithetic: draw pairs y ± √τ ε, which cancel the part of ∇f that is odd in ε;
             False is the paper's plain sampling.
+        reduction: draw in the directions alone that the loss can see on its batch,
+            where `reduction_report` finds them: faster, and
+            exact, for the iterates have the same law.
 
     Returns:
         A `Sampler` for `heat`. Its info's `objective` and `standard_error` are those of
@@ -80,11 +85,11 @@ def robbins_monro(
     positive_or_schedule("step_size", step_size)
     if smoothing is not None:
         positive("smoothing", smoothing)
-    plan = {
-        "num_samples": positive_count("num_samples", num_samples),
-        "chunk_size": optional_count("chunk_size", chunk_size),
-        "antithetic": antithetic,
-    }
+    plan = Plan(
+        positive_count("num_samples", num_samples),
+        antithetic,
+        optional_count("chunk_size", chunk_size),
+    )
 
     def run(
         key: jax.Array,
@@ -98,9 +103,7 @@ def robbins_monro(
         variance = tau if smoothing is None else smoothing
 
         def move(y: PyTree, j: jax.Array):
-            found = mean_gradient(
-                jax.random.fold_in(key, j), space, y, variance, **plan
-            )
+            found = mean_gradient(jax.random.fold_in(key, j), space, y, variance, plan)
             a = step_size(j) if callable(step_size) else step_size
             drift = optax.tree.add(y, scaled(found.mean(), tau))
             proposal = optax.tree.sub(y, scaled(drift, jnp.asarray(a, dtype)))
@@ -114,6 +117,8 @@ def robbins_monro(
             effective_sample_size=moments.size.sum().astype(dtype),
             nonfinite_fraction=failed.mean(),
         )
-        return end, state, info
+        return space.lift(end), state, info
 
-    return make_sampler(run, "robbins_monro", "heat", differentiable=True)
+    return make_sampler(
+        run, "robbins_monro", "heat", reduction=reduction, differentiable=True
+    )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lejax._info import Info
 from lejax._objective import check_objective, first_batch, full_space
+from lejax._reduction import reduced_space
 from lejax._trees import PyTree, compute_dtype
 from lejax._validate import float_leaves, positive, typed_key
 
@@ -60,13 +61,14 @@ def make_sampler(
     *,
     init: Callable[[PyTree], PyTree] = stateless,
     check: Callable[[float], None] = any_tau,
+    reduction: bool,
     differentiable: bool = False,
     inner_batches: bool = False,
 ) -> Sampler:
     """A sampler from `run(key, state, space, tau, beta)`.
 
-    `run` works in the coordinates `space` and returns a displacement there. This is the
-    one place where arguments are checked and where coordinates are chosen.
+    `run` works in the coordinates `space` and lifts the displacement that it returns.
+    This is the one place where arguments are checked and where coordinates are chosen.
     """
 
     def checked_init(params: PyTree) -> PyTree:
@@ -87,12 +89,12 @@ def make_sampler(
         params = float_leaves(params)
         first = first_batch(batch) if inner_batches else batch
         check_objective(value_fn, params, first, differentiable=differentiable)
-        space = full_space(value_fn, params, batch, inner_batches)
+        choose = reduced_space if reduction else full_space
+        space = choose(value_fn, params, batch, inner_batches)
         # One rounding of τ and β for all that is made of them.
         dtype = compute_dtype(space.zeros)
         tau, beta = jnp.asarray(tau, dtype), jnp.asarray(beta, dtype)
-        displacement, state, info = run(key, state, space, tau, beta)
-        return space.lift(displacement), state, info
+        return run(key, state, space, tau, beta)
 
     sampler = Sampler(checked_init, step, name, regularization, check, inner_batches)
     return sampler

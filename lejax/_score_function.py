@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._draws import Draws, fold_draws
+from lejax._draws import Draws, Plan, fold_draws
 from lejax._info import Info
 from lejax._moments import (
     LossMoments,
@@ -62,7 +62,11 @@ def _merge(a: Covariance, b: Covariance) -> Covariance:
 
 
 def score_function(
-    num_samples: int, *, chunk_size: int | None = None, antithetic: bool = True
+    num_samples: int,
+    *,
+    chunk_size: int | None = None,
+    antithetic: bool = True,
+    reduction: bool = True,
 ) -> Sampler:
     """The gradient of the heat-regularised loss without gradients of the loss.
 
@@ -78,6 +82,8 @@ def score_function(
         num_samples: J ≥ 2, the evaluations of f in one update; a pair is two.
         chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
         antithetic: draw pairs x ± √τ ε, which cancel the part of f that is even in ε.
+        reduction: draw in the directions alone that the loss can see on its batch,
+            where `reduction_report` finds them: exact, with less noise, and faster.
 
     Returns:
         A `Sampler` for `heat`. Its info's `effective_sample_size` is the number of
@@ -100,11 +106,11 @@ def score_function(
         Williams, *Simple statistical gradient-following algorithms for connectionist
         reinforcement learning* (score function and baseline).
     """
-    plan = {
-        "num_samples": positive_count("num_samples", num_samples, least=2),
-        "chunk_size": optional_count("chunk_size", chunk_size),
-        "antithetic": antithetic,
-    }
+    plan = Plan(
+        positive_count("num_samples", num_samples, least=2),
+        antithetic,
+        optional_count("chunk_size", chunk_size),
+    )
 
     def run(
         key: jax.Array,
@@ -118,13 +124,13 @@ def score_function(
             key,
             space,
             tau,
-            space.value_fn,
+            lambda displacement, sign: space.value_fn(displacement, sign=sign),
             _covariance,
             _merge,
             Covariance(
                 empty_moments(compute_dtype(space.zeros)), space.zeros, space.zeros
             ),
-            **plan,
+            plan,
         )
         dtype = found.moments.mean.dtype
         size, size_square = found.moments.size, found.moments.size_square
@@ -132,6 +138,6 @@ def score_function(
         degrees = size.astype(dtype) - unpaired / jnp.maximum(size, 1).astype(dtype)
         factor = jnp.where(degrees > 0, -1 / jnp.where(degrees > 0, degrees, 1), 0)
         info = mean_info(found.moments, num_samples)
-        return scaled(found.comoment, factor), state, info
+        return space.lift(scaled(found.comoment, factor)), state, info
 
-    return make_sampler(run, "score_function", "heat")
+    return make_sampler(run, "score_function", "heat", reduction=reduction)

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lejax import _complement as complement
+from lejax._complement import ComplementPoint, ComplementSum
+from lejax._draws import chunk_limit, largest_divisor
 from lejax._info import Info, make_info
 from lejax._objective import Coordinates
 from lejax._sampler import Sampler, make_sampler, stateless
@@ -25,6 +28,35 @@ class SGLDState(NamedTuple):
     position: PyTree
 
 
+class Point(NamedTuple):
+    """A point of the chain: where the loss sees it, and the law of the rest."""
+
+    seen: PyTree
+    unseen: ComplementPoint
+
+
+class Chain(NamedTuple):
+    """What a visit hands to the next.
+
+    Attributes:
+        candidate: where the chain would go.
+        point: where it is.
+        gradient: of the loss, there.
+        total: Σ_j ε_j y_j over the points so far, where the loss sees them.
+        unseen_total: the law of the rest of that sum.
+        started: whether a start was accepted.
+        refused: the number of points that were not finite.
+    """
+
+    candidate: Point
+    point: Point
+    gradient: PyTree
+    total: PyTree
+    unseen_total: ComplementSum
+    started: jax.Array
+    refused: jax.Array
+
+
 def sgld(
     num_steps: int,
     step_size: Any,
@@ -32,6 +64,8 @@ def sgld(
     temperature: Any = 1.0,
     warm_start: bool = True,
     inner_batches: bool = False,
+    reduction: bool = True,
+    sample_complement: bool = False,
 ) -> Sampler:
     """Langevin dynamics for E_q[X]: a chain of gradient steps (Algorithm 3).
 
@@ -58,6 +92,12 @@ def sgld(
         inner_batches: the batch has a leading axis of K batches, and the gradient at
             the j-th point is that of batch j mod K (the aux of `has_aux` that of the
             first); False uses the whole batch.
+        reduction: run the chain in the directions alone that the loss can see on its
+            batch, or on all inner batches, where `reduction_report` finds them: exact,
+            and faster. Where it cannot see, the chain is known in closed form; its end
+            is drawn once, for the warm start, and its mean under q, 0, is the estimate.
+        sample_complement: with `reduction`, draw the chain's own average there as well,
+            jointly with its end: the estimate then has the law of the full chain.
 
     Returns:
         A `Sampler` for `local_entropy`. Its info knows `num_evaluations` (of ∇f, J) and
@@ -106,56 +146,90 @@ def sgld(
     ) -> tuple[PyTree, PyTree, Info]:
         dtype = compute_dtype(space.zeros)
 
-        def evaluate(y: PyTree, j: Any) -> tuple[PyTree, jax.Array]:
-            """The gradient of the loss at y, and whether y and all there is finite."""
-            value, gradient = jax.value_and_grad(space.value_fn)(y, j)
-            return gradient, all_finite((y, value, gradient))
+        def evaluate(point: Point, j: Any) -> tuple[PyTree, jax.Array]:
+            """The gradient of the loss at a point, and whether all there is finite."""
+            value, gradient = jax.value_and_grad(space.value_fn)(point.seen, j)
+            return gradient, all_finite((point, value, gradient))
 
         def stable(step: jax.Array) -> jax.Array:
             """Where τ is traced, only here is it seen that a chain would diverge."""
             return step < 4 * tau
 
-        def visit(carry: tuple[PyTree, ...], j: jax.Array):
-            candidate, y, gradient, total, started, refused = carry
-            there, finite = evaluate(candidate, j)
-            y, gradient = optax.tree.where(finite, (candidate, there), (y, gradient))
+        def visit(chain: Chain, inputs: tuple[jax.Array, PyTree]):
+            j, noise = inputs
+            there, finite = evaluate(chain.candidate, j)
+            (y, unseen), gradient = optax.tree.where(
+                finite, (chain.candidate, there), (chain.point, chain.gradient)
+            )
             # Until a start is accepted the candidate is x itself.
-            started = started | finite
-            refused += jnp.where(finite, 0, 1).astype(dtype)
+            started = chain.started | finite
             step, heat = at(step_size, j, dtype), at(temperature, j, dtype)
-            total = optax.tree.add(total, scaled(y, step))
+            total = optax.tree.add(chain.total, scaled(y, step))
+            unseen, unseen_total = complement.visited(unseen, chain.unseen_total, step)
             drift = optax.tree.add(scaled(gradient, beta), scaled(y, 1 / tau))
-            noise = space.noise(jax.random.fold_in(key, j))
             # A move that is not stable is no number, and so refused.
             move = jnp.where(stable(step), step, jnp.nan)
-            candidate = jax.tree.map(
-                lambda y, drift, noise: jnp.where(started, y + drift + noise, 0),
-                y,
-                scaled(drift, -move / 2),
-                scaled(noise, jnp.sqrt(heat * move)),
+            candidate = Point(
+                jax.tree.map(
+                    lambda y, drift, noise: y + drift + noise,
+                    y,
+                    scaled(drift, -move / 2),
+                    scaled(noise, jnp.sqrt(heat * move)),
+                ),
+                complement.moved(unseen, 1 - move / (2 * tau), heat * move),
             )
-            return (candidate, y, gradient, total, started, refused), step
+            candidate = optax.tree.where(started, candidate, at_x)
+            refused = chain.refused + jnp.where(finite, 0, 1).astype(dtype)
+            point = Point(y, unseen)
+            return Chain(
+                candidate, point, gradient, total, unseen_total, started, refused
+            ), step
 
-        start = space.zeros
+        def block(chain: Chain, steps: jax.Array):
+            # Many small draws at once are faster than one by one.
+            keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(steps)
+            noise = jax.vmap(lambda key: space.noise(key, 1))(keys)
+            noise = jax.tree.map(lambda leaf: leaf[:, 0], noise)
+            return jax.lax.scan(visit, chain, (steps, noise))
+
+        at_x = Point(space.zeros, complement.point(0, dtype))
+        first, first_unseen = at_x, optax.tree.zeros_like(space.origin)
         if warm_start:
-            start = space.lower(optax.tree.sub(state.position, space.origin))
+            left = optax.tree.sub(state.position, space.origin)
+            if space.outside is not None:
+                first_unseen = space.outside(left)
+            first = Point(space.lower(left), complement.point(1, dtype))
             # A chain that cannot move must not pull x to where it was left.
-            first = at(step_size, jnp.zeros((), jnp.int32), dtype)
-            start = optax.tree.where(stable(first), start, space.zeros)
-        carry = (
-            start,
-            *(space.zeros,) * 3,
-            jnp.zeros((), bool),
-            jnp.zeros((), dtype),
+            first_step = at(step_size, jnp.zeros((), jnp.int32), dtype)
+            first = optax.tree.where(stable(first_step), first, at_x)
+        chain = Chain(
+            candidate=first,
+            point=at_x,
+            gradient=space.zeros,
+            total=space.zeros,
+            unseen_total=complement.no_sum(dtype),
+            started=jnp.zeros((), bool),
+            refused=jnp.zeros((), dtype),
         )
-        (_, end, _, total, _, refused), steps = jax.lax.scan(
-            visit, carry, jnp.arange(num_steps)
-        )
-        displacement = scaled(total, 1 / steps.sum())
-        info = make_info(dtype, num_steps, nonfinite_fraction=refused / num_steps)
+        size = largest_divisor(num_steps, chunk_limit(space.zeros))
+        steps = jnp.arange(num_steps).reshape(-1, size)
+        chain, weights = jax.lax.scan(block, chain, steps)
+
+        total, end = space.lift(chain.total), space.lift(chain.point.seen)
+        if space.outside is not None and (warm_start or sample_complement):
+            unseen_end, unseen_total = complement.draw(
+                jax.random.fold_in(key, num_steps),
+                space,
+                first_unseen,
+                chain.point.unseen,
+                chain.unseen_total if sample_complement else None,
+            )
+            end = optax.tree.add(end, unseen_end)
+            total = optax.tree.add(total, unseen_total)
+        info = make_info(dtype, num_steps, nonfinite_fraction=chain.refused / num_steps)
         if warm_start:
-            state = SGLDState(optax.tree.add(space.origin, space.lift(end)))
-        return displacement, state, info
+            state = SGLDState(optax.tree.add(space.origin, end))
+        return scaled(total, 1 / weights.sum()), state, info
 
     return make_sampler(
         run,
@@ -165,4 +239,5 @@ def sgld(
         check=check,
         differentiable=True,
         inner_batches=inner_batches,
+        reduction=reduction,
     )

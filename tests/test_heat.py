@@ -67,7 +67,9 @@ def test_standard_error_of_few_units(members):
     def moments(part):
         part = jnp.asarray(part)
         return loss_moments(
-            part, jnp.ones(part.shape, bool), jnp.ones(part.shape[1], bool)
+            part[..., None],
+            jnp.ones((*part.shape, 1), bool),
+            jnp.ones((part.shape[1], 1), bool),
         )
 
     units = losses.mean(0)

@@ -1,0 +1,99 @@
+"""A Langevin chain where the loss is flat: known in closed form but for its start.
+
+There the moves are y ← r y + N(0, s²), r = 1 - ε/2τ and s² = Tε, so that the points and
+their weighted sum are Gaussian given y_1, with variances that two recursions follow.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lejax._objective import Coordinates, complement_noise
+from lejax._trees import PyTree, scaled
+
+
+class ComplementPoint(NamedTuple):
+    """A point y = ρ y_1 + N(0, v), given the start y_1.
+
+    Attributes:
+        decay: ρ.
+        variance: v.
+        covariance: of the point and the weighted sum Σ_j ε_j y_j so far.
+    """
+
+    decay: jax.Array
+    variance: jax.Array
+    covariance: jax.Array
+
+
+class ComplementSum(NamedTuple):
+    """The weighted sum of points, σ y_1 + N(0, v).
+
+    Attributes:
+        decay: σ.
+        variance: v.
+    """
+
+    decay: jax.Array
+    variance: jax.Array
+
+
+def point(decay: float, dtype: Any) -> ComplementPoint:
+    """The point y_1; with `decay` 0, the point 0."""
+    zero = jnp.zeros((), dtype)
+    return ComplementPoint(jnp.asarray(decay, dtype), zero, zero)
+
+
+def no_sum(dtype: Any) -> ComplementSum:
+    """The sum of no points."""
+    return ComplementSum(jnp.zeros((), dtype), jnp.zeros((), dtype))
+
+
+def moved(
+    point: ComplementPoint, rate: jax.Array, variance: jax.Array
+) -> ComplementPoint:
+    """The point r y + N(0, s²), for a rate r and a variance s²."""
+    return ComplementPoint(
+        rate * point.decay,
+        rate * rate * point.variance + variance,
+        rate * point.covariance,
+    )
+
+
+def visited(
+    point: ComplementPoint, total: ComplementSum, weight: jax.Array
+) -> tuple[ComplementPoint, ComplementSum]:
+    """The same point, after `weight` times it was added to the sum."""
+    more = weight * (2 * point.covariance + weight * point.variance)
+    total = ComplementSum(total.decay + weight * point.decay, total.variance + more)
+    covariance = point.covariance + weight * point.variance
+    return point._replace(covariance=covariance), total
+
+
+def draw(
+    key: jax.Array,
+    space: Coordinates,
+    first: PyTree,
+    point: ComplementPoint,
+    total: ComplementSum | None,
+) -> tuple[PyTree, PyTree]:
+    """The last point and the sum, jointly, for the start `first`.
+
+    One draw of the whole space; a second for the sum, or the sum's mean of 0 under q
+    where it is not asked for.
+    """
+    spread = jnp.sqrt(point.variance)
+    noise = scaled(complement_noise(jax.random.fold_in(key, 0), space), spread)
+    end = optax.tree.add(scaled(first, point.decay), noise)
+    if total is None:
+        return end, optax.tree.zeros_like(end)
+    moved = point.variance > 0
+    slope = point.covariance / jnp.where(moved, point.variance, 1)
+    rest = jnp.maximum(total.variance - slope * point.covariance, 0)
+    more = complement_noise(jax.random.fold_in(key, 1), space)
+    given_end = optax.tree.add(scaled(noise, slope), scaled(more, jnp.sqrt(rest)))
+    return end, optax.tree.add(scaled(first, total.decay), given_end)

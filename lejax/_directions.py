@@ -1,0 +1,91 @@
+"""Orthonormal directions that hold known rows, and the rows seen in them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from lejax._uses import Factor
+
+Rows: TypeAlias = dict[Factor, jax.Array]
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+class Directions(NamedTuple):
+    """Orthonormal directions of a leaf: the columns of Q (n, m).
+
+    Attributes:
+        basis: Q; or the numbers (m,) of rows, where its columns are of the identity.
+        seen: (m,), False for a direction that only fills up the number m, and is never
+            drawn; None where all are seen.
+    """
+
+    basis: jax.Array
+    seen: jax.Array | None
+
+    def mask(self, u: jax.Array) -> jax.Array:
+        """`u` (m, ...) in the directions that are seen."""
+        if self.seen is None:
+            return u
+        return jnp.where(self.seen.reshape(-1, *(1,) * (u.ndim - 1)), u, 0)
+
+    def lift(self, u: jax.Array, rows: int) -> jax.Array:
+        """Q u, (n, ...)."""
+        if self.basis.ndim == 1:
+            empty = jnp.zeros((rows, *u.shape[1:]), u.dtype)
+            return empty.at[self.basis].add(self.mask(u), mode="drop")
+        return jnp.tensordot(self.basis, u, 1, precision=_EXACT)
+
+    def lower(self, w: jax.Array) -> jax.Array:
+        """Qᵀ w, (m, ...)."""
+        if self.basis.ndim == 1:
+            return w.at[self.basis].get(mode="fill", fill_value=0)
+        return jnp.tensordot(self.basis.T, w, 1, precision=_EXACT)
+
+
+def span(factors: Rows, size: int, dtype: Any) -> tuple[Directions, Rows]:
+    """The directions of rows A, and Rᵀ: A W is Rᵀ U, for every factor (*free, m)."""
+    stacked = jnp.concatenate(
+        [jnp.zeros((0, size), dtype)]
+        + [rows.reshape(-1, size).astype(dtype) for rows in factors.values()]
+    )
+    # A row that is not finite would poison Q, so it has no direction. Its product is
+    # NaN instead: a sample that meets it fails.
+    finite = jnp.isfinite(stacked).all(1)
+    rows = jnp.where(finite[:, None], stacked, 0)
+    # Householder's Q is orthonormal whatever the rank of A, and no more is needed.
+    q, r = jnp.linalg.qr(rows.T)
+    coefficients = jnp.where(finite[:, None], r.T, jnp.nan)
+    return Directions(q, None), _unstacked(coefficients, factors)
+
+
+def selection(factors: Rows, size: int) -> tuple[Directions, Rows]:
+    """The rows that are read, each once, and for every factor which they are."""
+    stacked = jnp.concatenate([rows.ravel() for rows in factors.values()])
+    basis, place = jnp.unique(
+        stacked, size=stacked.size, fill_value=size, return_inverse=True
+    )
+    place = jnp.where(stacked < size, place, stacked.size)
+    return Directions(basis, basis < size), _unstacked(place, factors)
+
+
+def _unstacked(stacked: jax.Array, factors: Rows) -> Rows:
+    """`stacked` (rows, ...), cut where the factors were joined."""
+    found, first = {}, 0
+    for factor, rows in factors.items():
+        free = factor.free_shape(rows)
+        stop = first + math.prod(free)
+        found[factor] = stacked[first:stop].reshape(free + stacked.shape[1:])
+        first = stop
+    return found
+
+
+def seen_from(coefficient: jax.Array, u: jax.Array) -> jax.Array:
+    """The rows' product with, or choice from, the displacement u: (*free, ...)."""
+    if jnp.issubdtype(coefficient.dtype, jnp.integer):
+        return u.at[coefficient].get(mode="fill", fill_value=0)
+    return jnp.tensordot(coefficient, u, 1, precision=_EXACT)

@@ -1,0 +1,156 @@
+"""A traced loss as a flat list of operations: what can be read, and run in parts.
+
+Calls of `jax.jit` are opened; every other operation, a custom derivative rule or a loop
+among them, stays whole and is bound again as it was traced.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+# The names of `jax.jit` in the versions of jax.
+_JIT = ("jit", "pjit")
+
+
+class Operation(NamedTuple):
+    """One primitive, applied to numbered values.
+
+    Attributes:
+        name: of the primitive.
+        params: of the primitive.
+        inputs: the numbers of its operands.
+        outputs: the numbers of its results.
+        bind: the operation itself, on the operands' values.
+    """
+
+    name: str
+    params: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    bind: Callable[..., list[Any]]
+
+
+class Program(NamedTuple):
+    """Operations in an order in which they can run, none of them without use.
+
+    Attributes:
+        operations: what is done.
+        inputs: the numbers of the arguments' leaves, in their order.
+        constants: the values known from the start, by number.
+        shapes: what every value looks like (`.shape` and `.dtype`), by number.
+        output: the number of the result.
+        effects: what the program does beside computing its result.
+    """
+
+    operations: tuple[Operation, ...]
+    inputs: tuple[int, ...]
+    constants: dict[int, Any]
+    shapes: dict[int, Any]
+    output: int
+    effects: frozenset[Any]
+
+    def run(self, operations: Iterable[Operation], values: dict[int, Any]) -> None:
+        """Run some of the operations; `values` has their operands, and the results."""
+        for operation in operations:
+            operands = (values[number] for number in operation.inputs)
+            results = operation.bind(*operands)
+            values.update(zip(operation.outputs, results, strict=True))
+
+    def dependents(self, numbers: Iterable[int]) -> set[int]:
+        """The values that are computed from those with these numbers, and these."""
+        found = set(numbers)
+        for operation in self.operations:
+            if not found.isdisjoint(operation.inputs):
+                found.update(operation.outputs)
+        return found
+
+
+def trace(fn: Callable[..., Any], *args: Any) -> Program:
+    """The program of a function of trees of arrays with one result."""
+    closed = jax.make_jaxpr(fn)(*args)
+    numbers = itertools.count()
+    constants: dict[int, Any] = {}
+    shapes: dict[int, Any] = {}
+    operations: list[Operation] = []
+
+    def new(aval: Any) -> int:
+        number = next(numbers)
+        shapes[number] = aval
+        return number
+
+    def constant(aval: Any, value: Any) -> int:
+        number = new(aval)
+        constants[number] = value
+        return number
+
+    def walk(closed: core.ClosedJaxpr, arguments: Iterable[int]) -> list[int]:
+        jaxpr = closed.jaxpr
+        known = dict(zip(jaxpr.invars, arguments, strict=True))
+        for variable, value in zip(jaxpr.constvars, closed.consts, strict=True):
+            known[variable] = constant(variable.aval, value)
+
+        def number_of(atom: Any) -> int:
+            if isinstance(atom, core.Literal):
+                aval: Any = atom.aval
+                return constant(aval, jnp.asarray(atom.val, aval.dtype))
+            return known[atom]
+
+        for equation in jaxpr.eqns:
+            inputs = tuple(map(number_of, equation.invars))
+            if equation.primitive.name in _JIT:
+                outputs = walk(equation.params["jaxpr"], inputs)
+            else:
+                outputs = [new(variable.aval) for variable in equation.outvars]
+                operations.append(
+                    Operation(
+                        equation.primitive.name,
+                        equation.params,
+                        inputs,
+                        tuple(outputs),
+                        _binding(jaxpr, equation),
+                    )
+                )
+            known.update(zip(equation.outvars, outputs, strict=True))
+        return [number_of(atom) for atom in jaxpr.outvars]
+
+    inputs = [new(variable.aval) for variable in closed.jaxpr.invars]
+    (output,) = walk(closed, inputs)
+
+    needed = {output}
+    used: list[Operation] = []
+    for operation in reversed(operations):
+        if not needed.isdisjoint(operation.outputs):
+            needed.update(operation.inputs)
+            used.append(operation)
+    return Program(
+        tuple(reversed(used)),
+        tuple(inputs),
+        constants,
+        shapes,
+        output,
+        frozenset(closed.jaxpr.effects),
+    )
+
+
+def _binding(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> Callable[..., list[Any]]:
+    """One equation as a function of its operands: its own rules go with it."""
+    position = {
+        variable: place
+        for place, variable in enumerate(equation.invars)
+        if not isinstance(variable, core.Literal)
+    }
+    alone = jaxpr.replace(
+        constvars=[],
+        invars=list(position),
+        outvars=equation.outvars,
+        eqns=[equation],
+        effects=equation.effects,
+    )
+    run = core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))
+    return lambda *operands: run(*(operands[place] for place in position.values()))

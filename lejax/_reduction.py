@@ -1,0 +1,232 @@
+"""The exact isometric reduction: drawing in the directions that the loss can see.
+
+Where a loss meets a kernel W (n, h) only in products A W with known rows A (m, n),
+m < n, it sees only U = QᵀW, with Aᵀ = Q R. A Gaussian is invariant under rotation: U
+and the rest of W are independent under N(W, τI), so what is sampled in U is exact. At a
+displacement u the product is (A W at x) + Rᵀ u; means, gradients and ends of chains are
+lifted by Q. Rows of an embedding table are the same, with rows of the identity for A.
+
+The idea's relative is the local reparameterisation trick: Kingma, Salimans and Welling,
+*Variational dropout and the local reparameterization trick*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lejax._directions import Directions, Rows, seen_from, selection, span
+from lejax._objective import Coordinates, call, first_batch, full_space
+from lejax._program import Operation, Program, trace
+from lejax._trees import (
+    PyTree,
+    compute_dtype,
+    scaled,
+    standard_normals,
+    translate,
+    widen,
+)
+from lejax._uses import Factor, Met, Selection, find_uses
+
+
+class Split(NamedTuple):
+    """A program whose operations run once, at x, or for every displacement.
+
+    Attributes:
+        program: of the loss.
+        leaves: the numbers of the parameters' leaves.
+        mets: of these, the ones that are met by known rows alone, and how.
+        factors: the known rows.
+        once: what no parameter changes, and the products at x.
+        every: what is left.
+        wanted: the numbers that `every`, or the result, takes from `once`.
+    """
+
+    program: Program
+    leaves: tuple[int, ...]
+    mets: dict[int, Met]
+    factors: tuple[Factor, ...]
+    once: tuple[Operation, ...]
+    every: tuple[Operation, ...]
+    wanted: tuple[int, ...]
+
+
+class ReducedLeaf(NamedTuple):
+    """A leaf in the coordinates of its directions."""
+
+    met: Met
+    shape: tuple[int, ...]
+    directions: Directions
+
+    def lift(self, u: jax.Array) -> jax.Array:
+        """A displacement along the directions as one of the leaf."""
+        order = self.met.order(len(self.shape))
+        rows = self.directions.lift(u, self.met.size(self.shape))
+        unfolded = rows.reshape(tuple(self.shape[i] for i in order))
+        return jnp.transpose(unfolded, sorted(range(len(order)), key=order.__getitem__))
+
+    def lower(self, leaf: jax.Array) -> jax.Array:
+        """The displacement along the directions of one of the leaf."""
+        folded = jnp.transpose(leaf, self.met.order(len(self.shape)))
+        others = folded.shape[len(self.met.axes) :]
+        rows = folded.reshape(self.met.size(self.shape), *others)
+        return self.directions.lower(rows)
+
+    def outside(self, leaf: jax.Array) -> jax.Array:
+        """The part of a displacement of the leaf that no row sees."""
+        return leaf - self.lift(self.lower(leaf))
+
+
+def find_reduced(
+    value_fn: Callable[..., Any], params: PyTree, batch: PyTree, inner_batches: bool
+) -> tuple[Program, list[Met | str]]:
+    """The program of the loss, and how it meets every leaf, or why that is unknown."""
+    # A single batch is closed over, so that it may hold more than arrays.
+    turns = (first_batch(batch),) if inner_batches else ()
+    program = trace(
+        lambda params, *turn: call(value_fn, params, turn[0] if turn else batch),
+        params,
+        *turns,
+    )
+    count = jnp.shape(jax.tree.leaves(batch)[0])[0] if inner_batches else 1
+    return program, find_uses(program, len(jax.tree.leaves(params)), count)
+
+
+def split(program: Program, found: list[Met | str]) -> Split:
+    """What of a program needs to run but once."""
+    leaves = program.inputs[: len(found)]
+    mets = {
+        number: met
+        for number, met in zip(leaves, found, strict=True)
+        if isinstance(met, Met)
+    }
+    at_origin = {
+        operation.outputs[0]
+        for met in mets.values()
+        for operation in (*met.views, *(use.operation for use in met.uses))
+    }
+    unknown = program.dependents(leaves)
+    once, every = [], []
+    for operation in program.operations:
+        known = unknown.isdisjoint(operation.outputs)
+        alone = known or operation.outputs[0] in at_origin
+        (once if alone else every).append(operation)
+    wanted = {program.output}.union(*(operation.inputs for operation in every))
+    wanted.difference_update(*(operation.outputs for operation in every))
+    wanted.difference_update(number for number in leaves if number not in mets)
+    factors = dict.fromkeys(use.factor for met in mets.values() for use in met.uses)
+    return Split(
+        program,
+        leaves,
+        mets,
+        tuple(factors),
+        tuple(once),
+        tuple(every),
+        tuple(sorted(wanted)),
+    )
+
+
+def reduced_space(
+    value_fn: Callable[..., Any], params: PyTree, batch: PyTree, inner_batches: bool
+) -> Coordinates:
+    """The coordinates that the loss can see on its batch, or on all inner batches."""
+    program, found = find_reduced(value_fn, params, batch, inner_batches)
+    if all(isinstance(met, str) for met in found):
+        return full_space(value_fn, params, batch, inner_batches)
+    plan = split(program, found)
+    leaves, structure = jax.tree.flatten(params)
+    origin, dtype = widen(params), compute_dtype(params)
+    turns = program.inputs[len(leaves) :]
+    turning = program.dependents(turns)
+
+    def prepare(*turn: PyTree) -> tuple[list[Any], list[jax.Array]]:
+        """What runs once: the wanted values, and the known rows."""
+        values = program.constants | dict(zip(plan.leaves, leaves, strict=True))
+        values.update(zip(turns, jax.tree.leaves(turn), strict=True))
+        program.run(plan.once, values)
+        rows = [factor.rows(values[factor.number]) for factor in plan.factors]
+        return [values[number] for number in plan.wanted], rows
+
+    if inner_batches:
+        # All of them at once; what is the same for all is there once.
+        axes = (
+            [0 if number in turning else None for number in plan.wanted],
+            [0 if factor.number in turning else None for factor in plan.factors],
+        )
+        prepare = jax.vmap(prepare, out_axes=axes)
+        prepared, rows = prepare(jax.tree.map(jnp.asarray, batch))
+    else:
+        prepared, rows = prepare()
+    rows = dict(zip(plan.factors, rows, strict=True))
+
+    parts: list[ReducedLeaf | None] = []
+    coefficients: dict[tuple[int, Factor], jax.Array] = {}
+    known: dict[Any, tuple[Directions, Rows]] = {}
+    for number, leaf in zip(plan.leaves, jax.tree.leaves(origin), strict=True):
+        met = plan.mets.get(number)
+        if met is None:
+            parts.append(None)
+            continue
+        mine = {use.factor: rows[use.factor] for use in met.uses}
+        size = met.size(leaf.shape)
+        # Leaves that meet the same rows, the gates of a cell say, share directions.
+        same = (*mine, size, leaf.dtype)
+        if same not in known:
+            indexed = any(isinstance(factor, Selection) for factor in mine)
+            known[same] = (
+                selection(mine, size) if indexed else span(mine, size, leaf.dtype)
+            )
+        directions, by_factor = known[same]
+        parts.append(ReducedLeaf(met, leaf.shape, directions))
+        coefficients |= {(number, factor): c for factor, c in by_factor.items()}
+
+    def mapped(
+        reduced: Callable[[ReducedLeaf, Any], Any], whole: Callable[[Any], Any]
+    ) -> Callable[[PyTree], PyTree]:
+        """A function of trees, by whether a leaf is reduced or whole."""
+        return lambda tree: structure.unflatten(
+            whole(leaf) if part is None else reduced(part, leaf)
+            for part, leaf in zip(parts, jax.tree.leaves(tree), strict=True)
+        )
+
+    def displaced(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
+        def at_turn(number: int, value: Any) -> Any:
+            return value[j % value.shape[0]] if number in turning else value
+
+        values = {
+            number: at_turn(number, value)
+            for number, value in zip(plan.wanted, prepared, strict=True)
+        }
+        moves = jax.tree.leaves(displacement)
+        for number, leaf, u in zip(plan.leaves, leaves, moves, strict=True):
+            if number not in plan.mets:
+                values[number] = translate(leaf, scaled(u, sign))
+                continue
+            for use in plan.mets[number].uses:
+                coefficient = coefficients[number, use.factor]
+                # The sign comes last, so that ±u share the product.
+                change = seen_from(at_turn(use.factor.number, coefficient), u) * sign
+                (result,) = use.operation.outputs
+                at_origin = values[result]
+                change = jnp.transpose(change, use.order).reshape(at_origin.shape)
+                values[result] = translate(at_origin, change)
+        program.run(plan.every, values)
+        return jnp.asarray(values[program.output]).astype(dtype)
+
+    zeros = mapped(
+        lambda part, leaf: jnp.zeros(part.met.reduced_shape(leaf.shape), leaf.dtype),
+        jnp.zeros_like,
+    )(origin)
+    seen = mapped(lambda part, u: part.directions.mask(u), lambda u: u)
+    return Coordinates(
+        origin=origin,
+        zeros=zeros,
+        noise=lambda key, n: jax.vmap(seen)(standard_normals(key, zeros, n)),
+        value_fn=displaced,
+        lift=mapped(ReducedLeaf.lift, lambda u: u),
+        lower=mapped(ReducedLeaf.lower, lambda u: u),
+        outside=mapped(ReducedLeaf.outside, jnp.zeros_like),
+    )

@@ -1,0 +1,142 @@
+"""What the reduction does with a loss, for a person to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from lejax._objective import check_objective, first_batch, without_aux
+from lejax._reduction import find_reduced
+from lejax._trees import PyTree
+from lejax._uses import Met
+from lejax._validate import float_leaves
+
+
+class LeafReport(NamedTuple):
+    """One leaf of the parameters.
+
+    Attributes:
+        name: its path, as `jax.tree_util.keystr` writes it.
+        shape: of the leaf.
+        reduced_shape: of its draws.
+        reason: how the loss meets it, or why it is not reduced.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    reduced_shape: tuple[int, ...]
+    reason: str
+
+
+class ReductionReport(NamedTuple):
+    """All leaves; printed, a table.
+
+    Attributes:
+        leaves: one report each.
+    """
+
+    leaves: tuple[LeafReport, ...]
+
+    @property
+    def size(self) -> int:
+        """The numbers in the parameters."""
+        return sum(math.prod(leaf.shape) for leaf in self.leaves)
+
+    @property
+    def reduced_size(self) -> int:
+        """The numbers in a draw."""
+        return sum(math.prod(leaf.reduced_shape) for leaf in self.leaves)
+
+    def __str__(self) -> str:
+        rows = [("leaf", "shape", "drawn", "")]
+        rows += [
+            (leaf.name, str(leaf.shape), str(leaf.reduced_shape), leaf.reason)
+            for leaf in self.leaves
+        ]
+        rows.append(("in all", str(self.size), str(self.reduced_size), ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            "  ".join(
+                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+            )
+            for row in rows
+        )
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def reduction_report(
+    value_fn: Callable[..., Any],
+    params: PyTree,
+    batch: PyTree = None,
+    *,
+    inner_batches: bool = False,
+    has_aux: bool = False,
+) -> ReductionReport:
+    """Which leaves of the parameters the samplers draw in fewer dimensions, and why.
+
+    A leaf W that the loss meets only in products A W with rows A (m, n) that depend on
+    no parameter, m < n, is drawn as QᵀW, Aᵀ = Q R: in m of n directions, exactly. The
+    first dense layer is such a leaf, on batches that are smaller than its inputs; an
+    embedding table, of which a batch reads m of n rows, is another.
+
+    Args:
+        value_fn: the loss, as the samplers get it.
+        params: the parameters that are sampled; with a mask, those alone that it
+            selects, the others being closed over.
+        batch: a batch, or with `inner_batches` a stack of them. Nothing but the shapes
+            matters.
+        inner_batches: as in `sgld`: the rows of all inner batches count.
+        has_aux: whether `value_fn` returns a pair (f, aux).
+
+    Returns:
+        A `ReductionReport`, to be printed.
+
+    Raises:
+        ValueError, TypeError: `value_fn` is not a scalar loss of these parameters on
+            this batch.
+
+    Example:
+        >>> import jax.numpy as jnp, lejax
+        >>> params = {"w": jnp.zeros((100, 3)), "b": jnp.zeros(3), "v": jnp.zeros(3)}
+        >>> def loss(params, x):
+        ...     hidden = jnp.tanh(x @ params["w"] + params["b"])
+        ...     return jnp.mean(hidden @ params["v"])
+        >>> print(lejax.reduction_report(loss, params, jnp.ones((20, 100))))
+        leaf    shape     drawn
+        ['b']   (3,)      (3,)     used by broadcast_in_dim
+        ['v']   (3,)      (3,)     dot_general with what depends on parameters
+        ['w']   (100, 3)  (20, 3)  20 rows meet 100 inputs
+        in all  306       66
+
+    References:
+        Kingma, Salimans, Welling, *Variational dropout and the local reparameterization
+        trick*, of which it is a relative.
+    """
+    params = float_leaves(params)
+    first = first_batch(batch) if inner_batches else batch
+    check_objective(value_fn, params, first, has_aux=has_aux)
+    loss = without_aux(value_fn) if has_aux else value_fn
+    _, found = find_reduced(loss, params, batch, inner_batches)
+    return ReductionReport(
+        tuple(
+            _leaf_report(jax.tree_util.keystr(path), leaf.shape, met)
+            for (path, leaf), met in zip(
+                jax.tree_util.tree_leaves_with_path(params), found, strict=True
+            )
+        )
+    )
+
+
+def _leaf_report(name: str, shape: tuple[int, ...], met: Met | str) -> LeafReport:
+    if isinstance(met, str):
+        return LeafReport(name, shape, shape, met)
+    reason = f"{met.rows} rows meet {met.size(shape)} inputs"
+    return LeafReport(
+        name,
+        shape,
+        met.reduced_shape(shape),
+        reason if met.uses else "the loss does not use it",
+    )

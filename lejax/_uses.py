@@ -1,0 +1,284 @@
+"""How a loss uses its parameters: which leaves it meets by known rows alone.
+
+A leaf qualifies where every use of it is a product A W, or a choice of rows W[i], along
+one and the same of its axes (or group of axes), with an A or i that depends on no
+parameter. What is not known here disqualifies the leaf, and its reason is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.lax import GatherScatterMode
+
+from lejax._program import Operation, Program
+
+_FILL = GatherScatterMode.FILL_OR_DROP
+_CLIP = GatherScatterMode.CLIP
+_PROMISE = GatherScatterMode.PROMISE_IN_BOUNDS
+
+
+class Matrix(NamedTuple):
+    """A known operand of a product: its free axes, and those that are contracted."""
+
+    number: int
+    free: tuple[int, ...]
+    contracted: tuple[int, ...]
+
+    def rows(self, value: jax.Array) -> jax.Array:
+        """The operand with its n contracted numbers last: (*free, n)."""
+        value = jnp.transpose(value, self.free + self.contracted)
+        return value.reshape(*value.shape[: len(self.free)], -1)
+
+    def free_shape(self, rows: jax.Array) -> tuple[int, ...]:
+        """The shape of `rows` but for the numbers of a row."""
+        return rows.shape[:-1]
+
+
+class Selection(NamedTuple):
+    """Known indices, of which one component numbers rows of a table of `size` rows."""
+
+    number: int
+    component: int
+    size: int
+    clip: bool
+
+    def rows(self, value: jax.Array) -> jax.Array:
+        """The numbers of the rows; `size` for those out of range, which read none."""
+        rows = value[..., self.component]
+        if rows.dtype.itemsize < 4:  # the size may be beyond its range
+            rows = rows.astype(jnp.int32)
+        if self.clip:
+            return rows.clip(0, self.size - 1)
+        return jnp.where((rows >= 0) & (rows < self.size), rows, self.size)
+
+    def free_shape(self, rows: jax.Array) -> tuple[int, ...]:
+        """The shape of `rows`, each but a number."""
+        return rows.shape
+
+
+Factor: TypeAlias = Matrix | Selection
+
+
+class Use(NamedTuple):
+    """A product or a choice of rows.
+
+    Attributes:
+        operation: what does it.
+        factor: the known rows.
+        axes: the axes of the leaf along which it is met, in rising order.
+        order: the axes of (*free, *the other axes of the leaf) in the order of the
+            result, but for axes of length 1.
+    """
+
+    operation: Operation
+    factor: Factor
+    axes: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+class Met(NamedTuple):
+    """A leaf that is met by known rows alone, fewer of them than it has itself.
+
+    Attributes:
+        axes: the axes of the leaf along which it is met.
+        uses: where; empty where the loss does not use the leaf.
+        views: the operations that only show the leaf otherwise, on the way there.
+        rows: m, the number of known rows.
+    """
+
+    axes: tuple[int, ...]
+    uses: tuple[Use, ...]
+    views: tuple[Operation, ...]
+    rows: int
+
+    def order(self, ndim: int) -> tuple[int, ...]:
+        """The axes along which the leaf is met, and then its others."""
+        return self.axes + tuple(i for i in range(ndim) if i not in self.axes)
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """n, the numbers of the leaf that a row meets."""
+        return math.prod(shape[i] for i in self.axes)
+
+    def reduced_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a displacement in the directions of the rows."""
+        others = self.order(len(shape))[len(self.axes) :]
+        return (self.rows, *(shape[i] for i in others))
+
+
+class UnknownUseError(Exception):
+    """A use that disqualifies the leaf, for the reason that it carries."""
+
+
+def find_uses(program: Program, leaves: int, turns: int = 1) -> list[Met | str]:
+    """How each of the first `leaves` inputs is met, or the reason why it is not.
+
+    `program` is that of the loss. The inputs after the leaves are those of the batch,
+    of which there are `turns`: the rows of all of them count.
+    """
+    if program.effects:
+        effects = ", ".join(sorted(map(str, program.effects)))
+        return [f"the loss has side effects: {effects}"] * leaves
+    numbers = program.inputs[:leaves]
+    turning = program.dependents(program.inputs[leaves:])
+    unknown = program.dependents(numbers)
+    # Where a leaf is seen: which, and which of its axes every axis there is.
+    views = {
+        number: (leaf, tuple(range(len(program.shapes[number].shape))))
+        for leaf, number in enumerate(numbers)
+    }
+    ways: list[list[Operation]] = [[] for _ in numbers]
+    uses: list[list[Use]] = [[] for _ in numbers]
+    reasons: dict[int, str] = {}
+    for operation in program.operations:
+        for operand, number in enumerate(operation.inputs):
+            if number not in views:
+                continue
+            leaf, axes = views[number]
+            seen = _view(program, operation, axes)
+            if seen is not None:
+                views[operation.outputs[0]] = (leaf, seen)
+                ways[leaf].append(operation)
+                continue
+            try:
+                uses[leaf].append(_use(program, operation, operand, axes, unknown))
+            except UnknownUseError as reason:
+                reasons.setdefault(leaf, str(reason))
+    if program.output in views:
+        reasons[views[program.output][0]] = "it is the loss itself"
+
+    def judge(leaf: int, number: int) -> Met | str:
+        if leaf in reasons:
+            return reasons[leaf]
+        shape = program.shapes[number].shape
+        along = {use.axes for use in uses[leaf]} or {tuple(range(len(shape)))}
+        factors = {use.factor for use in uses[leaf]}
+        if len(along) > 1:
+            return "met along different axes"
+        if len(set(map(type, factors))) > 1:
+            return "both multiplied and indexed"
+        (axes,) = along
+        rows = sum(
+            _count(program, factor) * (turns if factor.number in turning else 1)
+            for factor in factors
+        )
+        size = math.prod(shape[i] for i in axes)
+        if rows >= size:
+            return f"{rows} rows meet {size} inputs"
+        return Met(axes, tuple(uses[leaf]), tuple(ways[leaf]), rows)
+
+    return [judge(leaf, number) for leaf, number in enumerate(numbers)]
+
+
+def _count(program: Program, factor: Factor) -> int:
+    """The number of rows that a factor holds."""
+    shape = program.shapes[factor.number].shape
+    free = factor.free if isinstance(factor, Matrix) else range(len(shape) - 1)
+    return math.prod(shape[i] for i in free)
+
+
+def _view(
+    program: Program, operation: Operation, axes: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The axes of a leaf after an operation that only shows it otherwise."""
+    if operation.name == "transpose":
+        return tuple(axes[i] for i in operation.params["permutation"])
+    if operation.name == "convert_element_type":
+        before = program.shapes[operation.inputs[0]].dtype
+        after = program.shapes[operation.outputs[0]].dtype
+        # A cast that loses digits is a function of its own.
+        if jnp.issubdtype(after, jnp.floating) and (
+            jnp.finfo(after).nmant >= jnp.finfo(before).nmant
+            and jnp.finfo(after).maxexp >= jnp.finfo(before).maxexp
+        ):
+            return axes
+    return None
+
+
+def _use(
+    program: Program,
+    operation: Operation,
+    operand: int,
+    axes: tuple[int, ...],
+    unknown: Container[int],
+) -> Use:
+    """The operation as a use of the leaf that is seen in `axes` as its operand."""
+    recognise = {"dot_general": _product, "gather": _choice}.get(operation.name)
+    if recognise is None:
+        raise UnknownUseError(f"used by {operation.name}")
+    if any(
+        number in unknown
+        for place, number in enumerate(operation.inputs)
+        if place != operand
+    ):
+        raise UnknownUseError(f"{operation.name} with what depends on parameters")
+    return recognise(program, operation, operand, axes)
+
+
+def _product(
+    program: Program, operation: Operation, operand: int, axes: tuple[int, ...]
+) -> Use:
+    contracting, batching = operation.params["dimension_numbers"]
+    if batching[0]:
+        raise UnknownUseError("used by dot_general with batch dimensions")
+    if operation.params.get("out_sharding") is not None:
+        raise UnknownUseError("used by dot_general with a sharding of its own")
+    number = operation.inputs[1 - operand]
+    met = sorted(
+        (axes[mine], other)
+        for mine, other in zip(
+            contracting[operand], contracting[1 - operand], strict=True
+        )
+    )
+    along = tuple(axis for axis, _ in met)
+    contracted = tuple(other for _, other in met)
+    free = tuple(
+        i for i in range(len(program.shapes[number].shape)) if i not in contracted
+    )
+    rest = [axis for axis in range(len(axes)) if axis not in along]
+    mine = tuple(len(free) + rest.index(axis) for axis in axes if axis in rest)
+    theirs = tuple(range(len(free)))
+    order = mine + theirs if operand == 0 else theirs + mine
+    return Use(operation, Matrix(number, free, contracted), along, order)
+
+
+def _choice(
+    program: Program, operation: Operation, operand: int, axes: tuple[int, ...]
+) -> Use:
+    numbers, sizes = (
+        operation.params["dimension_numbers"],
+        operation.params["slice_sizes"],
+    )
+    mode = operation.params["mode"]
+    table, number = operation.inputs
+    shape = program.shapes[table].shape
+    partial = [i for i, size in enumerate(sizes) if size != shape[i]]
+    if (
+        operand != 0
+        or len(partial) != 1
+        or sizes[partial[0]] != 1
+        or partial[0] not in numbers.start_index_map
+        or numbers.operand_batching_dims
+        or mode not in (_FILL, _CLIP, _PROMISE)
+        # Out of range in another component, a row would be filled as well.
+        or (mode == _FILL and len(numbers.start_index_map) > 1)
+    ):
+        raise UnknownUseError("used by a gather of more than whole rows")
+    (axis,) = partial
+    rest = [i for i in range(len(axes)) if i != axes[axis]]
+    free = len(program.shapes[number].shape) - 1
+    kept = iter(i for i in range(len(axes)) if i not in numbers.collapsed_slice_dims)
+    theirs = iter(range(free))
+    order = tuple(
+        free + rest.index(axes[shown]) if shown is not None else next(theirs)
+        for place in range(len(program.shapes[operation.outputs[0]].shape))
+        if (shown := next(kept) if place in numbers.offset_dims else None) != axis
+    )
+    factor = Selection(
+        number, numbers.start_index_map.index(axis), shape[axis], mode != _FILL
+    )
+    return Use(operation, factor, (axes[axis],), order)
