@@ -1,4 +1,4 @@
-"""What a direct importance update costs: time beside plain code, memory beside J."""
+"""Time, error and peak memory of an update, reduced and direct, beside a plain step."""
 
 from __future__ import annotations
 
@@ -9,122 +9,207 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
 
 import lejax
-from experiments import models, results
+from experiments import data, models, results
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Time and memory of the direct importance update on the 784-200-10 network."""
+    """Updates at the paper's settings, in one interleaved run."""
 
+    data: Literal["mnist", "random"] = "random"
+    """Images of the batch, MNIST's first or uniform noise: times do not depend on them,
+    errors do."""
     samples: int = 1000
-    """J of the timed updates."""
+    """J of importance sampling, of the chain, and the population of OpenES."""
+    moves: int = 30
+    """J and M of Robbins-Monro."""
     many_samples: int = 100_000
     """J of the update whose memory is compared with that of `samples`."""
-    rounds: int = 7
+    reference_samples: int = 1_000_000
+    """Samples of the reference for the errors."""
+    rounds: int = 9
     """Timed rounds; every method takes a turn in each."""
-    batch_size: int = 20
-    """Images in the batch: random ones, since time does not depend on them."""
+    repeats: int = 16
+    """Updates whose error is averaged."""
     tau: float = 0.01
     """Variance of the smoothing."""
     output: Path = Path("results")
     """Folder for benchmark.json."""
 
 
+class Case(NamedTuple):
+    """A network and a batch size."""
+
+    widths: tuple[int, ...]
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{'-'.join(map(str, self.widths))}, batch {self.batch_size}"
+
+
+PAPER = Case((784, 200, 10), 20)
+LIMITS = (
+    Case((784, 200, 10), 200),
+    Case((784, 200, 10), 1000),
+    Case((784, 200, 200, 200, 10), 20),
+)
+LIMITED = ("importance", "importance, direct")
+
 Update = Callable[[Any, jax.Array, Any], Any]  # (params, key, batch) -> params
 
 
-def problem(config: Config) -> tuple[models.Classifier, tuple[jax.Array, jax.Array]]:
-    """The paper's larger network and a batch."""
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.random((config.batch_size, 784)), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, 10, config.batch_size))
-    return models.dense_classifier((784, 200, 10), seed=0), (images, labels)
+def problem(case: Case, kind: str) -> tuple[models.Classifier, tuple[Any, Any]]:
+    """The network and its batch."""
+    if kind == "mnist":
+        dataset = data.load("mnist")
+        images = dataset.train_images[: case.batch_size]
+        labels = dataset.train_labels[: case.batch_size]
+    else:
+        rng = np.random.default_rng(0)
+        images = rng.random((case.batch_size, case.widths[0]), np.float32)
+        labels = rng.integers(0, case.widths[-1], case.batch_size)
+    batch = jnp.asarray(images), jnp.asarray(labels)
+    return models.dense_classifier(case.widths, seed=0), batch
 
 
 def sgd(loss: Callable[..., jax.Array], config: Config) -> Update:
-    """A plain step."""
+    """A plain step: one call of `jax.value_and_grad` and `optax.sgd`."""
+    tx = optax.sgd(config.tau)
 
     def update(params: Any, key: jax.Array, batch: Any) -> Any:
         del key
-        grads = jax.grad(loss)(params, batch)
-        return optax.apply_updates(params, optax.tree.scale(-config.tau, grads))
+        _, grads = jax.value_and_grad(loss)(params, batch)
+        updates, _ = tx.update(grads, tx.init(params), params)
+        return optax.apply_updates(params, updates)
 
     return update
 
 
-def by_hand(loss: Callable[..., jax.Array], config: Config, *, pairs: bool) -> Update:
-    """Algorithm 4 as one writes it down: all draws at once, one `vmap`."""
-    units = config.samples // 2 if pairs else config.samples
-    scale = config.tau**0.5
+def open_es(loss: Callable[..., jax.Array], config: Config) -> Update | None:
+    """A generation of evosax's OpenES as a step of the same size: pairs, no shaping."""
+    try:
+        from evosax.algorithms import Open_ES
+        from evosax.core.fitness_shaping import identity_fitness_shaping_fn
+    except ImportError:
+        return None
 
     def update(params: Any, key: jax.Array, batch: Any) -> Any:
-        # The very draws of lejax, so that both give the same answer.
-        noise = jax.vmap(
-            lambda unit: optax.tree.random_like(jax.random.fold_in(key, unit), params)
-        )(jnp.arange(units))
-
-        def losses(sign: float) -> jax.Array:
-            return jax.vmap(
-                lambda e: loss(optax.tree.add_scale(params, sign * scale, e), batch)
-            )(noise)
-
-        signs = (1.0, -1.0) if pairs else (1.0,)
-        weights = jax.nn.softmax(-jnp.stack([losses(s) for s in signs]), (0, 1))
-        signed = jnp.asarray(signs) @ weights
-        return jax.tree.map(
-            lambda p, e: p + scale * jnp.tensordot(signed, e, 1), params, noise
+        es = Open_ES(
+            config.samples,
+            params,
+            optimizer=optax.sgd(config.tau),
+            std_schedule=optax.constant_schedule(config.tau**0.5),
+            fitness_shaping_fn=identity_fitness_shaping_fn,
         )
+        state = es.init(key, params, es.default_params)
+        population, state = es.ask(key, state, es.default_params)
+        fitness = jax.vmap(lambda member: loss(member, batch))(population)
+        state, _ = es.tell(key, population, fitness, state, es.default_params)
+        return es.get_mean(state)
 
     return update
 
 
 def methods(loss: Callable[..., jax.Array], config: Config) -> dict[str, Update]:
-    """Everything that is timed."""
+    """Everything that is compared; "direct" is without the reduction."""
+    n, m = config.samples, config.moves
 
-    def lejax_step(pairs: bool) -> Update:
-        sampler = lejax.importance(config.samples, antithetic=pairs)
+    def step(sampler: lejax.Sampler) -> Update:
         return lejax.step_fn(loss, sampler, config.tau)
 
-    return {
+    def chain(j: Any) -> Any:
+        return 1 / (1001 + j)
+
+    def decay(j: Any) -> Any:
+        return 0.1 * (j + 1) ** -0.7
+
+    found: dict[str, Update | None] = {
         "SGD step": sgd(loss, config),
-        "by hand, plain": by_hand(loss, config, pairs=False),
-        "lejax, plain": lejax_step(pairs=False),
-        "by hand, pairs": by_hand(loss, config, pairs=True),
-        "lejax, pairs": lejax_step(pairs=True),
+        "importance": step(lejax.importance(n)),
+        "importance, independent draws": step(lejax.importance(n, signs_per_draw=1)),
+        "importance, direct": step(
+            lejax.importance(n, signs_per_draw=1, reduction=False)
+        ),
+        "sgld": step(lejax.sgld(n, chain)),
+        "sgld, direct": step(lejax.sgld(n, chain, reduction=False)),
+        "robbins_monro": step(lejax.robbins_monro(m, m, decay)),
+        "robbins_monro, direct": step(
+            lejax.robbins_monro(m, m, decay, reduction=False)
+        ),
+        "OpenES of evosax": open_es(loss, config),
     }
+    return {name: update for name, update in found.items() if update is not None}
 
 
-def seconds(config: Config) -> dict[str, list[float]]:
+def seconds(
+    case: Case, config: Config, names: Sequence[str] | None = None
+) -> dict[str, list[float]]:
     """Seconds of each method in each round, after one that compiles."""
-    classifier, batch = problem(config)
+    classifier, batch = problem(case, config.data)
     key = jax.random.key(0)
+    chosen = methods(classifier.loss, config)
     jitted = {
         name: jax.jit(update)
-        for name, update in methods(classifier.loss, config).items()
+        for name, update in chosen.items()
+        if names is None or name in ("SGD step", *names)
     }
     times: dict[str, list[float]] = {name: [] for name in jitted}
     for turn in range(config.rounds + 1):
         for name, update in jitted.items():
-            start = time.perf_counter()
-            jax.block_until_ready(update(classifier.params, key, batch))
+            # A step is much shorter than the others: its median of many is one turn's.
+            spans = []
+            for _ in range(50 if name == "SGD step" else 1):
+                start = time.perf_counter()
+                jax.block_until_ready(update(classifier.params, key, batch))
+                spans.append(time.perf_counter() - start)
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(statistics.median(spans))
     return times
+
+
+def errors(config: Config) -> dict[str, float]:
+    """Root-mean-square errors of displacements E_q[X] - x, and the norm of the latter.
+
+    OpenES estimates -τ∇F^H, which differs from it by far less than their errors.
+    """
+    classifier, batch = problem(PAPER, config.data)
+
+    def displacement(update: Update) -> Callable[[jax.Array], jax.Array]:
+        def run(key: jax.Array) -> jax.Array:
+            moved = update(classifier.params, key, batch)
+            change = jax.tree.map(jnp.subtract, moved, classifier.params)
+            return jax.flatten_util.ravel_pytree(change)[0]
+
+        return jax.jit(run)
+
+    reference = lejax.importance(config.reference_samples)
+    truth = displacement(lejax.step_fn(classifier.loss, reference, config.tau))(
+        jax.random.key(1)
+    )
+    found = {"the displacement itself": float(jnp.linalg.norm(truth))}
+    for name, update in methods(classifier.loss, config).items():
+        if "importance" in name or "OpenES" in name:
+            run = displacement(update)
+            keys = jax.random.split(jax.random.key(2), config.repeats)
+            squares = [float(jnp.sum((run(key) - truth) ** 2)) for key in keys]
+            found[name] = float(np.sqrt(np.mean(squares)))
+    return found
 
 
 def peak_memory(config: Config, name: str, samples: int) -> float:
     """Peak resident MB of a process that runs one update; run in one of its own."""
     config = dataclasses.replace(config, samples=samples)
-    classifier, batch = problem(config)
+    classifier, batch = problem(PAPER, "random")
     update = jax.jit(methods(classifier.loss, config)[name])
     jax.block_until_ready(update(classifier.params, jax.random.key(0), batch))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -133,16 +218,23 @@ def peak_memory(config: Config, name: str, samples: int) -> float:
 def memory(config: Config) -> dict[str, float]:
     """Peak memory by method and J, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
+    classifier, _ = problem(PAPER, "random")
+    runs = {name: (name, config.samples) for name in methods(classifier.loss, config)}
+    many = config.many_samples
+    runs[f"importance, J = {many}"] = ("importance", many)
     found = {}
-    for name, samples in (
-        ("SGD step", config.samples),
-        ("by hand, pairs", config.samples),
-        ("lejax, pairs", config.samples),
-        ("lejax, pairs", config.many_samples),
-    ):
+    for label, run in runs.items():
         with context.Pool(1) as pool:
-            megabytes = pool.apply(peak_memory, (config, name, samples))
-        found[f"{name}, J = {samples}"] = megabytes
+            found[label] = pool.apply(peak_memory, (config, *run))
+    return found
+
+
+def ratios(times: dict[str, list[float]]) -> dict[str, tuple[float, float, float]]:
+    """Median, least and largest ratio to the plain step of the same round."""
+    found = {}
+    for name, spans in times.items():
+        of_rounds = [a / b for a, b in zip(spans, times["SGD step"], strict=True)]
+        found[name] = (statistics.median(of_rounds), min(of_rounds), max(of_rounds))
     return found
 
 
@@ -151,39 +243,39 @@ def main(args: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, args=args)
     # First of all: the peak of a process counts that of its parent when it was started.
     megabytes = memory(config)
-    times = seconds(config)
+    times = {str(PAPER): seconds(PAPER, config)}
+    for case in LIMITS:
+        times[str(case)] = seconds(case, config, LIMITED)
+    error = errors(config)
+
     print(f"Device: {results.device_name()}")
-    print("\nPeak resident memory of a process with one update")
-    for name, peak in megabytes.items():
-        print(f"{name:<32}{peak:>8.0f} MB")
-    base = statistics.median(times["SGD step"])
-    row = "{:<18}{:>12}{:>14}{:>20}"
-    print(f"\nUpdates at J = {config.samples}, ratio to the SGD step of the same run")
-    print(row.format("", "seconds", "ratio", "min to max"))
-    for name, of_rounds in times.items():
-        low, high = min(of_rounds) / base, max(of_rounds) / base
-        median = statistics.median(of_rounds)
-        print(
-            row.format(
-                name,
-                f"{median:.5f}",
-                f"{median / base:.0f}",
-                f"{low:.0f} to {high:.0f}",
-            )
-        )
-    for kind in ("plain", "pairs"):
-        share = [
-            ours / by_hand
-            for ours, by_hand in zip(
-                times[f"lejax, {kind}"], times[f"by hand, {kind}"], strict=True
-            )
-        ]
-        print(f"lejax / by hand, {kind}: {statistics.median(share):.2f}")
+    step = statistics.median(times[str(PAPER)]["SGD step"])
+    print(f"\nUpdates, {PAPER}: ratio to an SGD step of {1e3 * step:.2f} ms")
+    row = "| {:<30} | {:>20} | {:>8} | {:>8} |"
+    print(row.format("update", "ratio (least-largest)", "error", "MB"))
+    print(row.format("---", "---", "---", "---"))
+    for name, (median, least, largest) in ratios(times[str(PAPER)]).items():
+        shown = f"{error[name]:.3f}" if name in error else ""
+        spread = f"{median:.0f} ({least:.0f}-{largest:.0f})"
+        print(row.format(name, spread, shown, f"{megabytes[name]:.0f}"))
+    print(f"Norm of the displacement: {error['the displacement itself']:.4f}")
+    many = f"importance, J = {config.many_samples}"
+    print(f"{many}: {megabytes[many]:.0f} MB")
+    print("\nWhere the reduction helps, and where it does not: importance")
+    row = "| {:<32} | {:>10} | {:>10} | {:>8} |"
+    print(row.format("network", "reduced", "direct", "gain"))
+    print(row.format("---", "---", "---", "---"))
+    for case, spans in times.items():
+        found = ratios(spans)
+        reduced, direct = (found[name][0] for name in LIMITED)
+        gain = f"{direct / reduced:.1f}"
+        print(row.format(case, f"{reduced:.0f}", f"{direct:.0f}", gain))
     print()
     results.write_json(
         config.output / "benchmark.json",
         config,
         seconds=times,
+        errors=error,
         peak_resident_megabytes=megabytes,
     )
 

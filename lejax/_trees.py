@@ -36,11 +36,14 @@ def standard_normals(key: jax.Array, like: PyTree, copies: int) -> PyTree:
     ends = list(itertools.accumulate(leaf.size for leaf in leaves))
     key, signs_key = jax.random.split(key)
     # All leaves at once: the last axis of a leaf may be too short for the processor.
-    drawn = jax.random.normal(key, (ends[-1],), compute_dtype(like))
+    # The partitionable generator throws away every second word that it makes.
+    with jax.threefry_partitionable(False):
+        drawn = jax.random.normal(key, (ends[-1],), compute_dtype(like))
     numbers = drawn[None]
     if copies > 1:
         # Bit c of a random word is the sign in copy c.
-        words = jax.random.bits(signs_key, drawn.shape, jnp.uint32)
+        with jax.threefry_partitionable(False):
+            words = jax.random.bits(signs_key, drawn.shape, jnp.uint32)
         bits = (words >> jnp.arange(copies, dtype=jnp.uint32)[:, None]) & 1
         numbers = jnp.where(bits == 0, drawn, -drawn)
     return structure.unflatten(
