@@ -29,6 +29,8 @@ class Config:
     data: Literal["mnist", "random"] = "random"
     """Images of the batch, MNIST's first or uniform noise: times do not depend on them,
     errors do."""
+    data_dir: str | None = None
+    """Where tensorflow-datasets keeps MNIST; its own default where not given."""
     samples: int = 1000
     """J of importance sampling, of the chain, and the population of OpenES."""
     moves: int = 30
@@ -68,10 +70,10 @@ LIMITED = ("importance", "importance, direct")
 Update = Callable[[Any, jax.Array, Any], Any]  # (params, key, batch) -> params
 
 
-def problem(case: Case, kind: str) -> tuple[models.Classifier, tuple[Any, Any]]:
+def problem(case: Case, config: Config) -> tuple[models.Classifier, tuple[Any, Any]]:
     """The network and its batch."""
-    if kind == "mnist":
-        dataset = data.load("mnist")
+    if config.data == "mnist":
+        dataset = data.load("mnist", config.data_dir)
         images = dataset.train_images[: case.batch_size]
         labels = dataset.train_labels[: case.batch_size]
     else:
@@ -155,7 +157,7 @@ def seconds(
     case: Case, config: Config, names: Sequence[str] | None = None
 ) -> dict[str, list[float]]:
     """Seconds of each method in each round, after one that compiles."""
-    classifier, batch = problem(case, config.data)
+    classifier, batch = problem(case, config)
     key = jax.random.key(0)
     chosen = methods(classifier.loss, config)
     jitted = {
@@ -182,7 +184,7 @@ def errors(config: Config) -> dict[str, float]:
 
     OpenES estimates -τ∇F^H, which differs from it by far less than their errors.
     """
-    classifier, batch = problem(PAPER, config.data)
+    classifier, batch = problem(PAPER, config)
 
     def displacement(update: Update) -> Callable[[jax.Array], jax.Array]:
         def run(key: jax.Array) -> jax.Array:
@@ -208,8 +210,8 @@ def errors(config: Config) -> dict[str, float]:
 
 def peak_memory(config: Config, name: str, samples: int) -> float:
     """Peak resident MB of a process that runs one update; run in one of its own."""
-    config = dataclasses.replace(config, samples=samples)
-    classifier, batch = problem(PAPER, "random")
+    config = dataclasses.replace(config, samples=samples, data="random")
+    classifier, batch = problem(PAPER, config)
     update = jax.jit(methods(classifier.loss, config)[name])
     jax.block_until_ready(update(classifier.params, jax.random.key(0), batch))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -218,7 +220,7 @@ def peak_memory(config: Config, name: str, samples: int) -> float:
 def memory(config: Config) -> dict[str, float]:
     """Peak memory by method and J, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
-    classifier, _ = problem(PAPER, "random")
+    classifier, _ = problem(PAPER, dataclasses.replace(config, data="random"))
     runs = {name: (name, config.samples) for name in methods(classifier.loss, config)}
     many = config.many_samples
     runs[f"importance, J = {many}"] = ("importance", many)

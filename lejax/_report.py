@@ -107,7 +107,7 @@ def reduction_report(
         >>> print(lejax.reduction_report(loss, params, jnp.ones((20, 100))))
         leaf    shape     drawn
         ['b']   (3,)      (3,)     used by broadcast_in_dim
-        ['v']   (3,)      (3,)     dot_general with what depends on parameters
+        ['v']   (3,)      (3,)     its rows depend on parameters
         ['w']   (100, 3)  (20, 3)  20 rows meet 100 inputs
         in all  306       66
 

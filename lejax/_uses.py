@@ -215,7 +215,7 @@ def _use(
         for place, number in enumerate(operation.inputs)
         if place != operand
     ):
-        raise UnknownUseError(f"{operation.name} with what depends on parameters")
+        raise UnknownUseError("its rows depend on parameters")
     return recognise(program, operation, operand, axes)
 
 

@@ -304,7 +304,10 @@ def kernel_and(value):
 
 FALLBACKS = {
     "weight decay": (lambda w, x, h: 0.01 * jnp.sum(w**2), "used by"),
-    "tied": (lambda w, x, h: jnp.mean((h @ w.T - x) ** 2), "depends on parameters"),
+    "tied": (
+        lambda w, x, h: jnp.mean((h @ w.T - x) ** 2),
+        "its rows depend on parameters",
+    ),
     "along its other axis": (
         lambda w, x, h: jnp.sum(jnp.tanh(w @ jnp.ones(HIDDEN))),
         "along different axes",
@@ -358,7 +361,7 @@ FALLBACKS = {
                 jnp.where(jax.random.bernoulli(_key_of(h), 0.5, x.shape), x, 0) @ w
             )
         ),
-        "depends on parameters",
+        "its rows depend on parameters",
     ),
     "sliced": (lambda w, x, h: jnp.sum(jnp.sin(x[:, :3] @ w[:3])), "used by"),
 }

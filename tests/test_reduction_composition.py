@@ -1,0 +1,359 @@
+"""The reduction inside other transformations, and the report that a person reads."""
+
+from __future__ import annotations
+
+import textwrap
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import lejax
+from lejax._reduction import reduced_space
+
+TAU = 0.3
+X = jax.random.normal(jax.random.key(0), (3, 8))
+PARAMS = {
+    "b": jnp.array([0.1, -0.2]),
+    "v": jnp.array([1.0, -0.5]),
+    "w": 0.4 * jax.random.normal(jax.random.key(1), (8, 2)),
+}
+SAMPLERS = {
+    "importance": lejax.importance(20),
+    "sgld": lejax.sgld(6, 0.1),
+    "robbins_monro": lejax.robbins_monro(2, 4, 0.3),
+    "pathwise": lejax.pathwise(6),
+    "score_function": lejax.score_function(6),
+}
+
+
+def network(params, x):
+    return jnp.mean(jnp.tanh(x @ params["w"] + params["b"]) @ params["v"])
+
+
+def with_aux(params, x):
+    return network(params, x), {"seen": x.sum()}
+
+
+def transformation(sampler, tau=TAU, key=0, **options):
+    heat = sampler.regularization == "heat"
+    make = lejax.heat if heat else lejax.local_entropy
+    smooth = make(sampler, tau, key=jax.random.key(key), **options)
+    return optax.chain(smooth, optax.sgd(0.3))
+
+
+def assert_close(a, b, **tolerances):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **tolerances)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_scan_jit_aux_and_a_schedule(name):
+    """New batches, a falling τ, and a state that never changes its structure."""
+    batches = jax.random.normal(jax.random.key(2), (4, 3, 8))
+    tx = transformation(
+        SAMPLERS[name],
+        tau=lejax.scoping(TAU, 0.1),
+        has_aux={"seen": jnp.zeros(())},
+    )
+
+    def update(carry, x):
+        params, state = carry
+        updates, state = tx.update(None, state, params, value_fn=with_aux, batch=x)
+        return (optax.apply_updates(params, updates), state), state[0].info.aux["seen"]
+
+    start = (PARAMS, tx.init(PARAMS))
+    (params, _), seen = jax.jit(lambda c: jax.lax.scan(update, c, batches))(start)
+    one_by_one = start
+    for x in batches:
+        one_by_one, _ = jax.jit(update)(one_by_one, x)
+    assert_close(params, one_by_one[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(seen, batches.sum((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_vmap_over_keys_params_and_batches(name):
+    step = lejax.step_fn(network, SAMPLERS[name], TAU)
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = jax.tree.map(lambda p: jnp.stack([p, p + 0.1, p - 0.1]), PARAMS)
+    batches = jnp.stack([X, X + 1, 2 * X])
+    together = jax.jit(jax.vmap(step))(params, keys, batches)
+    alone = [
+        jax.jit(step)(jax.tree.map(lambda p, i=i: p[i], params), keys[i], batches[i])
+        for i in range(3)
+    ]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone)
+    # The directions of a kernel are not unique: their signs may differ under vmap.
+    assert jax.tree.map(jnp.shape, together) == jax.tree.map(jnp.shape, stacked)
+    assert_close(together["b"], stacked["b"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrt", ["params", "batch", "tau"])
+def test_the_gradient_of_an_outer_function(wrt):
+    """Of F_τ at fixed noise, by finite differences: through the QR for the batch."""
+    with jax.enable_x64(True):
+        args = {
+            "params": jax.tree.map(lambda p: p.astype(jnp.float64), PARAMS),
+            "batch": X.astype(jnp.float64),
+            "tau": jnp.asarray(TAU, jnp.float64),
+        }
+
+        def objective(value):
+            given = {**args, wrt: value}
+            sampler = lejax.importance(20)
+            _, _, info = sampler.step(
+                jax.random.key(0),
+                (),
+                given["params"],
+                value_fn=network,
+                batch=given["batch"],
+                tau=given["tau"],
+            )
+            return info.objective
+
+        value = args[wrt]
+        direction = jax.tree.map(lambda leaf: jnp.cos(7 * leaf), value)
+        slope = optax.tree.vdot(jax.grad(objective)(value), direction)
+        ahead, behind = (
+            objective(optax.tree.add_scale(value, h, direction)) for h in (1e-5, -1e-5)
+        )
+        np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_float64(name):
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda p: p.astype(jnp.float64), PARAMS)
+        x = X.astype(jnp.float64)
+        space = reduced_space(network, params, x, inner_batches=False)
+        u = jax.tree.map(lambda leaf: leaf[0], space.noise(jax.random.key(0), 1))
+        assert u["w"].dtype == jnp.float64
+        moved = jax.tree.map(jnp.add, params, space.lift(u))
+        np.testing.assert_allclose(space.value_fn(u), network(moved, x), rtol=1e-12)
+        step = lejax.step_fn(network, SAMPLERS[name], TAU)
+        assert step(params, jax.random.key(0), x)["w"].dtype == jnp.float64
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("half", [("b", "v", "w"), ("w",)])
+def test_half_precision(name, half):
+    """Drawn in float32, returned in the parameters' dtypes; casts as Flax's."""
+    params = {
+        key: leaf.astype(jnp.bfloat16) if key in half else leaf
+        for key, leaf in PARAMS.items()
+    }
+
+    def value_fn(params, x):
+        hidden = x @ params["w"].astype(x.dtype) + params["b"].astype(x.dtype)
+        return jnp.mean(jnp.tanh(hidden) @ params["v"].astype(x.dtype))
+
+    report = lejax.reduction_report(value_fn, params, X)
+    assert report.leaves[2].reduced_shape == (3, 2)
+    tx = transformation(SAMPLERS[name])
+    updates, state = tx.update(
+        None, tx.init(params), params, value_fn=value_fn, batch=X
+    )
+    for key, leaf in updates.items():
+        assert leaf.dtype == params[key].dtype
+        assert jnp.isfinite(leaf).all()
+    assert state[0].info.nonfinite_fraction == 0
+
+
+def test_a_bfloat16_product_is_reduced():
+    """Without a cast: the product at x in bfloat16, its change in float32."""
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    space = reduced_space(network, params, X.astype(jnp.bfloat16), inner_batches=False)
+    assert space.zeros["w"].shape == (3, 2)
+    u = jax.tree.map(lambda leaf: 0.3 * leaf[0], space.noise(jax.random.key(0), 1))
+    moved = jax.tree.map(jnp.add, PARAMS, space.lift(u))
+    np.testing.assert_allclose(space.value_fn(u), network(moved, X), atol=0.02)
+
+
+def test_a_mask_leaves_the_others_known():
+    """A second layer is reduced where the first is not perturbed."""
+    wide = {"first": PARAMS["w"], "second": jnp.ones((2, 5)) / 3}
+
+    def value_fn(params, x):
+        hidden = jnp.tanh(x @ params["first"])
+        return jnp.mean(jnp.sin(hidden[:1] @ params["second"]))
+
+    def selected(params):
+        return value_fn({**wide, **params}, X)
+
+    (leaf,) = lejax.reduction_report(selected, {"second": wide["second"]}).leaves
+    assert leaf.reduced_shape == (1, 5)
+    mask = {"first": False, "second": True}
+    tx = transformation(lejax.importance(20), mask=mask)
+    updates, _ = tx.update(None, tx.init(wide), wide, value_fn=value_fn, batch=X)
+    np.testing.assert_array_equal(updates["first"], 0)
+    assert (jnp.abs(updates["second"]).max(0) > 0).all()
+
+
+def test_a_batch_of_more_than_arrays():
+    def value_fn(params, batch):
+        assert batch["name"] == "train"
+        return network(params, batch["x"]) * batch["scale"]
+
+    batch = {"x": X, "scale": 2.0, "name": "train"}
+    space = reduced_space(value_fn, PARAMS, batch, inner_batches=False)
+    assert space.zeros["w"].shape == (3, 2)
+    np.testing.assert_allclose(
+        space.value_fn(space.zeros), 2 * network(PARAMS, X), rtol=1e-5
+    )
+
+
+def test_dropout_keys_among_inner_batches():
+    """Typed keys travel with their batches, and are spent once for all samples."""
+
+    def value_fn(params, batch):
+        key, x = batch
+        return network(params, jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0))
+
+    batches = jax.random.split(jax.random.key(3), 2), jnp.stack([X[:2], X[1:]])
+    space = reduced_space(value_fn, PARAMS, batches, inner_batches=True)
+    assert space.zeros["w"].shape == (4, 2)
+    for j in range(3):
+        turn = jax.tree.map(lambda leaf, j=j: leaf[j % 2], batches)
+        np.testing.assert_allclose(
+            space.value_fn(space.zeros, j), value_fn(PARAMS, turn), rtol=1e-5
+        )
+
+
+def test_members_of_an_axis_share_reduced_samples():
+    def step(axis_name, sample_complement):
+        sampler = lejax.importance(
+            16, axis_name=axis_name, sample_complement=sample_complement
+        )
+        return lejax.step_fn(network, sampler, TAU)(PARAMS, jax.random.key(3), X)
+
+    for in_law in (False, True):
+        alone = step(None, in_law)
+        members = jax.vmap(
+            lambda _, in_law=in_law: step("member", in_law), axis_name="member"
+        )(jnp.arange(2))
+        assert_close(
+            members, jax.tree.map(lambda p: jnp.stack([p, p]), alone), atol=1e-5
+        )
+
+
+def test_one_trace_serves_all_updates():
+    """Reading the loss traces it a few times, and no more when values change."""
+    traces = []
+
+    def value_fn(params, x):
+        traces.append(1)
+        return network(params, x)
+
+    step = jax.jit(lejax.step_fn(value_fn, lejax.importance(20), TAU))
+    step(PARAMS, jax.random.key(0), X)
+    once = len(traces)
+    assert once <= 3
+    step(PARAMS, jax.random.key(1), X + 1)
+    assert len(traces) == once
+
+
+def assert_report(report, expected):
+    assert str(report) == textwrap.dedent(expected).strip()
+
+
+class LinenNetwork(linen.Module):
+    @linen.compact
+    def __call__(self, tokens, images):
+        words = linen.Embed(50, 4, name="w")(tokens).mean(1)
+        pixels = linen.Conv(2, (3, 3), name="pixels")(images)
+        hidden = linen.Dense(4, name="hidden")(pixels.reshape(len(pixels), -1))
+        return linen.Dense(1, name="out")(jnp.tanh(words + hidden))
+
+
+@pytest.mark.standard
+def test_the_report_of_an_embedding_and_a_convolution():
+    network = LinenNetwork()
+    batch = jnp.zeros((2, 3), int), jnp.zeros((2, 4, 4, 1))
+    params = network.init(jax.random.key(0), *batch)["params"]
+
+    def value_fn(params, batch):
+        return network.apply({"params": params}, *batch).mean()
+
+    assert_report(
+        lejax.reduction_report(value_fn, params, batch),
+        """
+        leaf                  shape         drawn
+        ['hidden']['bias']    (4,)          (4,)          used by reshape
+        ['hidden']['kernel']  (32, 4)       (32, 4)       its rows depend on parameters
+        ['out']['bias']       (1,)          (1,)          used by reshape
+        ['out']['kernel']     (4, 1)        (4, 1)        its rows depend on parameters
+        ['pixels']['bias']    (2,)          (2,)          used by reshape
+        ['pixels']['kernel']  (3, 3, 1, 2)  (3, 3, 1, 2)  used by conv_general_dilated
+        ['w']['embedding']    (50, 4)       (6, 4)        6 rows meet 50 inputs
+        in all                357           181
+        """,
+    )
+
+
+@pytest.mark.standard
+def test_the_report_of_linen():
+    network = linen.Sequential([linen.Dense(4), linen.relu, linen.Dense(1)])
+    params = network.init(jax.random.key(0), jnp.zeros((5, 8)))
+
+    def value_fn(params, x):
+        return network.apply(params, x).mean(), {"aux": x}
+
+    report = lejax.reduction_report(value_fn, params, jnp.zeros((5, 8)), has_aux=True)
+    assert_report(
+        report,
+        """
+        leaf                              shape   drawn
+        ['params']['layers_0']['bias']    (4,)    (4,)    used by reshape
+        ['params']['layers_0']['kernel']  (8, 4)  (5, 4)  5 rows meet 8 inputs
+        ['params']['layers_2']['bias']    (1,)    (1,)    used by reshape
+        ['params']['layers_2']['kernel']  (4, 1)  (4, 1)  its rows depend on parameters
+        in all                            41      29
+        """,
+    )
+    assert (report.size, report.reduced_size) == (41, 29)
+
+
+@pytest.mark.standard
+def test_the_report_of_nnx():
+    graph, params = nnx.split(nnx.Linear(8, 2, rngs=nnx.Rngs(0)), nnx.Param)
+
+    def value_fn(params, x):
+        return nnx.merge(graph, params)(x).mean()
+
+    assert_report(
+        lejax.reduction_report(value_fn, params, jnp.zeros((5, 8))),
+        """
+        leaf              shape   drawn
+        ['bias'].value    (2,)    (2,)    used by reshape
+        ['kernel'].value  (8, 2)  (5, 2)  5 rows meet 8 inputs
+        in all            18      12
+        """,
+    )
+
+
+def test_the_report_of_a_fallback():
+    params = {"unused": jnp.zeros(3), "w": PARAMS["w"]}
+
+    def value_fn(params, x):
+        return jnp.mean(jnp.tanh(x @ params["w"])) + jnp.sum(params["w"] * 2)
+
+    assert_report(
+        lejax.reduction_report(value_fn, params, X),
+        """
+        leaf        shape   drawn
+        ['unused']  (3,)    (0,)    the loss does not use it
+        ['w']       (8, 2)  (8, 2)  used by mul
+        in all      19      16
+        """,
+    )
+
+
+def test_the_report_refuses_what_the_samplers_refuse():
+    with pytest.raises(TypeError, match="value_fn must return a scalar loss"):
+        lejax.reduction_report(lambda params, x: x @ params["w"], PARAMS, X)
+    with pytest.raises(ValueError, match="params is None"):
+        lejax.reduction_report(network, None, X)
