@@ -11,6 +11,7 @@ import numpy as np
 
 # The paper's colours in their meaning, in shades that colour-blind readers tell apart.
 COLORS = {"SGD": "#c8102e", "SGLD": "#2a78d6", "HR": "#3c9d4e", "IS": "#111111"}
+LINES = {"": "-", "published": "--", "reduced": ":"}
 
 
 def accuracy_curves(
@@ -20,17 +21,17 @@ def accuracy_curves(
 ) -> None:
     """Accuracy against updates; each curve is (updates (T,), accuracy (seeds, T)).
 
-    A name `SGLD, …` has SGLD's colour, dashed. With several seeds the line is the mean,
-    and the band spans the seeds.
+    A variant `SGLD, …` has SGLD's colour and a line of its own kind. With several seeds
+    the line is the mean, and the band spans the seeds.
     """
     mpl.use("agg")
     with plt.rc_context({"font.size": 12, "svg.fonttype": "none"}):
         figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
         ends = []
         for name, (updates, accuracy) in curves.items():
-            method, *variant = name.split(",")
+            method, _, variant = name.partition(", ")
             color, mean = COLORS[method], accuracy.mean(0)
-            axes.plot(updates, mean, color=color, lw=2, ls="--" if variant else "-")
+            axes.plot(updates, mean, color=color, lw=2, ls=LINES[variant])
             if len(accuracy) > 1:
                 axes.fill_between(
                     updates,

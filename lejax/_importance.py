@@ -19,11 +19,12 @@ from lejax._validate import optional_count, positive_count
 # Below this many effective samples the standard error of F saturates near 1/β.
 TRUSTED_SAMPLE_SIZE = 10
 
-# By default a draw serves under at most so many signs. Sharing adds about 2 signs/d to
-# the relative variance of the displacement (d numbers in a draw), and saves most of
-# what drawing costs.
+# By default a draw serves under at most so many signs: they save most of what drawing
+# costs. d numbers under so many signs add 2 signs/d to the relative variance of the
+# displacement, and the standard error needs so many independent units.
 MAX_SIGNS = 10
 NUMBERS_PER_SIGN = 100
+LEAST_UNITS = 30
 
 
 def importance(
@@ -56,6 +57,12 @@ def importance(
             the paper's plain sampling.
         axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
             members share the J samples: each draws its part, and the sums are merged.
+        signs_per_draw: how many samples at most, or pairs, share one draw under random
+            signs, between 1 and 32. Each is exactly Gaussian, any two are uncorrelated,
+            and normals are saved; in d dimensions it adds about 2 signs/d to the
+            relative variance of δ̂; F̂ may gain less from samples that share, as its
+            standard error tells. By default min(10, d/100, J/60) for pairs, and 1 for
+            plain sampling and with `sample_complement`.
         reduction: draw in the directions alone that the loss can see on its batch,
             where `reduction_report` finds them: exact, with less noise, and faster.
         sample_complement: with `reduction`, add the noise of the other directions, of
@@ -65,7 +72,8 @@ def importance(
         A `Sampler` for `local_entropy`. Its info estimates every field.
 
     Raises:
-        ValueError: `num_samples` or `chunk_size` is not a positive integer.
+        ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
+            integer, or `signs_per_draw` is above 32.
 
     Example:
         The step on f(x) = x²/2 is -τ/(1 + τ) x, here -1/3 of x:
@@ -83,6 +91,11 @@ def importance(
     num_samples = positive_count("num_samples", num_samples)
     chunk_size = optional_count("chunk_size", chunk_size)
     signs_per_draw = optional_count("signs_per_draw", signs_per_draw)
+    if signs_per_draw is not None and signs_per_draw > 32:
+        raise ValueError(
+            f"signs_per_draw must be at most 32, got {signs_per_draw}; lower it: "
+            "a draw has one word of 32 random signs for each of its numbers."
+        )
     # The paper's samples are independent.
     may_share = antithetic and not sample_complement
 
@@ -96,8 +109,9 @@ def importance(
         dtype = compute_dtype(space.zeros)
         shared = signs_per_draw
         if shared is None:
-            dimension = optax.tree.size(space.zeros)
-            limit = min(MAX_SIGNS, dimension // NUMBERS_PER_SIGN)
+            by_dimension = optax.tree.size(space.zeros) // NUMBERS_PER_SIGN
+            by_units = num_samples // 2 // LEAST_UNITS
+            limit = min(MAX_SIGNS, by_dimension, by_units)
             shared = limit if may_share else 1
 
         def log_weight(displacement: PyTree, sign: float) -> jax.Array:

@@ -21,8 +21,9 @@ class Info(NamedTuple):
             high, by β/2 times the square of its standard error; +inf where every
             sample failed, and -inf where one loss was -inf.
         standard_error: the standard error of `objective`, from independent units (an
-            antithetic pair is one). For local entropy NaN below ten effective samples:
-            the formula then saturates near 1/β and would say too little.
+            antithetic pair is one, and so are all samples that share a draw). For local
+            entropy NaN below ten effective samples: the formula then saturates near 1/β
+            and would say too little.
         effective_sample_size: (Σw)²/Σw² for importance weights w; the number of draws
             that count for plain averages. 0 says that nothing could be estimated: the
             update is then zero.

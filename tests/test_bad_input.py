@@ -53,6 +53,13 @@ def test_chunk_size():
     assert lejax.importance(np.int64(3)).name == "importance"
 
 
+def test_signs_per_draw():
+    with pytest.raises(ValueError, match="signs_per_draw must be an integer"):
+        lejax.importance(10, signs_per_draw=0)
+    with pytest.raises(ValueError, match="signs_per_draw must be at most 32, got 33"):
+        lejax.importance(10, signs_per_draw=33)
+
+
 def test_score_function_needs_two_draws():
     with pytest.raises(
         ValueError, match="num_samples must be an integer of at least 2"

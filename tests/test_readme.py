@@ -12,11 +12,18 @@ import lejax
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
+EXAMPLES = re.findall(
+    r"```python\n(.*?)```.*?```text\n(.*?)```", README, flags=re.DOTALL
+)
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) == README.count("```python") == 2
+
+
 @pytest.mark.standard
-def test_quickstart(capsys):
-    code, output = re.search(
-        r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL
-    ).groups()
+@pytest.mark.parametrize(("code", "output"), EXAMPLES, ids=["quickstart", "report"])
+def test_example(code, output, capsys):
     assert len(code.splitlines()) <= 30
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out == output

@@ -310,8 +310,8 @@ def test_the_normals_fall_to_the_reduced_dimension(name):
 
 
 def test_signs_save_normals():
-    def count(**options):
-        sampler = lejax.importance(1000, reduction=False, **options)
+    def count(num_samples=1000, **options):
+        sampler = lejax.importance(num_samples, reduction=False, **options)
 
         def step(key):
             return sampler.step(
@@ -323,6 +323,9 @@ def test_signs_save_normals():
     assert count(signs_per_draw=1) == 500 * 1000
     assert count(signs_per_draw=4) == 125 * 1000
     assert count() == 50 * 1000
+    assert (
+        count(num_samples=100) == 50 * 1000
+    )  # as many units as a standard error needs
     # The paper's samples are independent.
     assert count(antithetic=False) == 1000 * 1000
     assert count(sample_complement=True) == 500 * 1000
