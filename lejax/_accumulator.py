@@ -88,7 +88,7 @@ def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
 
 
 def summarise(draws: Draws) -> WeightedAccumulator:
-    """Accumulate one chunk, whose outputs are the log-weights ℓ, (k, p)."""
+    """Accumulate one chunk, whose outputs are the log-weights ℓ, (k, p, g)."""
     log_weights, valid = draws.outputs, draws.valid
     dtype = log_weights.dtype
     # ℓ is -inf or NaN where a loss was +inf or NaN: no weight. A loss of -inf has all

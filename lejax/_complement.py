@@ -91,8 +91,7 @@ def draw(
     end = optax.tree.add(scaled(first, point.decay), noise)
     if total is None:
         return end, optax.tree.zeros_like(end)
-    moved = point.variance > 0
-    slope = point.covariance / jnp.where(moved, point.variance, 1)
+    slope = point.covariance / jnp.where(point.variance > 0, point.variance, 1)
     rest = jnp.maximum(total.variance - slope * point.covariance, 0)
     more = complement_noise(jax.random.fold_in(key, 1), space)
     given_end = optax.tree.add(scaled(noise, slope), scaled(more, jnp.sqrt(rest)))

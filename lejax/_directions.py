@@ -48,7 +48,7 @@ class Directions(NamedTuple):
 
 
 def span(factors: Rows, size: int, dtype: Any) -> tuple[Directions, Rows]:
-    """The directions of rows A, and Rᵀ: A W is Rᵀ U, for every factor (*free, m)."""
+    """The directions of rows A; and A Q, (*free, m) for a factor: A W is (A Q) U."""
     stacked = jnp.concatenate(
         [jnp.zeros((0, size), dtype)]
         + [rows.reshape(-1, size).astype(dtype) for rows in factors.values()]
@@ -58,8 +58,10 @@ def span(factors: Rows, size: int, dtype: Any) -> tuple[Directions, Rows]:
     finite = jnp.isfinite(stacked).all(1)
     rows = jnp.where(finite[:, None], stacked, 0)
     # Householder's Q is orthonormal whatever the rank of A, and no more is needed.
-    q, r = jnp.linalg.qr(rows.T)
-    coefficients = jnp.where(finite[:, None], r.T, jnp.nan)
+    # It is held fixed where somebody differentiates with respect to the rows.
+    q = jax.lax.stop_gradient(jnp.linalg.qr(rows.T)[0])
+    met = jnp.matmul(rows, q, precision=_EXACT)
+    coefficients = jnp.where(finite[:, None], met, jnp.nan)
     return Directions(q, None), _unstacked(coefficients, factors)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._objective import Coordinates
-from lejax._trees import PyTree, scaled
+from lejax._trees import PyTree, scaled, varying
 
 # The default chunk, in numbers of its noise: on a CPU it should stay in the cache, an
 # accelerator wants more work at once. The units bound what the loss needs for each.
@@ -111,11 +111,7 @@ def fold_draws(
             )
         )
 
-    total = initial
-    if plan.axis_name is not None:
-        # Under shard_map a scan wants a carry that varies over the axis from the start.
-        nothing = 0 * jax.lax.axis_index(plan.axis_name)
-        total = jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), total)
+    total = varying(initial, plan.axis_name)  # as the carry of a scan must be
     for block in _blocks(plan):
         share, offset = block.stop - block.start, block.start
         if plan.axis_name is not None:

@@ -57,6 +57,7 @@ def importance(
             the paper's plain sampling.
         axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
             members share the J samples: each draws its part, and the sums are merged.
+            All of them must hold the same parameters, batch and key.
         signs_per_draw: how many samples at most, or pairs, share one draw under random
             signs, between 1 and 32. Each is exactly Gaussian, any two are uncorrelated,
             and normals are saved; in d dimensions it adds about 2 signs/d to the
@@ -153,4 +154,6 @@ def importance(
             )
         return displacement, state, info
 
-    return make_sampler(run, "importance", "local entropy", reduction=reduction)
+    return make_sampler(
+        run, "importance", "local entropy", reduction=reduction, axis_name=axis_name
+    )

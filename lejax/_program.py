@@ -6,12 +6,15 @@ among them, stays whole and is bound again as it was traced.
 
 from __future__ import annotations
 
+import gc
 import itertools
+import types
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend import core
 
 # The names of `jax.jit` in the versions of jax.
@@ -45,7 +48,8 @@ class Program(NamedTuple):
         constants: the values known from the start, by number.
         shapes: what every value looks like (`.shape` and `.dtype`), by number.
         output: the number of the result.
-        effects: what the program does beside computing its result.
+        obstacles: what forbids to run it in parts: side effects, an exchange with the
+            members of an axis, a custom rule that holds a value of the trace.
     """
 
     operations: tuple[Operation, ...]
@@ -53,7 +57,7 @@ class Program(NamedTuple):
     constants: dict[int, Any]
     shapes: dict[int, Any]
     output: int
-    effects: frozenset[Any]
+    obstacles: frozenset[str]
 
     def run(self, operations: Iterable[Operation], values: dict[int, Any]) -> None:
         """Run some of the operations; `values` has their operands, and the results."""
@@ -61,6 +65,15 @@ class Program(NamedTuple):
             operands = (values[number] for number in operation.inputs)
             results = operation.bind(*operands)
             values.update(zip(operation.outputs, results, strict=True))
+
+    def source(self, number: int) -> int:
+        """The value of which this is but a copy for every member of a mesh."""
+        copies = {
+            operation.outputs[0]: operation.inputs[0]
+            for operation in self.operations
+            if operation.name == "pvary"
+        }
+        return copies.get(number, number)
 
     def dependents(self, numbers: Iterable[int]) -> set[int]:
         """The values that are computed from those with these numbers, and these."""
@@ -134,8 +147,47 @@ def trace(fn: Callable[..., Any], *args: Any) -> Program:
         constants,
         shapes,
         output,
-        frozenset(closed.jaxpr.effects),
+        frozenset(map(str, closed.jaxpr.effects)) | _obstacles(closed.jaxpr),
     )
+
+
+def _obstacles(jaxpr: core.Jaxpr) -> set[str]:
+    """Operations that name an axis (not all of them count as effects), and custom rules
+    that close over a tracer, which is dead when they are bound again."""
+    found = set()
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, list(equation.params.values())
+        if "axis_name" in equation.params:
+            found.add(name)
+        if name.startswith("custom_") and _holds_tracer(params):
+            found.add(f"{name} that closes over a traced value")
+        for value in jax.tree.leaves(params, is_leaf=_is_jaxpr):
+            if _is_jaxpr(value):
+                found |= _obstacles(getattr(value, "jaxpr", value))
+    return found
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
+
+
+def _holds_tracer(value: Any) -> bool:
+    """Whether a tracer can be reached from a value, through closures as well."""
+    waiting, seen = [value], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tracer):
+            return True
+        if id(value) in seen or isinstance(value, (type, types.ModuleType, jax.Array)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, types.FunctionType):
+            cells = value.__closure__ or ()
+            waiting += (c.cell_contents for c in cells if c != types.CellType())
+            waiting += value.__defaults__ or ()
+        elif not _is_jaxpr(value):
+            waiting += gc.get_referents(value)
+    return False
 
 
 def _binding(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> Callable[..., list[Any]]:

@@ -142,25 +142,34 @@ def reduced_space(
     turns = program.inputs[len(leaves) :]
     turning = program.dependents(turns)
 
-    def prepare(*turn: PyTree) -> tuple[list[Any], list[jax.Array]]:
-        """What runs once: the wanted values, and the known rows."""
-        values = program.constants | dict(zip(plan.leaves, leaves, strict=True))
-        values.update(zip(turns, jax.tree.leaves(turn), strict=True))
-        program.run(plan.once, values)
-        rows = [factor.rows(values[factor.number]) for factor in plan.factors]
-        return [values[number] for number in plan.wanted], rows
-
+    # What runs once, and of that what runs once for every inner batch.
+    values = program.constants | dict(zip(plan.leaves, leaves, strict=True))
+    for_all, for_each = [], []
+    for operation in plan.once:
+        turns_too = not turning.isdisjoint(operation.outputs)
+        (for_each if turns_too else for_all).append(operation)
+    program.run(for_all, values)
+    rows = {
+        factor: factor.rows(values[factor.number])
+        for factor in plan.factors
+        if factor.number not in turning
+    }
+    in_turn: dict[int, Any] = {}
     if inner_batches:
-        # All of them at once; what is the same for all is there once.
-        axes = (
-            [0 if number in turning else None for number in plan.wanted],
-            [0 if factor.number in turning else None for factor in plan.factors],
-        )
-        prepare = jax.vmap(prepare, out_axes=axes)
-        prepared, rows = prepare(jax.tree.map(jnp.asarray, batch))
-    else:
-        prepared, rows = prepare()
-    rows = dict(zip(plan.factors, rows, strict=True))
+
+        def prepare(turn: PyTree) -> tuple[dict[int, Any], list[jax.Array]]:
+            mine = values | dict(zip(turns, jax.tree.leaves(turn), strict=True))
+            program.run(for_each, mine)
+            return {n: mine[n] for n in plan.wanted if n in turning}, [
+                factor.rows(mine[factor.number])
+                for factor in plan.factors
+                if factor.number in turning
+            ]
+
+        # One after the other, as in the loss itself: random numbers stay the same.
+        in_turn, more = jax.lax.map(prepare, jax.tree.map(jnp.asarray, batch))
+        turned = (factor for factor in plan.factors if factor.number in turning)
+        rows |= dict(zip(turned, more, strict=True))
 
     parts: list[ReducedLeaf | None] = []
     coefficients: dict[tuple[int, Factor], jax.Array] = {}
@@ -196,35 +205,33 @@ def reduced_space(
         def at_turn(number: int, value: Any) -> Any:
             return value[j % value.shape[0]] if number in turning else value
 
-        values = {
-            number: at_turn(number, value)
-            for number, value in zip(plan.wanted, prepared, strict=True)
-        }
+        seen = dict(values)
+        seen.update({n: at_turn(n, value) for n, value in in_turn.items()})
         moves = jax.tree.leaves(displacement)
         for number, leaf, u in zip(plan.leaves, leaves, moves, strict=True):
             if number not in plan.mets:
-                values[number] = translate(leaf, scaled(u, sign))
+                seen[number] = translate(leaf, scaled(u, sign))
                 continue
             for use in plan.mets[number].uses:
                 coefficient = coefficients[number, use.factor]
                 # The sign comes last, so that ±u share the product.
                 change = seen_from(at_turn(use.factor.number, coefficient), u) * sign
                 (result,) = use.operation.outputs
-                at_origin = values[result]
+                at_origin = seen[result]
                 change = jnp.transpose(change, use.order).reshape(at_origin.shape)
-                values[result] = translate(at_origin, change)
-        program.run(plan.every, values)
-        return jnp.asarray(values[program.output]).astype(dtype)
+                seen[result] = translate(at_origin, change)
+        program.run(plan.every, seen)
+        return jnp.asarray(seen[program.output]).astype(dtype)
 
     zeros = mapped(
         lambda part, leaf: jnp.zeros(part.met.reduced_shape(leaf.shape), leaf.dtype),
         jnp.zeros_like,
     )(origin)
-    seen = mapped(lambda part, u: part.directions.mask(u), lambda u: u)
+    mask = mapped(lambda part, u: part.directions.mask(u), lambda u: u)
     return Coordinates(
         origin=origin,
         zeros=zeros,
-        noise=lambda key, n: jax.vmap(seen)(standard_normals(key, zeros, n)),
+        noise=lambda key, n: jax.vmap(mask)(standard_normals(key, zeros, n)),
         value_fn=displaced,
         lift=mapped(ReducedLeaf.lift, lambda u: u),
         lower=mapped(ReducedLeaf.lower, lambda u: u),

@@ -80,14 +80,17 @@ def reduction_report(
     A leaf W that the loss meets only in products A W with rows A (m, n) that depend on
     no parameter, m < n, is drawn as QᵀW, Aᵀ = Q R: in m of n directions, exactly. The
     first dense layer is such a leaf, on batches that are smaller than its inputs; an
-    embedding table, of which a batch reads m of n rows, is another.
+    embedding table, of which a batch reads m of n rows, is another. A row of A that is
+    not finite makes every sample fail that meets it. Derivatives that somebody takes
+    through a sampler with respect to A hold Q fixed: that of F_τ is unbiased, that of
+    the displacement itself is not; turn the reduction off for it.
 
     Args:
         value_fn: the loss, as the samplers get it.
         params: the parameters that are sampled; with a mask, those alone that it
             selects, the others being closed over.
-        batch: a batch, or with `inner_batches` a stack of them. Nothing but the shapes
-            matters.
+        batch: a batch, or with `inner_batches` a stack of them; arrays, of which but
+            the shapes and dtypes matter.
         inner_batches: as in `sgld`: the rows of all inner batches count.
         has_aux: whether `value_fn` returns a pair (f, aux).
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lejax._info import Info
 from lejax._objective import check_objective, first_batch, full_space
 from lejax._reduction import reduced_space
-from lejax._trees import PyTree, compute_dtype
+from lejax._trees import PyTree, compute_dtype, varying
 from lejax._validate import float_leaves, positive, typed_key
 
 Regularization = Literal["local entropy", "heat"]
@@ -62,6 +62,7 @@ def make_sampler(
     init: Callable[[PyTree], PyTree] = stateless,
     check: Callable[[float], None] = any_tau,
     reduction: bool,
+    axis_name: str | None = None,
     differentiable: bool = False,
     inner_batches: bool = False,
 ) -> Sampler:
@@ -89,6 +90,8 @@ def make_sampler(
         params = float_leaves(params)
         first = first_batch(batch) if inner_batches else batch
         check_objective(value_fn, params, first, differentiable=differentiable)
+        # The loss is read as it will be run: at points that differ over the axis.
+        params = varying(params, axis_name)
         choose = reduced_space if reduction else full_space
         space = choose(value_fn, params, batch, inner_batches)
         # One rounding of τ and β for all that is made of them.

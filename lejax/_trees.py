@@ -34,16 +34,15 @@ def standard_normals(key: jax.Array, like: PyTree, copies: int) -> PyTree:
     """
     leaves, structure = jax.tree.flatten(like)
     ends = list(itertools.accumulate(leaf.size for leaf in leaves))
-    key, signs_key = jax.random.split(key)
     # All leaves at once: the last axis of a leaf may be too short for the processor.
     # The partitionable generator throws away every second word that it makes.
     with jax.threefry_partitionable(False):
+        key, signs_key = jax.random.split(key)
         drawn = jax.random.normal(key, (ends[-1],), compute_dtype(like))
+        words = jax.random.bits(signs_key, drawn.shape, jnp.uint32)
     numbers = drawn[None]
     if copies > 1:
         # Bit c of a random word is the sign in copy c.
-        with jax.threefry_partitionable(False):
-            words = jax.random.bits(signs_key, drawn.shape, jnp.uint32)
         bits = (words >> jnp.arange(copies, dtype=jnp.uint32)[:, None]) & 1
         numbers = jnp.where(bits == 0, drawn, -drawn)
     return structure.unflatten(
@@ -52,6 +51,14 @@ def standard_normals(key: jax.Array, like: PyTree, copies: int) -> PyTree:
         .astype(leaf.dtype)
         for end, leaf in zip(ends, leaves, strict=True)
     )
+
+
+def varying(tree: PyTree, axis_name: str | None) -> PyTree:
+    """The same numbers, as `jax.shard_map` wants what will differ over the axis."""
+    if axis_name is None:
+        return tree
+    nothing = 0 * jax.lax.axis_index(axis_name)
+    return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), tree)
 
 
 def translate(params: PyTree, displacement: PyTree) -> PyTree:

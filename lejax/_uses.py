@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,8 @@ class Matrix(NamedTuple):
     def rows(self, value: jax.Array) -> jax.Array:
         """The operand with its n contracted numbers last: (*free, n)."""
         value = jnp.transpose(value, self.free + self.contracted)
-        return value.reshape(*value.shape[: len(self.free)], -1)
+        free, size = value.shape[: len(self.free)], value.shape[len(self.free) :]
+        return value.reshape(*free, math.prod(size))
 
     def free_shape(self, rows: jax.Array) -> tuple[int, ...]:
         """The shape of `rows` but for the numbers of a row."""
@@ -120,9 +121,9 @@ def find_uses(program: Program, leaves: int, turns: int = 1) -> list[Met | str]:
     `program` is that of the loss. The inputs after the leaves are those of the batch,
     of which there are `turns`: the rows of all of them count.
     """
-    if program.effects:
-        effects = ", ".join(sorted(map(str, program.effects)))
-        return [f"the loss has side effects: {effects}"] * leaves
+    if program.obstacles:
+        obstacles = ", ".join(sorted(program.obstacles))
+        return [f"the loss cannot be run in parts: {obstacles}"] * leaves
     numbers = program.inputs[:leaves]
     turning = program.dependents(program.inputs[leaves:])
     unknown = program.dependents(numbers)
@@ -161,6 +162,13 @@ def find_uses(program: Program, leaves: int, turns: int = 1) -> list[Met | str]:
             return "met along different axes"
         if len(set(map(type, factors))) > 1:
             return "both multiplied and indexed"
+        widest = max(
+            (program.shapes[factor.number].dtype.itemsize for factor in factors),
+            default=0,
+        )
+        dtype = program.shapes[number].dtype
+        if Matrix in map(type, factors) and widest > max(4, dtype.itemsize):
+            return "its rows have more digits than it has"
         (axes,) = along
         rows = sum(
             _count(program, factor) * (turns if factor.number in turning else 1)
@@ -216,7 +224,16 @@ def _use(
         if place != operand
     ):
         raise UnknownUseError("its rows depend on parameters")
+    values = (*operation.inputs, *operation.outputs)
+    if any(_is_sharded(program.shapes[number]) for number in values):
+        raise UnknownUseError("sharded over an explicit mesh")
     return recognise(program, operation, operand, axes)
+
+
+def _is_sharded(aval: Any) -> bool:
+    """Whether a value is laid out over a mesh with explicit axes."""
+    spec = getattr(getattr(aval, "sharding", None), "spec", None) or ()
+    return any(entry is not None for entry in spec)
 
 
 def _product(
@@ -227,7 +244,12 @@ def _product(
         raise UnknownUseError("used by dot_general with batch dimensions")
     if operation.params.get("out_sharding") is not None:
         raise UnknownUseError("used by dot_general with a sharding of its own")
-    number = operation.inputs[1 - operand]
+    number = program.source(operation.inputs[1 - operand])
+    rows = program.shapes[number].dtype
+    if jnp.issubdtype(rows, jnp.complexfloating):
+        raise UnknownUseError("its rows are complex")
+    if not jnp.issubdtype(program.shapes[operation.outputs[0]].dtype, jnp.inexact):
+        raise UnknownUseError("its product is rounded to integers")
     met = sorted(
         (axes[mine], other)
         for mine, other in zip(
@@ -254,7 +276,7 @@ def _choice(
         operation.params["slice_sizes"],
     )
     mode = operation.params["mode"]
-    table, number = operation.inputs
+    table, number = operation.inputs[0], program.source(operation.inputs[1])
     shape = program.shapes[table].shape
     partial = [i for i, size in enumerate(sizes) if size != shape[i]]
     if (
@@ -278,6 +300,8 @@ def _choice(
         for place in range(len(program.shapes[operation.outputs[0]].shape))
         if (shown := next(kept) if place in numbers.offset_dims else None) != axis
     )
+    # Other axes that the result has lost are of length 1.
+    order += tuple(i for i in range(free + len(rest)) if i not in order)
     factor = Selection(
         number, numbers.start_index_map.index(axis), shape[axis], mode != _FILL
     )

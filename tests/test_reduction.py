@@ -226,6 +226,16 @@ CASES = {
     "short integers": lambda: embedding(
         lambda table, tokens: table[tokens.astype(jnp.uint8)]
     ),
+    "a column of a table of one": lambda: Case(
+        lambda t, i: jnp.sum(t[i, 0] ** 2),
+        normal(0, 11, 1),
+        jnp.array([1, 2, 1]),
+        [(3, 1)],
+    ),
+    "rows of integers": lambda: plain(lambda x, w: (x > 0).astype(int) @ w),
+    "no rows": lambda: plain(
+        lambda x, w: x @ w + 1, batch=(0, INPUTS), rows=(0, HIDDEN)
+    )._replace(value_fn=lambda p, x: jnp.sum(jnp.tanh(x @ p["w"])) + p["v"].sum()),
     "embedding, linen": linen_embedding,
     "embedding, equinox": equinox_embedding,
 }
@@ -363,6 +373,20 @@ FALLBACKS = {
         ),
         "its rows depend on parameters",
     ),
+    "complex rows": (
+        lambda w, x, h: jnp.sum(jnp.sin(jnp.abs((x + 1j * x[::-1]) @ w))),
+        "its rows are complex",
+    ),
+    "rounded to integers": (
+        lambda w, x, h: (
+            jax.lax.dot_general(
+                x, w, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32
+            )
+            .sum()
+            .astype(jnp.float32)
+        ),
+        "its product is rounded to integers",
+    ),
     "sliced": (lambda w, x, h: jnp.sum(jnp.sin(x[:, :3] @ w[:3])), "used by"),
 }
 
@@ -403,15 +427,24 @@ def test_side_effects_leave_everything_whole():
         value_fn, normal(0, INPUTS), normal(1, ROWS, INPUTS)
     ).leaves
     assert leaf.reduced_shape == (INPUTS,)
-    assert leaf.reason.startswith("the loss has side effects")
+    assert leaf.reason.startswith("the loss cannot be run in parts: ")
 
 
-def test_members_that_exchange_their_losses_draw_in_full_space():
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        lambda loss: jax.lax.pmean(loss, "data"),
+        lambda loss: jax.lax.ppermute(loss, "data", [(0, 1), (1, 0)]),
+        lambda loss: jax.jit(lambda x: jax.lax.all_gather(x, "data").sum())(loss),
+    ],
+    ids=["pmean", "ppermute", "all_gather"],
+)
+def test_members_that_exchange_their_losses_draw_in_full_space(exchange):
     """Every member has other rows; their common draw must be of the kernel itself."""
 
     def member(x):
         def value_fn(w, x):
-            return jax.lax.pmean(jnp.mean(jnp.tanh(x @ w)), "data")
+            return exchange(jnp.mean(jnp.tanh(x @ w)))
 
         space = reduced_space(value_fn, normal(0, INPUTS), x, inner_batches=False)
         assert space.zeros.shape == (INPUTS,)
@@ -536,6 +569,44 @@ def test_rules_of_custom_derivatives_survive(activation):
     truth = jax.grad(value_fn)(params, x)
     np.testing.assert_allclose(slope["w"], truth["w"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(slope["v"], truth["v"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pathwise", "robbins_monro", "sgld", "importance"])
+def test_a_rule_that_closes_over_the_batch(name):
+    """It cannot be bound again for a gradient: such losses stay whole."""
+
+    def value_fn(w, x):
+        scale = x.sum()
+
+        @jax.custom_vjp
+        def scaled(h):
+            return h * scale
+
+        scaled.defvjp(lambda h: (h * scale, None), lambda _, ct: (ct * scale,))
+        return jnp.sum(scaled(jnp.tanh(x @ w)))
+
+    sampler = {
+        "pathwise": lejax.pathwise(4),
+        "robbins_monro": lejax.robbins_monro(2, 2, 0.1),
+        "sgld": lejax.sgld(3, 0.01),
+        "importance": lejax.importance(4),
+    }[name]
+    step = jax.jit(lejax.step_fn(value_fn, sampler, tau=0.1))
+    moved = step(normal(0, INPUTS), jax.random.key(0), normal(1, ROWS, INPUTS))
+    assert jnp.isfinite(moved).all()
+
+
+def test_rows_of_more_digits_than_the_leaf():
+    with jax.enable_x64(True):
+        w, x = normal(0, INPUTS, 2), 1e45 * normal(1, ROWS, INPUTS)
+        assert (w.dtype, x.dtype) == (jnp.float64, jnp.float64)
+
+        def value_fn(w, x):
+            return jnp.sum(jnp.tanh(1e-45 * (x @ w.astype(jnp.float64))))
+
+        w = w.astype(jnp.float32)
+        zeros = check(value_fn, w, x)
+        assert zeros.shape == (INPUTS, 2)
 
 
 @hypothesis.settings(max_examples=25, deadline=None, derandomize=True)

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from problems import replicate
 
 import lejax
 from lejax._reduction import reduced_space
@@ -92,9 +93,9 @@ def test_vmap_over_keys_params_and_batches(name):
     assert_close(together["b"], stacked["b"], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("wrt", ["params", "batch", "tau"])
+@pytest.mark.parametrize("wrt", ["params", "tau"])
 def test_the_gradient_of_an_outer_function(wrt):
-    """Of F_τ at fixed noise, by finite differences: through the QR for the batch."""
+    """Of F_τ at fixed noise, by finite differences."""
     with jax.enable_x64(True):
         args = {
             "params": jax.tree.map(lambda p: p.astype(jnp.float64), PARAMS),
@@ -122,6 +123,28 @@ def test_the_gradient_of_an_outer_function(wrt):
             objective(optax.tree.add_scale(value, h, direction)) for h in (1e-5, -1e-5)
         )
         np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-6)
+
+
+def test_the_gradient_with_respect_to_the_batch():
+    """Of F_τ, on average that of the direct sampler; a row of zeros does no harm."""
+    x = X.at[1].set(0)
+
+    def slopes(seed, **options):
+        def of_key(key):
+            def objective(x):
+                sampler = lejax.importance(20, **options)
+                _, _, info = sampler.step(
+                    key, (), PARAMS, value_fn=network, batch=x, tau=TAU
+                )
+                return info.objective
+
+            return jax.grad(objective)(x)
+
+        return np.asarray(replicate(of_key, 4000, seed), np.float64)
+
+    reduced, direct = slopes(0), slopes(1, reduction=False)
+    error = np.sqrt((reduced.var(0) + direct.var(0)) / 4000)
+    assert (np.abs(reduced.mean(0) - direct.mean(0)) < 4.5 * error).all()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -221,6 +244,62 @@ def test_dropout_keys_among_inner_batches():
         np.testing.assert_allclose(
             space.value_fn(space.zeros, j), value_fn(PARAMS, turn), rtol=1e-5
         )
+
+
+def test_turns_are_prepared_as_the_loss_would():
+    """Keys of the `rbg` generator draw other numbers under vmap; a callback may refuse
+    it."""
+
+    def value_fn(params, batch):
+        key, x = batch
+        x = jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0)
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return network(params, jax.pure_callback(lambda x: 2 * x, shape, x))
+
+    keys = jax.random.split(jax.random.key(3, impl="rbg"), 2)
+    batches = keys, jnp.stack([X[:2], X[1:]])
+    space = reduced_space(value_fn, PARAMS, batches, inner_batches=True)
+    assert space.zeros["w"].shape == (4, 2)
+    for j in range(2):
+        turn = jax.tree.map(lambda leaf, j=j: leaf[j], batches)
+        np.testing.assert_allclose(
+            space.value_fn(space.zeros, j), value_fn(PARAMS, turn), rtol=1e-5
+        )
+
+
+def test_members_of_a_mesh_share_reduced_samples():
+    """Under the default checks of shard_map the loss differs over the axis."""
+    mesh = jax.make_mesh((1,), ("member",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec()
+
+    def step(params, x, axis_name=None, **options):
+        sampler = lejax.importance(12, axis_name=axis_name, **options)
+        return lejax.step_fn(network, sampler, TAU)(params, jax.random.key(0), x)
+
+    for in_law in (False, True):
+        sharded = jax.shard_map(
+            lambda p, x, in_law=in_law: step(p, x, "member", sample_complement=in_law),
+            mesh=mesh,
+            in_specs=(spec, spec),
+            out_specs=spec,
+        )
+        assert_close(
+            jax.jit(sharded)(PARAMS, X),
+            step(PARAMS, X, sample_complement=in_law),
+            atol=1e-5,
+        )
+
+
+def test_rows_on_an_explicit_mesh_stay_whole():
+    mesh = jax.make_mesh((1,), ("d",))
+    x = jax.device_put(X, jax.NamedSharding(mesh, jax.P("d")))
+    (leaf,) = lejax.reduction_report(
+        lambda w, x: jnp.mean(jnp.tanh(x @ w)), PARAMS["w"], x
+    ).leaves
+    assert (leaf.reduced_shape, leaf.reason) == (
+        (8, 2),
+        "sharded over an explicit mesh",
+    )
 
 
 def test_members_of_an_axis_share_reduced_samples():
