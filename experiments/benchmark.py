@@ -232,7 +232,7 @@ def peak_memory(config: Config, name: str, samples: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def memory(config: Config) -> dict[str, float]:
+def memory(config: Config, names: Sequence[str] | None = None) -> dict[str, float]:
     """Peak memory by method and J, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
     loss = models.dense_classifier(cases(config)[0].widths, seed=0).loss
@@ -241,6 +241,8 @@ def memory(config: Config) -> dict[str, float]:
     runs[f"importance, J = {many}"] = ("importance", many)
     found = {}
     for label, run in runs.items():
+        if names is not None and label not in names:
+            continue
         with context.Pool(1) as pool:
             found[label] = pool.apply(peak_memory, (config, *run))
     return found

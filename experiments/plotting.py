@@ -52,7 +52,12 @@ def accuracy_curves(
                 color=color,
                 va="center",
                 annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6},
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": color,
+                    "lw": 0.6,
+                    "relpos": (0, 0.5),
+                },
             )
         axes.set(xlabel="parameter updates", title=title, ylim=(0, 1))
         axes.set_ylabel("test accuracy")

@@ -609,7 +609,7 @@ def test_rows_of_more_digits_than_the_leaf():
         assert zeros.shape == (INPUTS, 2)
 
 
-@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 @hypothesis.given(
     rows=strategies.integers(1, 9),
     inputs=strategies.integers(1, 9),
