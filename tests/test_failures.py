@@ -213,6 +213,9 @@ def test_a_refused_start_begins_at_x_one_point_later():
     # x, x, x - ε f'(x)/2
     np.testing.assert_allclose(displacement, -0.1 / 3, rtol=1e-3)
     np.testing.assert_allclose(info.nonfinite_fraction, 1 / 3)
+    # x itself, without a draw.
+    displacement, _, _ = lejax.sgld(2, 0.1).step(key, lost, x, value_fn=f, tau=TAU)
+    np.testing.assert_array_equal(displacement, 0)
 
 
 def test_a_schedule_of_tau_that_falls_too_far_stops_the_chain_at_x():

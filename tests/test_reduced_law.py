@@ -11,6 +11,7 @@ from jax.extend import core
 from problems import assert_mean, replicate
 
 import lejax
+from lejax import _complement as complement
 
 INPUTS, HIDDEN, TAU = 5, 2, 0.4
 PARAMS = {
@@ -165,6 +166,29 @@ def test_sgld():
     seen = [np.einsum("ij,rjk->rik", inside, kernel(x)) for x in (reduced, found)]
     assert_same_mean(*seen)
     assert_same_covariance(*(x.reshape(len(x), -1) for x in seen))
+
+
+def test_the_unseen_part_of_a_chain_by_linear_algebra():
+    """Points and their weighted sum as linear maps of the start and the noises."""
+    rng = np.random.default_rng(0)
+    rates, variances, weights = rng.uniform(0.2, 1, (3, 5))
+    y, total = np.zeros(6), np.zeros(6)  # coefficients of y_1 and of five noises
+    y[0] = 1
+    point = complement.point(1, jnp.float32)
+    summed = complement.no_sum(jnp.float32)
+    for j in range(5):
+        total += weights[j] * y
+        point, summed = complement.visited(point, summed, jnp.float32(weights[j]))
+        y *= rates[j]
+        y[1 + j] = np.sqrt(variances[j])
+        point = complement.moved(
+            point, jnp.float32(rates[j]), jnp.float32(variances[j])
+        )
+    np.testing.assert_allclose(
+        [*point, *summed],
+        [y[0], y[1:] @ y[1:], y[1:] @ total[1:], total[0], total[1:] @ total[1:]],
+        rtol=1e-5,
+    )
 
 
 def test_sgld_that_refuses_its_start():

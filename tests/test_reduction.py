@@ -533,6 +533,17 @@ def test_a_row_that_is_not_finite_fails_loudly_and_alone(bad):
     assert (step(w, jax.random.key(0), (x, mask)) != w).all()
 
 
+def test_what_is_out_of_range_reads_no_row():
+    """It is the fill, wherever a chain has drifted."""
+    case = CASES["take, filled"]()
+    space = reduced_space(*case[:3], inner_batches=False)
+    drift = jax.tree.map(jnp.ones_like, space.zeros)
+    moved = jax.tree.map(jnp.add, case.params, space.lift(drift))
+    np.testing.assert_allclose(
+        space.value_fn(drift), case.value_fn(moved, case.batch), rtol=1e-5
+    )
+
+
 @jax.custom_jvp
 def spike(x):
     """A step with the slope of a fast sigmoid, as spiking networks are trained."""
