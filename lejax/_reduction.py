@@ -129,6 +129,50 @@ def split(program: Program, found: list[Met | str]) -> Split:
     )
 
 
+class Prepared(NamedTuple):
+    """What was run once, at x.
+
+    Attributes:
+        values: by number; those that turn with the inner batches are not among them.
+        in_turn: the wanted ones that do, on a leading axis.
+        rows: the known rows of every factor, likewise.
+    """
+
+    values: dict[int, Any]
+    in_turn: dict[int, Any]
+    rows: Rows
+
+
+def prepare(plan: Split, leaves: list[jax.Array], batches: PyTree) -> Prepared:
+    """Run what is to run once, and for every inner batch; None where there are none."""
+    turns = plan.program.inputs[len(leaves) :]
+    turning = plan.program.dependents(turns)
+    for_all, for_each = [], []
+    for operation in plan.once:
+        turns_too = not turning.isdisjoint(operation.outputs)
+        (for_each if turns_too else for_all).append(operation)
+    values = plan.program.constants | dict(zip(plan.leaves, leaves, strict=True))
+    plan.program.run(for_all, values)
+
+    def rows(values: dict[int, Any], turn: bool) -> list[jax.Array]:
+        chosen = (f for f in plan.factors if (f.number in turning) == turn)
+        return [factor.rows(values[factor.number]) for factor in chosen]
+
+    def of_turn(turn: PyTree) -> tuple[dict[int, Any], list[jax.Array]]:
+        mine = values | dict(zip(turns, jax.tree.leaves(turn), strict=True))
+        plan.program.run(for_each, mine)
+        wanted = {number: mine[number] for number in plan.wanted if number in turning}
+        return wanted, rows(mine, turn=True)
+
+    in_turn, turned = {}, []
+    if batches is not None:
+        # One after the other, as in the loss itself: random numbers stay the same.
+        in_turn, turned = jax.lax.map(of_turn, jax.tree.map(jnp.asarray, batches))
+    ordered = sorted(plan.factors, key=lambda factor: factor.number in turning)
+    found = rows(values, turn=False) + turned
+    return Prepared(values, in_turn, dict(zip(ordered, found, strict=True)))
+
+
 def reduced_space(
     value_fn: Callable[..., Any], params: PyTree, batch: PyTree, inner_batches: bool
 ) -> Coordinates:
@@ -139,37 +183,8 @@ def reduced_space(
     plan = split(program, found)
     leaves, structure = jax.tree.flatten(params)
     origin, dtype = widen(params), compute_dtype(params)
-    turns = program.inputs[len(leaves) :]
-    turning = program.dependents(turns)
-
-    # What runs once, and of that what runs once for every inner batch.
-    values = program.constants | dict(zip(plan.leaves, leaves, strict=True))
-    for_all, for_each = [], []
-    for operation in plan.once:
-        turns_too = not turning.isdisjoint(operation.outputs)
-        (for_each if turns_too else for_all).append(operation)
-    program.run(for_all, values)
-    rows = {
-        factor: factor.rows(values[factor.number])
-        for factor in plan.factors
-        if factor.number not in turning
-    }
-    in_turn: dict[int, Any] = {}
-    if inner_batches:
-
-        def prepare(turn: PyTree) -> tuple[dict[int, Any], list[jax.Array]]:
-            mine = values | dict(zip(turns, jax.tree.leaves(turn), strict=True))
-            program.run(for_each, mine)
-            return {n: mine[n] for n in plan.wanted if n in turning}, [
-                factor.rows(mine[factor.number])
-                for factor in plan.factors
-                if factor.number in turning
-            ]
-
-        # One after the other, as in the loss itself: random numbers stay the same.
-        in_turn, more = jax.lax.map(prepare, jax.tree.map(jnp.asarray, batch))
-        turned = (factor for factor in plan.factors if factor.number in turning)
-        rows |= dict(zip(turned, more, strict=True))
+    turning = program.dependents(program.inputs[len(leaves) :])
+    values, in_turn, rows = prepare(plan, leaves, batch if inner_batches else None)
 
     parts: list[ReducedLeaf | None] = []
     coefficients: dict[tuple[int, Factor], jax.Array] = {}
