@@ -291,7 +291,7 @@ def test_members_of_a_mesh_share_reduced_samples():
 
 
 def test_rows_on_an_explicit_mesh_stay_whole():
-    mesh = jax.make_mesh((1,), ("d",))
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
     x = jax.device_put(X, jax.NamedSharding(mesh, jax.P("d")))
     (leaf,) = lejax.reduction_report(
         lambda w, x: jnp.mean(jnp.tanh(x @ w)), PARAMS["w"], x
