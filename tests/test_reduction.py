@@ -534,6 +534,15 @@ def test_a_row_that_is_not_finite_fails_loudly_and_alone(bad):
     assert (step(w, jax.random.key(0), (x, mask)) != w).all()
 
 
+@pytest.mark.parametrize("rows", [INPUTS, INPUTS + 1])
+def test_as_many_rows_as_inputs_gain_nothing(rows):
+    case = plain(lambda x, w: x @ w, batch=(rows, INPUTS), rows=(INPUTS, HIDDEN))
+    leaf = lejax.reduction_report(*case[:3]).leaves[1]
+    assert leaf.reason == f"{rows} rows meet {INPUTS} inputs"
+    space = reduced_space(*case[:3], inner_batches=False)
+    assert space.outside is None
+
+
 def test_what_is_out_of_range_reads_no_row():
     """It is the fill, wherever a chain has drifted."""
     case = CASES["take, filled"]()
