@@ -20,7 +20,7 @@ import optax
 import tyro
 
 import lejax
-from experiments import data, models, results, training
+from experiments import data, models, results, table_6_1, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +144,7 @@ def methods(loss: Callable[..., jax.Array], config: Config) -> dict[str, Update]
     def step(sampler: lejax.Sampler) -> Update:
         return lejax.step_fn(loss, sampler, config.tau)
 
-    def chain(j: Any) -> Any:
-        return 1 / (1001 + j)
-
-    def decay(j: Any) -> Any:
-        return 0.1 * (j + 1) ** -0.7
-
+    chain, decay = table_6_1.langevin_step_size, table_6_1.robbins_monro_step_size
     found: dict[str, Update | None] = {
         "SGD step": sgd(loss, config),
         "importance": step(lejax.importance(n)),
