@@ -39,12 +39,12 @@ def standard_normals(key: jax.Array, like: PyTree, copies: int) -> PyTree:
     with jax.threefry_partitionable(False):
         key, signs_key = jax.random.split(key)
         drawn = jax.random.normal(key, (ends[-1],), compute_dtype(like))
-        words = jax.random.bits(signs_key, drawn.shape, jnp.uint32)
-    numbers = drawn[None]
-    if copies > 1:
-        # Bit c of a random word is the sign in copy c.
-        bits = (words >> jnp.arange(copies, dtype=jnp.uint32)[:, None]) & 1
-        numbers = jnp.where(bits == 0, drawn, -drawn)
+        numbers = drawn[None]
+        if copies > 1:
+            # Bit c of a random word is the sign in copy c.
+            words = jax.random.bits(signs_key, drawn.shape, jnp.uint32)
+            bits = (words >> jnp.arange(copies, dtype=jnp.uint32)[:, None]) & 1
+            numbers = jnp.where(bits == 0, drawn, -drawn)
     return structure.unflatten(
         numbers[:, end - leaf.size : end]
         .reshape(copies, *leaf.shape)
