@@ -101,7 +101,7 @@ def summarise(draws: Draws) -> WeightedAccumulator:
     top = clipped.max()
     w = jnp.where(counted, jnp.exp(clipped - top), 0)
     t = w.sum((0, 2))
-    d = jnp.tensordot(draws.signs.astype(dtype), w, 1)
+    d = draws.signed(w)
     of_units = draws.unit_moments(w)
     return WeightedAccumulator(
         max_log_weight=top,

@@ -40,9 +40,13 @@ class Draws(NamedTuple):
     outputs: PyTree
     valid: jax.Array
 
+    def signed(self, coefficients: jax.Array) -> jax.Array:
+        """Σ ±c over the signs, (p, g), for coefficients (k, p, g)."""
+        return jnp.tensordot(self.signs.astype(coefficients.dtype), coefficients, 1)
+
     def moment(self, coefficients: jax.Array) -> PyTree:
         """Σ c (X - x) over all draws, for coefficients (k, p, g)."""
-        signed = jnp.tensordot(self.signs.astype(coefficients.dtype), coefficients, 1)
+        signed = self.signed(coefficients)
         return jax.tree.map(
             lambda leaf: jnp.tensordot(signed.astype(leaf.dtype), leaf, 2),
             self.displacements,
@@ -50,7 +54,7 @@ class Draws(NamedTuple):
 
     def unit_moments(self, coefficients: jax.Array) -> PyTree:
         """The same over the draws of every unit: leaves (p, ...)."""
-        signed = jnp.tensordot(self.signs.astype(coefficients.dtype), coefficients, 1)
+        signed = self.signed(coefficients)
         return jax.tree.map(
             lambda leaf: jnp.einsum("pg,pg...->p...", signed.astype(leaf.dtype), leaf),
             self.displacements,

@@ -39,6 +39,10 @@ class Matrix(NamedTuple):
         """The shape of `rows` but for the numbers of a row."""
         return rows.shape[:-1]
 
+    def count(self, shape: tuple[int, ...]) -> int:
+        """How many rows an operand of this shape holds."""
+        return math.prod(shape[i] for i in self.free)
+
 
 class Selection(NamedTuple):
     """Known indices, of which one component numbers rows of a table of `size` rows."""
@@ -60,6 +64,10 @@ class Selection(NamedTuple):
     def free_shape(self, rows: jax.Array) -> tuple[int, ...]:
         """The shape of `rows`, each but a number."""
         return rows.shape
+
+    def count(self, shape: tuple[int, ...]) -> int:
+        """How many rows indices of this shape number."""
+        return math.prod(shape[:-1])
 
 
 Factor: TypeAlias = Matrix | Selection
@@ -171,7 +179,8 @@ def find_uses(program: Program, leaves: int, turns: int = 1) -> list[Met | str]:
             return "its rows have more digits than it has"
         (axes,) = along
         rows = sum(
-            _count(program, factor) * (turns if factor.number in turning else 1)
+            factor.count(program.shapes[factor.number].shape)
+            * (turns if factor.number in turning else 1)
             for factor in factors
         )
         size = math.prod(shape[i] for i in axes)
@@ -180,13 +189,6 @@ def find_uses(program: Program, leaves: int, turns: int = 1) -> list[Met | str]:
         return Met(axes, tuple(uses[leaf]), tuple(ways[leaf]), rows)
 
     return [judge(leaf, number) for leaf, number in enumerate(numbers)]
-
-
-def _count(program: Program, factor: Factor) -> int:
-    """The number of rows that a factor holds."""
-    shape = program.shapes[factor.number].shape
-    free = factor.free if isinstance(factor, Matrix) else range(len(shape) - 1)
-    return math.prod(shape[i] for i in free)
 
 
 def _view(
