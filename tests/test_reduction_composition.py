@@ -1,16 +1,12 @@
-"""The reduction inside other transformations, and the report that a person reads."""
+"""The reduction inside other transformations."""
 
 from __future__ import annotations
 
-import textwrap
-
-import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from problems import replicate
 
 import lejax
@@ -333,106 +329,3 @@ def test_one_trace_serves_all_updates():
     assert once <= 3
     step(PARAMS, jax.random.key(1), X + 1)
     assert len(traces) == once
-
-
-def assert_report(report, expected):
-    assert str(report) == textwrap.dedent(expected).strip()
-
-
-class LinenNetwork(linen.Module):
-    @linen.compact
-    def __call__(self, tokens, images):
-        words = linen.Embed(50, 4, name="w")(tokens).mean(1)
-        pixels = linen.Conv(2, (3, 3), name="pixels")(images)
-        hidden = linen.Dense(4, name="hidden")(pixels.reshape(len(pixels), -1))
-        return linen.Dense(1, name="out")(jnp.tanh(words + hidden))
-
-
-@pytest.mark.standard
-def test_the_report_of_an_embedding_and_a_convolution():
-    network = LinenNetwork()
-    batch = jnp.zeros((2, 3), int), jnp.zeros((2, 4, 4, 1))
-    params = network.init(jax.random.key(0), *batch)["params"]
-
-    def value_fn(params, batch):
-        return network.apply({"params": params}, *batch).mean()
-
-    assert_report(
-        lejax.reduction_report(value_fn, params, batch),
-        """
-        leaf                  shape         drawn
-        ['hidden']['bias']    (4,)          (4,)          used by reshape
-        ['hidden']['kernel']  (32, 4)       (32, 4)       its rows depend on parameters
-        ['out']['bias']       (1,)          (1,)          used by reshape
-        ['out']['kernel']     (4, 1)        (4, 1)        its rows depend on parameters
-        ['pixels']['bias']    (2,)          (2,)          used by reshape
-        ['pixels']['kernel']  (3, 3, 1, 2)  (3, 3, 1, 2)  used by conv_general_dilated
-        ['w']['embedding']    (50, 4)       (6, 4)        6 rows meet 50 inputs
-        in all                357           181
-        """,
-    )
-
-
-@pytest.mark.standard
-def test_the_report_of_linen():
-    network = linen.Sequential([linen.Dense(4), linen.relu, linen.Dense(1)])
-    params = network.init(jax.random.key(0), jnp.zeros((5, 8)))
-
-    def value_fn(params, x):
-        return network.apply(params, x).mean(), {"aux": x}
-
-    report = lejax.reduction_report(value_fn, params, jnp.zeros((5, 8)), has_aux=True)
-    assert_report(
-        report,
-        """
-        leaf                              shape   drawn
-        ['params']['layers_0']['bias']    (4,)    (4,)    used by reshape
-        ['params']['layers_0']['kernel']  (8, 4)  (5, 4)  5 rows meet 8 inputs
-        ['params']['layers_2']['bias']    (1,)    (1,)    used by reshape
-        ['params']['layers_2']['kernel']  (4, 1)  (4, 1)  its rows depend on parameters
-        in all                            41      29
-        """,
-    )
-    assert (report.size, report.reduced_size) == (41, 29)
-
-
-@pytest.mark.standard
-def test_the_report_of_nnx():
-    graph, params = nnx.split(nnx.Linear(8, 2, rngs=nnx.Rngs(0)), nnx.Param)
-
-    def value_fn(params, x):
-        return nnx.merge(graph, params)(x).mean()
-
-    assert_report(
-        lejax.reduction_report(value_fn, params, jnp.zeros((5, 8))),
-        """
-        leaf              shape   drawn
-        ['bias'].value    (2,)    (2,)    used by reshape
-        ['kernel'].value  (8, 2)  (5, 2)  5 rows meet 8 inputs
-        in all            18      12
-        """,
-    )
-
-
-def test_the_report_of_a_fallback():
-    params = {"unused": jnp.zeros(3), "w": PARAMS["w"]}
-
-    def value_fn(params, x):
-        return jnp.mean(jnp.tanh(x @ params["w"])) + jnp.sum(params["w"] * 2)
-
-    assert_report(
-        lejax.reduction_report(value_fn, params, X),
-        """
-        leaf        shape   drawn
-        ['unused']  (3,)    (0,)    the loss does not use it
-        ['w']       (8, 2)  (8, 2)  used by mul
-        in all      19      16
-        """,
-    )
-
-
-def test_the_report_refuses_what_the_samplers_refuse():
-    with pytest.raises(TypeError, match="value_fn must return a scalar loss"):
-        lejax.reduction_report(lambda params, x: x @ params["w"], PARAMS, X)
-    with pytest.raises(ValueError, match="params is None"):
-        lejax.reduction_report(network, None, X)
