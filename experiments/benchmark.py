@@ -20,7 +20,7 @@ import optax
 import tyro
 
 import lejax
-from experiments import data, models, results, table_6_1, training
+from experiments import data, methods, models, results, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +137,14 @@ def open_es(loss: Callable[..., jax.Array], config: Config) -> Update | None:
     return update
 
 
-def methods(loss: Callable[..., jax.Array], config: Config) -> dict[str, Update]:
+def updates(loss: Callable[..., jax.Array], config: Config) -> dict[str, Update]:
     """Everything that is compared; "direct" is without the reduction."""
     n, m = config.samples, config.moves
 
     def step(sampler: lejax.Sampler) -> Update:
         return lejax.step_fn(loss, sampler, config.tau)
 
-    chain, decay = table_6_1.langevin_step_size, table_6_1.robbins_monro_step_size
+    chain, decay = methods.langevin_step_size, methods.robbins_monro_step_size
     found: dict[str, Update | None] = {
         "SGD step": sgd(loss, config),
         "importance": step(lejax.importance(n)),
@@ -169,7 +169,7 @@ def seconds(
     """Seconds of each method in each round, after one that compiles."""
     classifier, batch = problem(case, config)
     key = jax.random.key(0)
-    chosen = methods(classifier.loss, config)
+    chosen = updates(classifier.loss, config)
     jitted = {
         name: jax.jit(update)
         for name, update in chosen.items()
@@ -209,7 +209,7 @@ def errors(config: Config) -> dict[str, float]:
         jax.random.key(1)
     )
     found = {"the displacement itself": float(jnp.linalg.norm(truth))}
-    for name, update in methods(classifier.loss, config).items():
+    for name, update in updates(classifier.loss, config).items():
         if "importance" in name or "OpenES" in name:
             run = displacement(update)
             keys = jax.random.split(jax.random.key(2), config.repeats)
@@ -222,7 +222,7 @@ def peak_memory(config: Config, name: str, samples: int) -> float:
     """Peak resident MB of a process that runs one update; run in one of its own."""
     config = dataclasses.replace(config, samples=samples, data="random")
     classifier, batch = problem(cases(config)[0], config)
-    update = jax.jit(methods(classifier.loss, config)[name])
+    update = jax.jit(updates(classifier.loss, config)[name])
     jax.block_until_ready(update(classifier.params, jax.random.key(0), batch))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -231,7 +231,7 @@ def memory(config: Config, names: Sequence[str] | None = None) -> dict[str, floa
     """Peak memory by method and J, each in a process of its own."""
     context = multiprocessing.get_context("spawn")
     loss = models.dense_classifier(cases(config)[0].widths, seed=0).loss
-    runs = {name: (name, config.samples) for name in methods(loss, config)}
+    runs = {name: (name, config.samples) for name in updates(loss, config)}
     many = config.many_samples
     runs[f"importance, J = {many}"] = ("importance", many)
     found = {}

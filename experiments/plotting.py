@@ -2,69 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy.stats
 
 # The paper's colours in their meaning, in shades that colour-blind readers tell apart.
 COLORS = {"SGD": "#c8102e", "SGLD": "#2a78d6", "HR": "#3c9d4e", "IS": "#111111"}
-LINES = {"": "-", "published": "--", "reduced": ":"}
+# What a line's kind says: the column of the tables that it belongs to.
+LINES = {"as written": "-", "as published": "--", "lejax": ":"}
 
 
-def accuracy_curves(
-    path: Path,
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    title: str,
-) -> None:
-    """Accuracy against updates; each curve is (updates (T,), accuracy (seeds, T)).
-
-    A variant `SGLD, …` has SGLD's colour and a line of its own kind. With several seeds
-    the line is the mean, and the band spans the seeds.
-    """
+@contextlib.contextmanager
+def figure(
+    path: Path, rows: int = 1, columns: int = 1, **options: Any
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """A figure and its axes (rows, columns), written to `path` at the end."""
     mpl.use("agg")
-    with plt.rc_context({"font.size": 12, "svg.fonttype": "none"}):
-        figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
-        ends = []
-        for name, (updates, accuracy) in curves.items():
-            method, _, variant = name.partition(", ")
-            color, mean = COLORS[method], accuracy.mean(0)
-            axes.plot(updates, mean, color=color, lw=2, ls=LINES[variant])
-            if len(accuracy) > 1:
-                axes.fill_between(
-                    updates,
-                    accuracy.min(0),
-                    accuracy.max(0),
-                    color=color,
-                    alpha=0.15,
-                    lw=0,
-                )
-            ends.append((mean[-1], updates[-1], name, color))
-        lowest = -np.inf
-        for height, last, name, color in sorted(ends):
-            lowest = max(height, lowest + 0.055)  # labels do not overlap
-            axes.annotate(
-                f"{name}  {height:.2f}",
-                (last, height),
-                (last * 1.03, lowest),
-                color=color,
-                va="center",
-                annotation_clip=False,
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": color,
-                    "lw": 0.6,
-                    "relpos": (0, 0.5),
-                },
-            )
-        axes.set(xlabel="parameter updates", title=title, ylim=(0, 1))
-        axes.set_ylabel("test accuracy")
-        axes.set_xlim(0, ends[0][1])
-        axes.grid(axis="y", color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
+    size = options.pop("figsize", (1.5 + 4.6 * columns, 0.6 + 3.6 * rows))
+    with plt.rc_context({"font.size": 12, "axes.titlesize": 12}):
+        drawn, axes = plt.subplots(
+            rows, columns, figsize=size, layout="constrained", squeeze=False, **options
+        )
+        yield drawn, axes
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-        plt.close(figure)
+        drawn.savefig(path, dpi=110)
+        plt.close(drawn)
     print(f"wrote {path}")
+
+
+def interval(samples: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over the leading axis, and the half width of its 95 % interval (Student's).
+
+    Of one sample the width is NaN: nothing is known of it.
+    """
+    samples = np.asarray(samples, float)
+    n = len(samples)
+    if n == 1:
+        return samples[0], np.full_like(samples[0], np.nan)
+    error = samples.std(0, ddof=1) / np.sqrt(n)
+    return samples.mean(0), scipy.stats.t.ppf(0.975, n - 1) * error
+
+
+def curve(axes: Any, x: Any, samples: Any, color: Any, ls: str = "-", **line: Any):
+    """The mean of `samples` (seeds, T) against `x` (T,), with its 95 % interval."""
+    mean, width = interval(samples)
+    axes.plot(x, mean, color=color, ls=ls, **{"lw": 2, **line})
+    if not np.isnan(width).all():
+        axes.fill_between(x, mean - width, mean + width, color=color, alpha=0.15, lw=0)
+    return mean
+
+
+def label_ends(axes: Any, ends: list[tuple[float, str, Any]], at: float) -> None:
+    """Name lines where they end, at x = `at`: (height, name, colour) of each.
+
+    Call it when the limits of the axes are set: names are kept apart by them.
+    """
+    low, high = axes.get_ylim()
+    gap = 0.062 * (high - low) * 3.6 / max(axes.bbox.height / axes.figure.dpi, 1.0)
+    lowest = -np.inf
+    heights = []
+    for height, _, _ in sorted(ends, key=lambda end: end[0]):
+        lowest = max(height, lowest + gap)
+        heights.append(lowest)
+    # Where the names reach above the axes, all of them move down together.
+    excess = max(0.0, heights[-1] - high)
+    left, right = axes.get_xlim()
+    for (height, name, color), shown in zip(
+        sorted(ends, key=lambda end: end[0]), heights, strict=True
+    ):
+        axes.annotate(
+            name,
+            (at, height),
+            (right + 0.03 * (right - left), shown - excess),
+            color=color,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": color,
+                "lw": 0.6,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def tidy(axes: Any, **settings: Any) -> None:
+    """A quiet frame: a light grid for heights, no box."""
+    axes.set(**settings)
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def accuracies(axes: Any, found: Mapping[str, Any], title: str) -> None:
+    """Test accuracy against updates: a panel of curves, named at their ends.
+
+    A label is "method" or "method, variant"; the method gives the colour.
+    """
+    ends = []
+    for label, curves in found.items():
+        color = COLORS[label.partition(",")[0]]
+        mean = curve(axes, curves.updates, curves.accuracy[0], color)
+        ends.append((mean[-1], f"{label} {mean[-1]:.2f}", color))
+    last = max(curves.updates[-1] for curves in found.values())
+    tidy(axes, title=title, xlabel="updates", ylim=(0, 1), xlim=(0, last))
+    label_ends(axes, ends, last)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,49 @@ def device_name() -> str:
     return f"{device.platform} ({device.device_kind})"
 
 
+def versions() -> dict[str, str]:
+    """Of everything that a figure may depend on."""
+    names = ("lejax", "jax", "optax", "flax")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """All fields of a configuration but places on disk, as a file gives them back."""
+    fields = dataclasses.asdict(config)
+    return json.loads(
+        json.dumps({k: v for k, v in fields.items() if k not in PLACES}, default=str)
+    )
+
+
 def write_json(path: Path, config: Any, **results: Any) -> None:
-    """Write the settings, but for places on disk, and versions beside the results."""
-    settings = dataclasses.asdict(config)
-    record = {
-        "settings": {k: v for k, v in settings.items() if k not in PLACES},
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("lejax", "jax", "optax", "flax")
-        },
-        "device": device_name(),
-        **results,
-    }
+    """Write the settings and the versions beside the results.
+
+    The file appears whole or not at all: an interruption leaves the one before.
+    """
+    head = {"settings": settings(config), "versions": versions()}
+    _write(path, head | {"device": device_name()} | results)
+
+
+def kept(path: Path, config: Any, **expected: Any) -> dict[str, Any] | None:
+    """What a file holds, if written under these settings, and with these values."""
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text())
+    wanted = {"settings": settings(config), **expected}
+    same = all(record.get(name) == value for name, value in wanted.items())
+    return record if same else None
+
+
+def add(path: Path, **results: Any) -> None:
+    """Put what follows from a file's results beside them."""
+    _write(path, json.loads(path.read_text()) | results)
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    text = json.dumps(record, indent=1)
+    # A list of numbers on one line.
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"wrote {path}")
+    part = path.with_suffix(".part")
+    part.write_text(text + "\n")
+    os.replace(part, path)

@@ -1,10 +1,10 @@
-"""The one training loop: jitted blocks of updates between two evaluations."""
+"""The one training loop: all seeds of a run at once, in jitted blocks of updates."""
 
 from __future__ import annotations
 
-import math
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,98 +12,157 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import models
 from experiments.data import Dataset
-from experiments.models import Classifier
+from experiments.methods import Run, backpropagation, optimizer
 
 
 class Evaluation(NamedTuple):
     """What a run reports after each block of updates.
 
     Attributes:
-        updates: how many there have been.
-        accuracy: the test accuracy after them.
-        seconds_per_update: of the block before; NaN at the start. Compilation is not in
-            it.
+        updates: how many there have been, not counting those of `sgd_updates`.
+        accuracy: the test accuracy after them, (grid, seeds); the grid is that of τ and
+            the learning rate.
+        seconds: of the block before, for all that runs at once; compilation is not in
+            it. NaN at the start.
+        evaluations_per_update: of the loss or its gradient, in each of the runs.
     """
 
     updates: int
-    accuracy: float
-    seconds_per_update: float
-
-
-def backpropagation() -> optax.GradientTransformationExtraArgs:
-    """The plain gradient at the head of a chain, where lejax puts a smoothed one."""
-
-    def update(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        value_fn: Any = None,
-        batch: Any = None,
-    ) -> tuple[Any, Any]:
-        del updates
-        return jax.grad(value_fn)(params, batch), state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    accuracy: np.ndarray
+    seconds: float
+    evaluations_per_update: int
 
 
 def batch_indices(seed: int, size: int, updates: int, batch_size: int) -> np.ndarray:
     """Which examples each update sees (updates, batch_size): shuffled epochs."""
     rng = np.random.default_rng(seed)
-    epochs = -(-updates * batch_size // size)
+    epochs = 1 + updates * batch_size // size
     order = np.concatenate([rng.permutation(size) for _ in range(epochs)])
     return order[: updates * batch_size].reshape(updates, batch_size)
 
 
-def train(
-    classifier: Classifier,
-    optimizer: optax.GradientTransformationExtraArgs,
-    dataset: Dataset,
-    indices: np.ndarray,
-    test: np.ndarray,
-    updates_per_block: int,
-) -> Iterator[Evaluation]:
-    """Run one update per row of `indices`; evaluate at the start and after each block.
+def split(run: Run, dataset: Dataset) -> Dataset:
+    """The data of a run: with `validation`, no test image is touched."""
+    if not run.validation:
+        return dataset
+    cut = len(dataset.train_labels) * 5 // 6
+    images, labels = dataset.train_images, dataset.train_labels
+    return Dataset(dataset.name, images[:cut], labels[:cut], images[cut:], labels[cut:])
 
-    A generator, so that several methods can take turns, block by block: their times are
-    then comparable on a machine whose speed drifts.
+
+def classifiers(
+    run: Run, seeds: Sequence[int], dataset: Dataset
+) -> tuple[Any, models.Classifier]:
+    """The initial parameters of all seeds, stacked, and one of the networks."""
+    inputs, classes = dataset.train_images.shape[1], int(dataset.train_labels.max()) + 1
+    widths = (inputs, *((run.hidden,) if run.hidden else ()), classes)
+    made = [
+        models.dense_classifier(widths, seed, run.activation, run.initialization)
+        for seed in seeds
+    ]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(c.params for c in made)), (
+        made[0]
+    )
+
+
+def descend(
+    tx: optax.GradientTransformationExtraArgs,
+    loss: Callable[..., jax.Array],
+    carry: tuple[Any, Any],
+    rows: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+) -> tuple[Any, Any]:
+    """One update of (params, state) for each row of example numbers."""
+
+    def update(carry: tuple[Any, Any], row: jax.Array) -> tuple[Any, None]:
+        params, state = carry
+        updates, state = tx.update(
+            optax.tree.zeros_like(params),
+            state,
+            params,
+            value_fn=loss,
+            batch=(images[row], labels[row]),
+        )
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(update, carry, rows)[0]
+
+
+def train(run: Run, seeds: Sequence[int], dataset: Dataset) -> Iterator[Evaluation]:
+    """Train from every seed at every τ and rate; evaluate before and after each block.
+
+    The seed fixes the weights, the batches, the test images and the draws, so that
+    methods differ in nothing else. A generator, so that several can take turns.
     """
-    held_out = (dataset.test_images[test], dataset.test_labels[test])
-
-    def block(carry: tuple[Any, Any], batches: tuple[jax.Array, jax.Array]):
-        def update(carry: tuple[Any, Any], batch: tuple[jax.Array, jax.Array]):
-            params, state = carry
-            updates, state = optimizer.update(
-                optax.tree.zeros_like(params),
-                state,
-                params,
-                value_fn=classifier.loss,
-                batch=batch,
+    dataset = split(run, dataset)
+    params, network = classifiers(run, seeds, dataset)
+    data = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    batches = np.stack(
+        [
+            batch_indices(
+                seed, len(data[1]), run.sgd_updates + run.updates, run.batch_size
             )
-            return (optax.apply_updates(params, updates), state), None
+            for seed in seeds
+        ]
+    )
+    tests = np.stack(
+        [
+            np.random.default_rng(seed).permutation(len(dataset.test_labels))
+            for seed in seeds
+        ]
+    )[:, : run.test_images]
+    held_out = dataset.test_images[tests], dataset.test_labels[tests]
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+    grid = list(itertools.product(run.tau, run.learning_rates or (None,)))
+    taus = jnp.asarray([tau for tau, _ in grid])
+    rates = run.learning_rates and jnp.asarray([rate for _, rate in grid])
 
-        return jax.lax.scan(update, carry, batches)[0]
+    def mapped(function: Callable[..., Any], of_grid: Any, of_seeds: Any) -> Any:
+        return jax.jit(jax.vmap(jax.vmap(function, of_seeds), of_grid))
 
-    def batches_of(rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        return (
-            jnp.asarray(dataset.train_images[rows]),
-            jnp.asarray(dataset.train_labels[rows]),
-        )
+    only = grid[0][0]
 
-    blocks = indices.reshape(-1, updates_per_block, indices.shape[-1])
-    carry = (classifier.params, optimizer.init(classifier.params))
-    run = jax.jit(block).lower(carry, batches_of(blocks[0])).compile()
-    accuracy = jax.jit(classifier.accuracy)
+    def make(tau: Any, rate: Any, key: jax.Array) -> Any:
+        # A single τ stays a number that the library can check.
+        return optimizer(run, tau if len(run.tau) > 1 else only, rate, key)
 
-    yield Evaluation(0, float(accuracy(carry[0], held_out)), math.nan)
+    def begin(tau: Any, rate: Any, params: Any, rows: Any, key: Any, *data: Any) -> Any:
+        if run.sgd_updates:
+            tx = optax.chain(backpropagation(), optax.sgd(tau))
+            params, _ = descend(
+                tx, network.loss, (params, tx.init(params)), rows, *data
+            )
+        return params, make(tau, rate, key).init(params)
+
+    def block(tau: Any, rate: Any, carry: Any, rows: Any, *data: Any) -> Any:
+        # The key of the draws lives in the state: this one is not used.
+        tx = make(tau, rate, jax.random.key(0))
+        return descend(tx, network.loss, carry, rows, *data)
+
+    rate_axis = None if rates is None else 0
+    carry = mapped(
+        begin,
+        (0, rate_axis, None, None, None, None, None),
+        (None, None, 0, 0, 0, None, None),
+    )(taus, rates, params, batches[:, : run.sgd_updates], keys, *data)
+    blocks = np.split(batches[:, run.sgd_updates :], run.evaluations, axis=1)
+    advance = mapped(
+        block, (0, rate_axis, 0, None, None, None), (None, None, 0, 0, None, None)
+    )
+    advance = advance.lower(taus, rates, carry, blocks[0], *data).compile()
+    accuracy = mapped(network.accuracy, (0, None), (0, 0))
+
+    def evaluate(updates: int, seconds: float) -> Evaluation:
+        spent = optax.tree.get(carry[1], "num_evaluations", jnp.ones(()))
+        found = np.asarray(accuracy(carry[0], held_out), float)
+        return Evaluation(updates, found, seconds, int(spent.ravel()[0]))
+
+    yield evaluate(0, np.nan)
     for done, rows in enumerate(blocks, start=1):
-        batches = jax.block_until_ready(batches_of(rows))
-        start = time.perf_counter()
-        carry = jax.block_until_ready(run(carry, batches))
-        seconds = time.perf_counter() - start
-        yield Evaluation(
-            done * updates_per_block,
-            float(accuracy(carry[0], held_out)),
-            seconds / updates_per_block,
-        )
+        started = time.perf_counter()
+        carry = jax.block_until_ready(advance(taus, rates, carry, rows, *data))
+        seconds = time.perf_counter() - started
+        yield evaluate(done * run.updates // run.evaluations, seconds)

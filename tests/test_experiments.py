@@ -18,10 +18,20 @@ import optax
 import pytest
 
 import lejax
-from experiments import benchmark, data, models, table_6_1, training
+from experiments import (
+    benchmark,
+    data,
+    methods,
+    models,
+    study,
+    table_6_1,
+    training,
+    tuning,
+)
+from experiments.options import Options
 
 pytestmark = pytest.mark.standard
-QUICK = ("--updates", "10", "--samples", "6", "--robbins-monro", "2", "--hidden", "8")
+QUICK = {"quick": True, "data": "digits"}
 
 
 @pytest.fixture
@@ -30,73 +40,120 @@ def nothing_prepared(monkeypatch):
     monkeypatch.setattr(data, "_mnist_is_prepared", lambda data_dir: False)
 
 
-def run_table(capsys, output, *args):
-    table_6_1.main([*QUICK, *args, "--output", str(output)])
-    return capsys.readouterr().out, json.loads((output / "table_6_1.json").read_text())
+def read(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
 
 
-def test_table_6_1(capsys, tmp_path, nothing_prepared):
-    printed, record = run_table(capsys, tmp_path, "--seeds", "0", "1")
-    first, second, *_ = printed.splitlines()
-    assert "scikit-learn" in first
-    assert "--data mnist" in first
-    assert second.startswith("Device: ")
-    assert "Table 6.1" in printed
-    assert "Table 6.2" in printed
+@pytest.fixture(scope="module")
+def results_folder(tmp_path_factory):
+    """Table 6.1 in quick form, on which other experiments build."""
+    folder = tmp_path_factory.mktemp("results")
+    table_6_1.main(Options(**QUICK, output=folder))
+    return folder
+
+
+def test_table_6_1(results_folder):
+    record = read(results_folder, "table_6_1")
     assert record["data"] == "digits"
-    assert record["settings"]["samples"] == 6
     assert record["versions"].keys() == {"lejax", "jax", "optax", "flax"}
-    assert record["updates"] == [0, 2, 4, 6, 8, 10]
-    assert list(record["table"]) == [
-        "SGD",
-        "IS",
-        "SGLD",
-        "SGLD, published",
-        "HR",
-        "IS, reduced",
+    runs = record["runs"]
+    assert list(runs) == [
+        *("SGD", "IS", "SGLD", "HR"),
+        *("IS, published", "SGLD, published", "HR, published"),
+        *("IS, lejax", "SGLD, lejax", "HR, lejax"),
+        *("SGD, tuned", "momentum, tuned", "Adam, tuned"),
+        *("SGD, equal time", "momentum, equal time", "Adam, equal time"),
     ]
-    for method, rows in record["table"].items():
-        assert np.shape(rows) == (2, 5)
-        for row, curve in zip(rows, record["accuracy"][method], strict=True):
-            assert row == curve[1:]
+    for label, run in runs.items():
+        assert np.shape(run["accuracy"]) == (1, 2, 6)
+        expected = {"IS": 20, "SGLD": 20, "HR": 9}.get(label.partition(",")[0], 1)
+        assert run["evaluations_per_update"] == expected
+        # The mean of the table is that of the curves.
+        mean = np.mean(run["accuracy"], axis=(0, 1))[1:]
+        np.testing.assert_allclose(record["table"][label]["mean"], mean, atol=1e-4)
     # Every method starts from the same weights and is tested on the same images.
-    starts = {m: [c[0] for c in curves] for m, curves in record["accuracy"].items()}
-    assert all(start == starts["SGD"] for start in starts.values())
-    assert starts["SGD"][0] != starts["SGD"][1]
-    seconds = json.loads((tmp_path / "table_6_2.json").read_text())
-    assert all(s > 0 for s in seconds["seconds_per_update"].values())
-    assert (tmp_path / "figure_6_1.png").read_bytes().startswith(b"\x89PNG")
+    starts = [np.asarray(run["accuracy"])[0, :, 0] for run in runs.values()]
+    assert all((start == starts[0]).all() for start in starts)
+    png = (results_folder / "figure_6_1.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
 
 
-def test_the_same_seed_gives_the_same_table(capsys, tmp_path, nothing_prepared):
-    args = ("--methods", "SGD", "IS", "--seeds", "3")
-    _, first = run_table(capsys, tmp_path, *args)
-    _, again = run_table(capsys, tmp_path, *args)
-    assert first["accuracy"] == again["accuracy"]
+def test_rates_are_tuned_without_a_test_image(results_folder):
+    record = read(results_folder, "tuning")
+    assert all(run["settings"]["validation"] for run in record["runs"].values())
+    digits = data.load("digits")
+    held_out = training.split(methods.Run("SGD", validation=True), digits)
+    together = np.concatenate([held_out.train_images, held_out.test_images])
+    np.testing.assert_array_equal(together, digits.train_images)
+    for run in tuning.chosen(Options(**QUICK, output=results_folder)).values():
+        assert len(run.learning_rates) == 1
+        assert not run.validation
+        assert (run.evaluations, run.test_images) == (25, 1000)
+
+
+def test_what_is_there_is_not_computed_again(results_folder, monkeypatch):
+    monkeypatch.setattr(study, "train", None)
+    before = (results_folder / "table_6_1.json").read_bytes()
+    table_6_1.main(Options(**QUICK, output=results_folder))
+    assert (results_folder / "table_6_1.json").read_bytes() == before
+
+
+def test_an_interrupted_study_ends_in_the_same_result(tmp_path, monkeypatch):
+    runs = {"IS": methods.Run("IS"), "HR": methods.Run("HR", hidden=0)}
+    whole = Options(**QUICK, output=tmp_path / "whole")
+    study.study("some", runs, whole, seeds=2)
+
+    def interrupted(run, *args):
+        for evaluation in training.train(run, *args):
+            if run.method == "HR" and evaluation.updates == 4:
+                raise KeyboardInterrupt
+            yield evaluation
+
+    parts = Options(**QUICK, output=tmp_path / "parts")
+    monkeypatch.setattr(study, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.study("some", runs, parts, seeds=2)
+    assert list(read(parts.output, "some")["runs"]) == ["IS"]
+    trained = []
+
+    def counted(run, *args):
+        trained.append(run.method)
+        return training.train(run, *args)
+
+    monkeypatch.setattr(study, "train", counted)
+    study.study("some", runs, parts, seeds=2)
+    assert trained == ["HR"]
+    ends = [read(options.output, "some")["runs"] for options in (whole, parts)]
+    for label in runs:
+        assert ends[0][label] | {"seconds": 0} == ends[1][label] | {"seconds": 0}
 
 
 def test_every_method_is_what_the_paper_says():
     """One update of each is that of a chain written out here, with the same key."""
-    config = table_6_1.Config(samples=40, robbins_monro=4, tau=0.03)
     key, tau = jax.random.key(5), 0.03
     steps = lambda j: 1.0 / (1001 + j)  # noqa: E731
     entropy = functools.partial(lejax.local_entropy, tau=tau, key=key)
+    plain = {"antithetic": False}
+    law = {"sample_complement": True}
+    decay = methods.robbins_monro_step_size
+
+    def moves(**options):
+        return lejax.heat(lejax.robbins_monro(4, 4, decay, **options), tau, key=key)
+
+    published = lejax.importance(40, **plain, **law)
     heads = {
-        "SGD": training.backpropagation(),
-        "IS": entropy(lejax.importance(40, antithetic=False, sample_complement=True)),
-        "SGLD": entropy(lejax.sgld(40, steps, sample_complement=True)),
-        "SGLD, published": entropy(
-            lejax.sgld(40, steps, temperature=steps, sample_complement=True)
+        ("SGD", "as written"): methods.backpropagation(),
+        ("IS", "as written"): entropy(lejax.importance(40, **plain, **law)),
+        ("SGLD", "as written"): entropy(lejax.sgld(40, steps, **law)),
+        ("HR", "as written"): moves(**plain),
+        ("IS", "as published"): lejax.local_entropy(published, tau**2, key=key),
+        ("SGLD", "as published"): entropy(
+            lejax.sgld(40, steps, temperature=steps, **law)
         ),
-        "HR": lejax.heat(
-            lejax.robbins_monro(
-                4, 4, table_6_1.robbins_monro_step_size, antithetic=False
-            ),
-            tau,
-            key=key,
-        ),
-        "IS, reduced": entropy(lejax.importance(40)),
-        "SGLD, reduced": entropy(lejax.sgld(40, steps)),
+        ("HR", "as published"): moves(**plain, smoothing=tau**2),
+        ("IS", "lejax"): entropy(lejax.importance(40)),
+        ("SGLD", "lejax"): entropy(lejax.sgld(40, steps, temperature=steps)),
+        ("HR", "lejax"): moves(),
     }
     params = jnp.array([1.0, -2.0])
 
@@ -110,33 +167,33 @@ def test_every_method_is_what_the_paper_says():
         )[0]
 
     seen = []
-    for method, head in heads.items():
-        found = first_update(table_6_1.optimizer(method, config, key))
-        expected = first_update(optax.chain(head, optax.sgd(tau)))
+    for (method, column), head in heads.items():
+        run = methods.Run(method, column, samples=40, moves=4)
+        found = first_update(methods.optimizer(run, tau, None, key))
+        rate = tau**2 if (method, column) == ("IS", "as published") else tau
+        expected = first_update(optax.chain(head, optax.sgd(rate)))
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         seen.append(tuple(np.asarray(found)))
     assert len(set(seen)) == len(heads)
 
 
-def test_methods_must_differ():
-    with pytest.raises(SystemExit, match="--methods must differ, got SGD SGD"):
-        table_6_1.main(["--methods", "SGD", "SGD"])
-
-
-def test_updates_must_fill_the_columns():
-    with pytest.raises(SystemExit, match="--updates must be a multiple of 5, got 7"):
-        table_6_1.main(["--updates", "7"])
+def test_options_that_cannot_be_run():
+    with pytest.raises(SystemExit, match="multiple of 5, got 7"):
+        Options(updates=7)
+    with pytest.raises(SystemExit, match="--seeds must be at least 1, got 0"):
+        Options(seeds=0)
 
 
 def test_the_settings_are_the_paper_s():
-    config = table_6_1.Config()
-    assert (config.updates, config.batch_size, config.tau) == (500, 20, 0.01)
-    assert (config.samples, config.robbins_monro) == (1000, 30)
-    np.testing.assert_allclose(table_6_1.langevin_step_size(0), 1 / 1001)
-    np.testing.assert_allclose(table_6_1.langevin_step_size(999), 1 / 2000)
-    np.testing.assert_allclose(table_6_1.robbins_monro_step_size(0), 0.1)
+    run = methods.Run("SGLD")
+    assert (run.updates, run.batch_size, run.tau) == (500, 20, (0.01,))
+    assert (run.samples, run.moves, run.hidden) == (1000, 30, 200)
+    np.testing.assert_allclose(methods.langevin_step_size(0), 1 / 1001)
+    np.testing.assert_allclose(methods.langevin_step_size(999), 1 / 2000)
+    np.testing.assert_allclose(methods.langevin_step_size(0, 2000), 1 / 2001)
+    np.testing.assert_allclose(methods.robbins_monro_step_size(0), 0.1)
     np.testing.assert_allclose(
-        table_6_1.robbins_monro_step_size(29), 0.1 * 30**-0.7, rtol=1e-6
+        methods.robbins_monro_step_size(29), 0.1 * 30**-0.7, rtol=1e-6
     )
 
 
@@ -166,8 +223,12 @@ def test_batches_are_shuffled_epochs():
     assert list(first_epoch) != list(range(10))
 
 
-def test_digits():
-    digits = data.load("digits")
+def test_digits(nothing_prepared, capsys):
+    digits = data.load("auto")
+    printed = capsys.readouterr().out
+    assert "scikit-learn" in printed
+    assert "--data mnist" in printed
+    assert digits.name == "digits"
     assert digits.train_images.shape[1] == 64
     assert len(digits.train_labels) + len(digits.test_labels) == 1797
     assert 0 <= digits.train_images.min() < digits.train_images.max() <= 1
@@ -177,7 +238,7 @@ def test_benchmark(capsys, tmp_path, monkeypatch):
     quick = ["--samples", "4", "--moves", "2", "--many-samples", "6", "--rounds", "1"]
     measured = benchmark.memory(benchmark.Config(samples=4, hidden=8), ("SGD step",))
     assert measured["SGD step"] > 50
-    everything = benchmark.methods(lambda params, batch: params, benchmark.Config())
+    everything = benchmark.updates(lambda params, batch: params, benchmark.Config())
     peaks = {**dict.fromkeys(everything, 100.0), "importance, J = 6": 100.0}
     monkeypatch.setattr(benchmark, "memory", lambda config: peaks)
     few = ["--reference-samples", "100", "--repeats", "2", "--hidden", "8"]
@@ -250,13 +311,14 @@ class TestMnist:
         ]  # fmt: skip
         assert abs(mnist.train_images.mean() - 0.1307) < 1e-4
 
-    def test_prepared_mnist_is_the_default(self, data_dir, capsys, tmp_path):
-        folder, _ = data_dir
-        args = ("--data-dir", folder, "--methods", "SGD", "IS")
-        printed, record = run_table(capsys, tmp_path, *args)
+    def test_prepared_mnist_is_the_default(self, data_dir, capsys):
+        folder, mnist = data_dir
+        found = data.load("auto", folder)
+        assert found.name == "mnist"
+        np.testing.assert_array_equal(found.test_labels, mnist.test_labels)
+        printed = capsys.readouterr().out
         assert "MNIST" in printed.splitlines()[0]
         assert "--data digits" in printed.splitlines()[0]
-        assert record["data"] == "mnist"
 
     def test_mnist_prepared_by_others_is_read(self, data_dir, tmp_path, monkeypatch):
         """As `tfds.load` leaves it: in TFRecord files."""
@@ -278,7 +340,7 @@ class TestMnist:
         monkeypatch.setattr(mnist.MNIST, "URL", "http://127.0.0.1:9/")
         start = time.perf_counter()
         with pytest.raises(SystemExit) as caught:
-            table_6_1.main(["--data", "mnist", "--data-dir", str(tmp_path)])
+            data.load("mnist", str(tmp_path))
         assert time.perf_counter() - start < 60  # not after minutes of retries
         message = str(caught.value)
         assert "not prepared" in message

@@ -1,0 +1,73 @@
+"""Figure 6.4: the 784-10 network, importance sampling and SGLD, three ranges of τ."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+
+from experiments import plotting, results
+from experiments.methods import Column, Method, Run
+from experiments.options import Options, parse
+from experiments.study import study
+
+RANGES = {
+    "small τ": (0.001, 0.002, 0.004, 0.007, 0.01),
+    "middle τ": (0.01, 0.02, 0.04, 0.07, 0.1),
+    "large τ": (0.1, 0.2, 0.4, 0.7, 1.0),
+}
+ROWS: dict[str, tuple[Method, Column]] = {
+    "SGLD, as written": ("SGLD", "as written"),
+    "SGLD, as published": ("SGLD", "as published"),
+    "SGLD, lejax": ("SGLD", "lejax"),
+    "IS, as written": ("IS", "as written"),
+    "IS, lejax": ("IS", "lejax"),
+}
+
+
+def main(options: Options) -> None:
+    """Train at all τ of a range at once, print the ends, plot a panel for each."""
+    updates = options.updates or 300
+    runs = {
+        f"{row}, {part}": Run(method, column, tau=taus, hidden=0, updates=updates)
+        for row, (method, column) in ROWS.items()
+        for part, taus in RANGES.items()
+    }
+    found = study("figure_6_4", runs, options, seeds=3)
+    print(f"\nFigure 6.4: test accuracy after {updates} updates, by τ")
+    ends: dict[str, dict[str, list[float]]] = {}
+    for label, curves in found.items():
+        mean, width = plotting.interval(curves.accuracy[:, :, -1].T)
+        ends[label] = {
+            "tau": list(curves.run.tau),
+            "mean": mean.round(4).tolist(),
+            "half_width": np.nan_to_num(width).round(4).tolist(),
+        }
+        cells = zip(curves.run.tau, mean, width, strict=True)
+        print(
+            f"{label:<28}" + "  ".join(f"{t:g}: {m:.2f}±{w:.2f}" for t, m, w in cells)
+        )
+    results.add(options.output / "figure_6_4.json", table=ends)
+
+    shades = mpl.colormaps["viridis"](np.linspace(0.85, 0.05, 5))
+    with plotting.figure(options.output / "figure_6_4.png", len(ROWS), 3) as (_, axes):
+        for panels, row in zip(axes, ROWS, strict=True):
+            for panel, part in zip(panels, RANGES, strict=True):
+                curves = found[f"{row}, {part}"]
+                names = []
+                for tau, accuracy, shade in zip(
+                    curves.run.tau, curves.accuracy, shades, strict=True
+                ):
+                    mean = plotting.curve(panel, curves.updates, accuracy, shade)
+                    names.append((mean[-1], f"{tau:g}", shade))
+                last = curves.updates[-1]
+                plotting.tidy(
+                    panel, title=f"{row}, {part}", ylim=(0, 1), xlim=(0, last)
+                )
+                plotting.label_ends(panel, names, last)
+            panels[0].set_ylabel("test accuracy")
+        for panel in axes[-1]:
+            panel.set_xlabel("updates")
+
+
+if __name__ == "__main__":
+    main(parse(__doc__))

@@ -1,0 +1,133 @@
+"""Runs of an experiment, kept on disk: what is there is not computed again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import data, results
+from experiments.methods import Run
+from experiments.options import Options
+from experiments.training import train
+
+
+class Curves(NamedTuple):
+    """What a run found.
+
+    Attributes:
+        run: its settings.
+        updates: (T,), when the accuracy was evaluated.
+        accuracy: (grid, seeds, T); the grid is that of τ and the learning rate.
+        seconds: spent on all updates of all members, compilation apart.
+        evaluations_per_update: of the loss or its gradient, in each of the runs.
+    """
+
+    run: Run
+    updates: np.ndarray
+    accuracy: np.ndarray
+    seconds: float
+    evaluations_per_update: int
+
+
+@functools.cache
+def dataset(name: data.Name, data_dir: str | None) -> data.Dataset:
+    """Read once, and said once."""
+    return data.load(name, data_dir)
+
+
+def fitted(run: Run, options: Options) -> Run:
+    """The run as it is run: small for a quick look, evaluated at least five times."""
+    if options.quick:
+        run = dataclasses.replace(
+            run,
+            updates=min(run.updates, 10),
+            sgd_updates=min(run.sgd_updates, 10),
+            samples=max(run.samples // 50, 4),
+            moves=max(run.moves // 10, 2),
+            hidden=min(run.hidden, 8),
+            test_images=min(run.test_images, 200),
+        )
+    if run.updates % run.evaluations:
+        run = dataclasses.replace(run, evaluations=5)
+    return run
+
+
+def stored(options: Options, name: str) -> Iterator[dict[str, Any]]:
+    """All runs in the output folder on that data set, of whichever experiment."""
+    for path in sorted(options.output.glob("*.json")):
+        record = json.loads(path.read_text())
+        if record.get("data") == name:
+            yield from record.get("runs", {}).values()
+
+
+def make(run: Run, seeds: int, chosen: data.Dataset, bar: tqdm) -> dict[str, Any]:
+    """Train, and put down what the curves need."""
+    evaluations = []
+    for evaluation in train(run, range(seeds), chosen):
+        bar.update(evaluation.updates - (evaluations[-1].updates if evaluations else 0))
+        evaluations.append(evaluation)
+    # Of at most 10,000 images an accuracy has four digits.
+    accuracy = np.stack([e.accuracy for e in evaluations], axis=-1).round(4)
+    return {
+        "settings": results.settings(run),
+        "seeds": seeds,
+        "evaluations_per_update": evaluations[-1].evaluations_per_update,
+        "seconds": round(sum(e.seconds for e in evaluations[1:]), 3),
+        "updates": [e.updates for e in evaluations],
+        "accuracy": accuracy.tolist(),
+    }
+
+
+def study(
+    name: str, runs: Mapping[str, Run], options: Options, seeds: int
+) -> dict[str, Curves]:
+    """Find or make every run, and write them all to `name`.json after each.
+
+    Args:
+        name: of the experiment.
+        runs: by their labels.
+        options: of the command line.
+        seeds: how many runs of each, where the options do not say.
+
+    Returns:
+        The curves by label.
+    """
+    seeds = options.seeds or (min(seeds, 2) if options.quick else seeds)
+    chosen = dataset(options.data, options.data_dir)
+    runs = {label: fitted(run, options) for label, run in runs.items()}
+    found = {
+        label: record
+        for record in stored(options, chosen.name)
+        for label, run in runs.items()
+        if record["settings"] == results.settings(run) and record["seeds"] >= seeds
+    }
+    missing = {label: run for label, run in runs.items() if label not in found}
+
+    def write() -> None:
+        ordered = {label: found[label] for label in runs if label in found}
+        path = options.output / f"{name}.json"
+        results.write_json(path, options, data=chosen.name, runs=ordered)
+
+    total = sum(run.updates for run in missing.values())
+    with tqdm(total=total, unit="update", disable=not missing) as bar:
+        for label, run in missing.items():
+            bar.set_description(f"{name}: {label}")
+            found[label] = make(run, seeds, chosen, bar)
+            write()
+    write()
+    return {
+        label: Curves(
+            run,
+            np.asarray(found[label]["updates"]),
+            np.asarray(found[label]["accuracy"])[:, :seeds],
+            found[label]["seconds"],
+            found[label]["evaluations_per_update"],
+        )
+        for label, run in runs.items()
+    }
