@@ -17,7 +17,7 @@ def main(options: Options) -> None:
         carried = paper_runs(options)[label]
         runs[label] = carried
         runs[f"{label}, restarted"] = dataclasses.replace(carried, warm_start=False)
-    found = study("chains", runs, options, seeds=2)
+    found = study("chains", runs, options, seeds=3)
     print(
         "\nTest accuracy, the chain carried over (the paper's way) and restarted at x"
     )

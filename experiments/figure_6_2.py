@@ -31,7 +31,7 @@ def main(options: Options) -> None:
         step: dict[str, Any] = {} if method == "SGD" else {"first_step": 2000}
         runs[row] = dataclasses.replace(best[row], **switched, **step)
     runs["SGD before"] = Run("SGD", updates=before)
-    found = study("figure_6_2", runs, options, seeds=2)
+    found = study("figure_6_2", runs, options, seeds=3)
     first = found.pop("SGD before")
     print("\nFigure 6.2: test accuracy after the switch from SGD")
     table = tables.print_checkpoints(found)

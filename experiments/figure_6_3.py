@@ -44,7 +44,7 @@ def main(options: Options) -> None:
         for label, base in bases.items()
         for samples in SAMPLES
     }
-    found = study("figure_6_3", runs, options, seeds=2)
+    found = study("figure_6_3", runs, options, seeds=3)
     print("\nFigure 6.3: test accuracy by the number S of samples per update")
     table = tables.print_checkpoints(found)
     # How restless a curve is: the spread of its steps in its second half.

@@ -87,7 +87,7 @@ def main(options: Options) -> None:
         base = Run(method, column, updates=updates)
         for schedule, fields in SCHEDULES.items():
             runs[f"{row}, {schedule}"] = dataclasses.replace(base, **fields)
-    found = study("figure_6_5", runs, options, seeds=2)
+    found = study("figure_6_5", runs, options, seeds=3)
     print("\nFigure 6.5: test accuracy")
     table = tables.print_checkpoints(found)
     ratios = {

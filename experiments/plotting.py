@@ -65,21 +65,20 @@ def label_ends(axes: Any, ends: list[tuple[float, str, Any]], at: float) -> None
     """
     low, high = axes.get_ylim()
     gap = 0.062 * (high - low) * 3.6 / max(axes.bbox.height / axes.figure.dpi, 1.0)
-    lowest = -np.inf
-    heights = []
-    for height, _, _ in sorted(ends, key=lambda end: end[0]):
-        lowest = max(height, lowest + gap)
-        heights.append(lowest)
-    # Where the names reach above the axes, all of them move down together.
-    excess = max(0.0, heights[-1] - high)
+    ends = sorted(ends, key=lambda end: end[0])
+    shown = [height for height, _, _ in ends]
+    for i in range(1, len(shown)):
+        shown[i] = max(shown[i], shown[i - 1] + gap)
+    # Where the names reach above the axes, the crowd below them moves down.
+    shown[-1] = min(shown[-1], high)
+    for i in reversed(range(len(shown) - 1)):
+        shown[i] = min(shown[i], shown[i + 1] - gap)
     left, right = axes.get_xlim()
-    for (height, name, color), shown in zip(
-        sorted(ends, key=lambda end: end[0]), heights, strict=True
-    ):
+    for (height, name, color), beside in zip(ends, shown, strict=True):
         axes.annotate(
             name,
             (at, height),
-            (right + 0.03 * (right - left), shown - excess),
+            (right + 0.03 * (right - left), beside),
             color=color,
             va="center",
             annotation_clip=False,
