@@ -23,6 +23,8 @@ EXPERIMENTS = (
     "figure_6_4",
     "figure_6_5",
     "stability",
+    "section_5_1_2",
+    "monotonicity",
 )
 
 

@@ -85,6 +85,8 @@ def choices(options: Options) -> dict[str, Choice]:
     }
     runs = {label: run for label, (_, run) in of_rows.items()}
     best: dict[str, Choice] = {}
+    # The choice does not depend on how many runs are made with it.
+    options = dataclasses.replace(options, seeds=None)
     for label, curves in study("tuning", runs, options, seeds=1).items():
         row, run = of_rows[label]
         accuracies = curves.accuracy[:, :, -1].mean(1)

@@ -23,109 +23,17 @@ from experiments import (
     data,
     methods,
     models,
-    study,
-    table_6_1,
     training,
-    tuning,
 )
 from experiments.options import Options
 
 pytestmark = pytest.mark.standard
-QUICK = {"quick": True, "data": "digits"}
 
 
 @pytest.fixture
 def nothing_prepared(monkeypatch):
     """No MNIST on this machine, whatever is."""
     monkeypatch.setattr(data, "_mnist_is_prepared", lambda data_dir: False)
-
-
-def read(folder, name):
-    return json.loads((folder / f"{name}.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def results_folder(tmp_path_factory):
-    """Table 6.1 in quick form, on which other experiments build."""
-    folder = tmp_path_factory.mktemp("results")
-    table_6_1.main(Options(**QUICK, output=folder))
-    return folder
-
-
-def test_table_6_1(results_folder):
-    record = read(results_folder, "table_6_1")
-    assert record["data"] == "digits"
-    assert record["versions"].keys() == {"lejax", "jax", "optax", "flax"}
-    runs = record["runs"]
-    assert list(runs) == [
-        *("SGD", "IS", "SGLD", "HR"),
-        *("IS, published", "SGLD, published", "HR, published"),
-        *("IS, lejax", "SGLD, lejax", "HR, lejax"),
-        *("SGD, tuned", "momentum, tuned", "Adam, tuned"),
-        *("SGD, equal time", "momentum, equal time", "Adam, equal time"),
-    ]
-    for label, run in runs.items():
-        assert np.shape(run["accuracy"]) == (1, 2, 6)
-        expected = {"IS": 20, "SGLD": 20, "HR": 9}.get(label.partition(",")[0], 1)
-        assert run["evaluations_per_update"] == expected
-        # The mean of the table is that of the curves.
-        mean = np.mean(run["accuracy"], axis=(0, 1))[1:]
-        np.testing.assert_allclose(record["table"][label]["mean"], mean, atol=1e-4)
-    # Every method starts from the same weights and is tested on the same images.
-    starts = [np.asarray(run["accuracy"])[0, :, 0] for run in runs.values()]
-    assert all((start == starts[0]).all() for start in starts)
-    png = (results_folder / "figure_6_1.png").read_bytes()
-    assert png.startswith(b"\x89PNG")
-
-
-def test_rates_are_tuned_without_a_test_image(results_folder):
-    record = read(results_folder, "tuning")
-    assert all(run["settings"]["validation"] for run in record["runs"].values())
-    digits = data.load("digits")
-    held_out = training.split(methods.Run("SGD", validation=True), digits)
-    together = np.concatenate([held_out.train_images, held_out.test_images])
-    np.testing.assert_array_equal(together, digits.train_images)
-    for run in tuning.chosen(Options(**QUICK, output=results_folder)).values():
-        assert len(run.learning_rates) == 1
-        assert not run.validation
-        assert (run.evaluations, run.test_images) == (25, 1000)
-
-
-def test_what_is_there_is_not_computed_again(results_folder, monkeypatch):
-    monkeypatch.setattr(study, "train", None)
-    before = (results_folder / "table_6_1.json").read_bytes()
-    table_6_1.main(Options(**QUICK, output=results_folder))
-    assert (results_folder / "table_6_1.json").read_bytes() == before
-
-
-def test_an_interrupted_study_ends_in_the_same_result(tmp_path, monkeypatch):
-    runs = {"IS": methods.Run("IS"), "HR": methods.Run("HR", hidden=0)}
-    whole = Options(**QUICK, output=tmp_path / "whole")
-    study.study("some", runs, whole, seeds=2)
-
-    def interrupted(run, *args):
-        for evaluation in training.train(run, *args):
-            if run.method == "HR" and evaluation.updates == 4:
-                raise KeyboardInterrupt
-            yield evaluation
-
-    parts = Options(**QUICK, output=tmp_path / "parts")
-    monkeypatch.setattr(study, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        study.study("some", runs, parts, seeds=2)
-    assert list(read(parts.output, "some")["runs"]) == ["IS"]
-    trained = []
-
-    def counted(run, *args):
-        trained.append(run.method)
-        return training.train(run, *args)
-
-    monkeypatch.setattr(study, "train", counted)
-    study.study("some", runs, parts, seeds=2)
-    assert trained == ["HR"]
-    ends = [read(options.output, "some")["runs"] for options in (whole, parts)]
-    for label in runs:
-        assert ends[0][label] | {"seconds": 0} == ends[1][label] | {"seconds": 0}
 
 
 def test_every_method_is_what_the_paper_says():
