@@ -1,4 +1,4 @@
-"""Write quick_study.json: what the quick study gives over twenty seeds, on the digits."""
+"""Write quick_study.json: the quick study on the digits, over twenty seeds."""
 
 from __future__ import annotations
 
