@@ -34,7 +34,7 @@ def print_checkpoints(
     Returns:
         The same as a record.
     """
-    row = "{:<28}{:>10}" + "{:>15}" * 5
+    row = "{:<42}{:>10}" + "{:>15}" * 5
     some = next(iter(found.values()))
     updates, _ = checkpoints(some)
     print(row.format("updates", "f an upd.", *updates))
