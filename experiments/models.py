@@ -52,11 +52,13 @@ class Classifier(NamedTuple):
 
     Attributes:
         params: the initial parameters.
+        logits: `logits(params, images)`, (batch, classes).
         loss: `loss(params, (images, labels))`, the mean cross-entropy.
         accuracy: `accuracy(params, (images, labels))`, in [0, 1].
     """
 
     params: Any
+    logits: Callable[..., jax.Array]
     loss: Callable[..., jax.Array]
     accuracy: Callable[..., jax.Array]
 
@@ -88,4 +90,4 @@ def dense_classifier(
         images, labels = batch
         return (logits(params, images).argmax(-1) == labels).mean()
 
-    return Classifier(params, loss, accuracy)
+    return Classifier(params, logits, loss, accuracy)

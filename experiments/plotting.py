@@ -14,8 +14,14 @@ import scipy.stats
 
 # The paper's colours in their meaning, in shades that colour-blind readers tell apart.
 COLORS = {"SGD": "#c8102e", "SGLD": "#2a78d6", "HR": "#3c9d4e", "IS": "#111111"}
-# What a line's kind says: the column of the tables that it belongs to.
-LINES = {"as written": "-", "as published": "--", "lejax": ":"}
+# What a line's kind says: the column of the tables, as a label names it.
+LINES = {"": "-", "published": "--", "lejax": ":"}
+
+
+def style(label: str) -> tuple[str, str]:
+    """Colour and kind of the line of "method" or "method, variant"."""
+    method, _, variant = label.partition(", ")
+    return COLORS[method], LINES[variant]
 
 
 @contextlib.contextmanager

@@ -22,26 +22,55 @@ from experiments.study import dataset, fitted
 
 BATCH_SIZES = (5, 20, 100, 500, 2500)
 BETAS = (1.0, 20.0)  # f the mean over the batch, or the sum over the paper's 20 images
+SETTINGS = [(beta, size) for beta in BETAS for size in BATCH_SIZES]
 TAU = 0.01
 GROUPS = 8
 
 
-def correction(
-    loss: Any, x: jax.Array, beta: float, samples: int, batch: tuple[Any, jax.Array]
-) -> jax.Array:
-    """∇F - ∇F^H = Σ_j (w_j - 1/J) ∇f(X_j) on one batch of example numbers.
+def excess(
+    logits: Any, labels: jax.Array, x: jax.Array, samples: int, key: jax.Array
+) -> list[jax.Array]:
+    """Mean over the batches of a shuffled epoch of ∇F_batch, less ∇F of all images.
 
-    ∇F = E_q ∇f by parts; ∇F^H = E_φ ∇f is linear in f and has no bias, so that taking
-    it off leaves the bias and takes off most of the noise.
+    As importance sampling has them, for each of SETTINGS that is smaller than all.
+    ∇F = E_q ∇f by parts: Σ_j w_j ∇f(X_j). The same X_j for all batches, and for all
+    images, leave nothing but the differences of the weights.
     """
-    rows, key = batch
-    points = x + TAU**0.5 * jax.random.normal(key, (samples, x.size))
-    losses, grads = jax.lax.map(
-        lambda point: jax.value_and_grad(loss)(point, rows), points, batch_size=10
-    )
-    # Of J samples, a share 1/J of the covariance of weight and gradient is lost.
-    weights = jax.nn.softmax(-beta * losses) - 1 / samples
-    return samples / (samples - 1) * weights @ grads
+    noise_key, order_key = jax.random.split(key)
+    keys, count = jax.random.split(noise_key, samples), len(labels)
+    order = jax.random.permutation(order_key, count)
+    smaller = [(beta, size) for beta, size in SETTINGS if size < count]
+
+    def at(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        point = x + TAU**0.5 * jax.random.normal(key, x.shape)
+        losses, pullback = jax.vjp(
+            lambda z: optax.softmax_cross_entropy_with_integer_labels(z, labels),
+            logits(point),
+        )
+        return losses[order], pullback(jnp.ones_like(losses))[0][order]
+
+    losses = jax.lax.map(lambda key: at(key)[0], keys)
+
+    def weights(beta: float, size: int) -> jax.Array:
+        means = losses.reshape(samples, -1, size).mean(-1)
+        return jax.nn.softmax(-beta * means, axis=0)
+
+    weigh = [weights(beta, size) - weights(beta, count) for beta, size in smaller]
+
+    def add(sums: list[jax.Array], one: Any) -> tuple[list[jax.Array], None]:
+        key, of_batches = one
+        slopes = at(key)[1]
+        return [
+            total + jnp.repeat(weight, count // len(weight))[:, None] * slopes
+            for total, weight in zip(sums, of_batches, strict=True)
+        ], None
+
+    zeros = [jnp.zeros((count, logits(x).shape[1]))] * len(smaller)
+    sums, _ = jax.lax.scan(add, zeros, (keys, weigh))
+    # Without a hidden layer the logits are linear in x: one pull-back takes them all.
+    back = jnp.argsort(order)
+    _, pullback = jax.vjp(logits, x)
+    return [pullback(total[back] / count)[0] for total in sums]
 
 
 def norm(groups: np.ndarray) -> tuple[float, float]:
@@ -61,10 +90,9 @@ def norm(groups: np.ndarray) -> tuple[float, float]:
 
 def measure(options: Options) -> list[dict[str, float]]:
     """|mean over batches of ∇F_batch - ∇F| / |∇f|, by β and batch size."""
-    run = fitted(Run("SGD", hidden=0, sgd_updates=1000), options)
-    samples, size = (20, 400) if options.quick else (200, 10_000)
+    run = fitted(Run("IS", hidden=0, sgd_updates=1000), options)
     data = dataset(options.data, options.data_dir)
-    size = min(size, len(data.train_labels))
+    size = 400 if options.quick else min(10_000, len(data.train_labels) // 1000 * 1000)
     images = jnp.asarray(data.train_images[:size])
     labels = jnp.asarray(data.train_labels[:size])
     params, network = training.classifiers(run, (0,), data)
@@ -75,31 +103,20 @@ def measure(options: Options) -> list[dict[str, float]]:
         tx, network.loss, (params, tx.init(params)), jnp.asarray(rows), images, labels
     )
     x, unravel = jax.flatten_util.ravel_pytree(params)
+    plain = jax.grad(lambda x: network.loss(unravel(x), (images, labels)))(x)
 
-    def loss(x: jax.Array, rows: jax.Array) -> jax.Array:
-        return network.loss(unravel(x), (images[rows], labels[rows]))
+    def logits(x: jax.Array) -> jax.Array:
+        return network.logits(unravel(x), images)
 
-    plain = float(jnp.linalg.norm(jax.grad(loss)(x, jnp.arange(size))))
-
-    def corrections(beta: float, batch_size: int) -> np.ndarray:
-        """Means of the groups (GROUPS, d), over shuffled epochs of batches."""
-        count = min(50, max(1, size // batch_size))
-        batches = training.batch_indices(batch_size, size, GROUPS * count, batch_size)
-        keys = jax.random.split(jax.random.key(batch_size), len(batches))
-        one = functools.partial(correction, loss, x, beta, samples)
-        each = jax.jit(functools.partial(jax.lax.map, one))(
-            (jnp.asarray(batches), keys)
-        )
-        return np.asarray(each, float).reshape(GROUPS, count, -1).mean(1) / plain
-
+    one = jax.jit(functools.partial(excess, logits, labels, x, run.samples))
+    groups = [one(key) for key in jax.random.split(jax.random.key(0), GROUPS)]
     found = []
-    for beta in BETAS:
-        whole = corrections(beta, size)
-        for batch_size in (b for b in BATCH_SIZES if b < size):
-            bias, error = norm(corrections(beta, batch_size) - whole)
-            found.append(
-                {"beta": beta, "batch_size": batch_size, "bias": bias, "error": error}
-            )
+    for i, (beta, batch_size) in enumerate(s for s in SETTINGS if s[1] < size):
+        of_groups = np.stack([np.asarray(group[i], float) for group in groups])
+        bias, error = norm(of_groups / float(jnp.linalg.norm(plain)))
+        found.append(
+            {"beta": beta, "batch_size": batch_size, "bias": bias, "error": error}
+        )
     return found
 
 

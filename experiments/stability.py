@@ -7,6 +7,7 @@ measures of instability late in training: the spread over seeds, and a curve's s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,53 @@ def against(sgd: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
     drawn = [ratio(rng.integers(n, size=n)) for _ in range(2000)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(ratio(np.arange(n))), float(low), float(high)
+
+
+def draw(
+    options: Options, found: Mapping[str, Curves], table: Mapping[str, Any]
+) -> None:
+    """The curves where they stay near SGD's, and both ratios with their intervals."""
+    path = options.output / "stability.png"
+    with plotting.figure(path, 1, 3, figsize=(15.5, 4.6)) as (_, axes):
+        curves_panel, *panels = axes[0]
+        seeds, last = found["SGD"].accuracy.shape[1], found["SGD"].updates[-1]
+        sgd = found["SGD"].accuracy[0].mean(0)
+        plotting.tidy(
+            curves_panel,
+            title=f"784-10 after an epoch of SGD, {seeds} seeds",
+            xlabel="updates after the switch",
+            ylabel="test accuracy",
+            xlim=(0, last),
+            ylim=(sgd[0] - 0.02, sgd.max() + 0.008),
+        )
+        names = []
+        for label, curves in found.items():
+            color, ls = plotting.style(label)
+            mean = plotting.curve(
+                curves_panel, curves.updates, curves.accuracy[0], color, ls
+            )
+            end = max(mean[-1], curves_panel.get_ylim()[0])
+            names.append((end, f"{label} {mean[-1]:.3f}", color))
+        plotting.label_ends(curves_panel, names, last)
+        titles = {
+            "ratio_of_steps": "steps of a curve, against SGD's",
+            "ratio_of_seeds": "spread over seeds, against SGD's",
+        }
+        others = list(found)[:0:-1]
+        for panel, (ratio, title) in zip(panels, titles.items(), strict=True):
+            for height, label in enumerate(others):
+                value, low, high = table[label][ratio]
+                color, ls = plotting.style(label)
+                panel.plot([low, high], [height, height], color=color, ls=ls, lw=2)
+                panel.plot(value, height, "o", color=color)
+                panel.annotate(
+                    f"{value:.2f}", (value, height + 0.18), ha="center", color=color
+                )
+            panel.axvline(1, color=plotting.COLORS["SGD"], lw=1)
+            plotting.tidy(panel, title=title, xscale="log", ylim=(-0.5, len(others)))
+            panel.set_yticks(range(len(others)), others)
+            panel.xaxis.set_major_formatter("{x:g}")
+        panels[1].set_yticklabels([])
 
 
 def main(options: Options) -> None:
@@ -89,28 +137,7 @@ def main(options: Options) -> None:
         )
     results.add(options.output / "stability.json", table=table)
 
-    with plotting.figure(options.output / "stability.png", figsize=(8, 4.6)) as (
-        _,
-        axes,
-    ):
-        names = []
-        for label, curves in found.items():
-            method, _, variant = label.partition(", ")
-            color = plotting.COLORS[method]
-            ls = {"": "-", "published": "--", "lejax": ":"}[variant]
-            mean = plotting.curve(
-                axes[0, 0], curves.updates, curves.accuracy[0], color, ls
-            )
-            names.append((mean[-1], f"{label} {mean[-1]:.3f}", color))
-        last = found["SGD"].updates[-1]
-        plotting.tidy(
-            axes[0, 0],
-            title="784-10 network after an epoch of SGD, ten seeds",
-            xlabel="updates after the switch",
-            ylabel="test accuracy",
-            xlim=(0, last),
-        )
-        plotting.label_ends(axes[0, 0], names, last)
+    draw(options, found, table)
 
 
 if __name__ == "__main__":

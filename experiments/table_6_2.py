@@ -22,7 +22,7 @@ def runs(options: Options) -> dict[str, Run]:
         "updates": options.updates or 5 * ROUNDS,
         "evaluations": ROUNDS,
     }
-    found = {"SGD": Run("SGD", updates=500, evaluations=ROUNDS)}
+    found = {"SGD": Run("SGD", updates=1000 * ROUNDS, evaluations=ROUNDS)}
     methods: tuple[Method, ...] = ("IS", "SGLD", "HR")
     for method in methods:
         found[method] = Run(method, **few)

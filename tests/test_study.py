@@ -6,10 +6,20 @@ import importlib
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, methods, study, table_6_1, training, tuning
+from experiments import (
+    data,
+    methods,
+    section_5_1_2,
+    study,
+    table_6_1,
+    training,
+    tuning,
+)
 from experiments.options import Options
 
 # One worker: all build on the runs of Table 6.1.
@@ -159,5 +169,44 @@ def test_minibatches_and_monotonicity(results_folder):
         module.main(Options(**QUICK, output=results_folder))
         assert (results_folder / f"{name}.png").exists()
     bias = read(results_folder, "section_5_1_2")["bias"]
-    assert [row["batch_size"] for row in bias[:3]] == [5, 20, 100]
+    assert [row["batch_size"] for row in bias] == [5, 20, 100] * 2
+    for few, more, most in (bias[:3], bias[3:]):
+        assert few["bias"] > more["bias"] > most["bias"] > 0
     assert read(results_folder, "monotonicity")["rises"]["of F_τ"] == 0
+
+
+def test_bias_of_minibatches(monkeypatch):
+    """As by one gradient of importance sampling for each batch, from the same draws."""
+    samples, tau = 30, 0.5
+    monkeypatch.setattr(section_5_1_2, "TAU", tau)
+    images = jax.random.normal(jax.random.key(1), (20, 3))
+    labels = jnp.arange(20) % 2
+    x = jax.random.normal(jax.random.key(2), (6,))
+
+    def logits(x, rows=slice(None)):
+        return images[rows] @ x.reshape(3, 2)
+
+    def loss(x, rows):
+        log_p = jax.nn.log_softmax(logits(x, rows))
+        return -log_p[jnp.arange(len(rows)), labels[rows]].mean()
+
+    key = jax.random.key(3)
+    noise_key, order_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, 20)
+    keys = jax.random.split(noise_key, samples)
+    points = x + tau**0.5 * jnp.stack([jax.random.normal(key, (6,)) for key in keys])
+
+    def gradient(beta, rows):
+        of_points = jax.vmap(jax.value_and_grad(loss), (0, None))
+        losses, grads = of_points(points, rows)
+        return jax.nn.softmax(-beta * losses) @ grads
+
+    settings = [(1.0, 5), (50.0, 10), (1.0, 20)]  # the last is no minibatch
+    monkeypatch.setattr(section_5_1_2, "SETTINGS", settings)
+    found = section_5_1_2.excess(logits, labels, x, samples, key)
+    assert len(found) == 2
+    for (beta, size), value in zip(settings, found, strict=False):
+        batches = [gradient(beta, rows) for rows in order.reshape(-1, size)]
+        expected = sum(batches) / len(batches) - gradient(beta, order)
+        np.testing.assert_allclose(value, expected, atol=1e-6)
+        assert abs(expected).max() > 1e-3
