@@ -27,11 +27,15 @@ class Options:
     """Folder of the results. What is there already is not computed again."""
     quick: bool = False
     """A run of seconds, to see that everything works: its figures mean nothing."""
+    workers: int | None = None
+    """Processes that share the runs; by default one to a core, and one with --quick."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         if self.seeds is not None and self.seeds < 1:
             raise SystemExit(f"--seeds must be at least 1, got {self.seeds}.")
+        if self.workers is not None and self.workers < 1:
+            raise SystemExit(f"--workers must be at least 1, got {self.workers}.")
         if self.updates is not None and (self.updates < 5 or self.updates % 5):
             raise SystemExit(
                 f"--updates must be a positive multiple of 5, got {self.updates}: "

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-PLACES = ("data_dir", "output")
+NO_SETTINGS = ("data_dir", "output", "workers")  # nothing that is found depends on them
 
 
 def device_name() -> str:
@@ -28,10 +28,12 @@ def versions() -> dict[str, str]:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """All fields of a configuration but places on disk, as a file gives them back."""
+    """All fields of a configuration that matter, as a file gives them back."""
     fields = dataclasses.asdict(config)
     return json.loads(
-        json.dumps({k: v for k, v in fields.items() if k not in PLACES}, default=str)
+        json.dumps(
+            {k: v for k, v in fields.items() if k not in NO_SETTINGS}, default=str
+        )
     )
 
 

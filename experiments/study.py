@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from experiments import data, results
+from experiments import data, results, workers
 from experiments.methods import Run
 from experiments.options import Options
 from experiments.training import train
@@ -66,11 +66,13 @@ def stored(options: Options, name: str) -> Iterator[dict[str, Any]]:
             yield from record.get("runs", {}).values()
 
 
-def make(run: Run, seeds: int, chosen: data.Dataset, bar: tqdm) -> dict[str, Any]:
-    """Train, and put down what the curves need."""
+def make(
+    run: Run, seeds: int, name: data.Name, data_dir: str | None, tick: workers.Tick
+) -> dict[str, Any]:
+    """Train, and put down what the curves need; `tick` hears of the updates made."""
     evaluations = []
-    for evaluation in train(run, range(seeds), chosen):
-        bar.update(evaluation.updates - (evaluations[-1].updates if evaluations else 0))
+    for evaluation in train(run, range(seeds), dataset(name, data_dir)):
+        tick(evaluation.updates - (evaluations[-1].updates if evaluations else 0))
         evaluations.append(evaluation)
     # Of at most 10,000 images an accuracy has four digits.
     accuracy = np.stack([e.accuracy for e in evaluations], axis=-1).round(4)
@@ -114,11 +116,17 @@ def study(
         path = options.output / f"{name}.json"
         results.write_json(path, options, data=chosen.name, runs=ordered)
 
+    # What takes seconds does not repay the start of a process.
+    count = options.workers or (1 if options.quick else workers.default_count())
     total = sum(run.updates for run in missing.values())
     with tqdm(total=total, unit="update", disable=not missing) as bar:
-        for label, run in missing.items():
-            bar.set_description(f"{name}: {label}")
-            found[label] = make(run, seeds, chosen, bar)
+        bar.set_description(name)
+        tasks = {
+            label: (run, seeds, options.data, options.data_dir)
+            for label, run in missing.items()
+        }
+        for label, record in workers.spread(make, tasks, count, bar.update):
+            found[label] = record
             write()
     write()
     return {

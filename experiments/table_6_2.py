@@ -19,7 +19,7 @@ ROUNDS = 5
 def runs(options: Options) -> dict[str, Run]:
     """One seed of each; the blocks of SGD are longer, its steps being short."""
     few: dict[str, Any] = {
-        "updates": options.updates or 5 * ROUNDS,
+        "updates": options.updates or 3 * ROUNDS,
         "evaluations": ROUNDS,
     }
     found = {"SGD": Run("SGD", updates=1000 * ROUNDS, evaluations=ROUNDS)}

@@ -1,0 +1,87 @@
+"""Independent runs side by side, each in a process with a core of its own.
+
+The operations of a sampler are too small for a second thread to help much: two
+processes of one core each do nearly twice the work of one process with both.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from typing import Any
+
+import jax
+
+Tick = Callable[[int], Any]
+_progress: Any = None  # in a worker: the queue to which its progress goes
+
+
+def cores() -> list[int]:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def default_count() -> int:
+    """One worker to a core; an accelerator is not shared."""
+    return len(cores()) if jax.default_backend() == "cpu" else 1
+
+
+def _start(free: Any, progress: Any) -> None:
+    global _progress
+    _progress = progress
+    core = free.get()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return function(*arguments, _progress.put)
+
+
+@functools.cache
+def _pool(count: int) -> tuple[ProcessPoolExecutor, Any]:
+    # A fork would copy the locks of JAX's threads.
+    context = multiprocessing.get_context("spawn")
+    free, progress = context.SimpleQueue(), context.SimpleQueue()
+    for worker in range(count):
+        free.put(cores()[worker % len(cores())])
+    return ProcessPoolExecutor(count, context, _start, (free, progress)), progress
+
+
+def spread(
+    function: Callable[..., Any],
+    tasks: Mapping[str, tuple[Any, ...]],
+    count: int,
+    tick: Tick,
+) -> Iterator[tuple[str, Any]]:
+    """Call `function(*arguments, tick)` for all tasks, by `count` processes.
+
+    A single task, or a single worker, stays in this process, with all cores.
+
+    Yields:
+        The label of a task and its result, as they come.
+    """
+    if min(count, len(tasks)) <= 1:
+        for label, arguments in tasks.items():
+            yield label, function(*arguments, tick)
+        return
+    pool, progress = _pool(count)
+    pending = {
+        pool.submit(_call, function, arguments): label
+        for label, arguments in tasks.items()
+    }
+    try:
+        while pending:
+            done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            while not progress.empty():
+                tick(progress.get())
+            for future in done:
+                yield pending.pop(future), future.result()
+    finally:
+        for future in pending:
+            future.cancel()
