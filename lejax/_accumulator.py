@@ -21,6 +21,8 @@ from lejax._moments import (
     empty_moments,
     loss_moments,
     merge_moments,
+    pooled_mean,
+    sum_over,
 )
 from lejax._trees import PyTree, inner, scaled
 
@@ -131,12 +133,8 @@ def merge_over(acc: WeightedAccumulator, axis_name: str) -> WeightedAccumulator:
     """`merge` over the members of a named axis: one pmax, then psums."""
     top = jax.lax.pmax(acc.max_log_weight, axis_name)
     acc = _rescaled(acc, top)
-    size = acc.moments.size.astype(top.dtype)
-    weight, size = jax.lax.psum((size * acc.moments.mean, size), axis_name)
-    mean = weight / size
-    acc = acc._replace(moments=about(mean, acc.moments))
-    acc = jax.lax.psum(acc, axis_name)
-    return acc._replace(max_log_weight=top, moments=acc.moments._replace(mean=mean))
+    total = sum_over(axis_name, pooled_mean(acc.moments, axis_name), acc)
+    return total._replace(max_log_weight=top)
 
 
 def _rescaled(acc: WeightedAccumulator, top: jax.Array) -> WeightedAccumulator:

@@ -86,12 +86,14 @@ def fold_draws(
     evaluate: Callable[[PyTree, float], PyTree],
     summarise: Callable[[Draws], PyTree],
     merge: Callable[[PyTree, PyTree], PyTree],
+    merge_over: Callable[[PyTree, str], PyTree],
     initial: PyTree,
     plan: Plan,
 ) -> PyTree:
     """Fold `summarise` over all evaluations, in O(chunk) memory.
 
-    `evaluate(u, sign)` is what is kept of the displacement ±u in these coordinates.
+    `evaluate(u, sign)` is what is kept of the displacement ±u in these coordinates;
+    `merge_over` merges the shares of the members of a named axis.
     """
     scale = jnp.sqrt(variance)
 
@@ -130,7 +132,7 @@ def fold_draws(
         total, _ = jax.lax.scan(body, total, offset + size * jnp.arange(full))
         if share % size:
             total = merge(total, chunk(offset + full * size, share % size, block))
-    return total
+    return total if plan.axis_name is None else merge_over(total, plan.axis_name)
 
 
 class _Block(NamedTuple):

@@ -128,11 +128,10 @@ def importance(
             log_weight,
             _accumulator.summarise,
             _accumulator.merge,
+            _accumulator.merge_over,
             _accumulator.empty(space.zeros, dtype),
             Plan(num_samples, antithetic, chunk_size, shared, axis_name),
         )
-        if axis_name is not None:
-            total = _accumulator.merge_over(total, axis_name)
         found = _accumulator.estimate(total)
         info = make_info(
             dtype,

@@ -97,6 +97,22 @@ def merge_moments(a: LossMoments, b: LossMoments) -> LossMoments:
     return jax.tree.map(jnp.add, about(mean, a), about(mean, b))._replace(mean=mean)
 
 
+def pooled_mean(moments: LossMoments, axis_name: str) -> jax.Array:
+    """The mean of the losses of all members of a named axis."""
+    size = moments.size.astype(moments.mean.dtype)
+    total, size = jax.lax.psum((size * moments.mean, size), axis_name)
+    return total / jnp.maximum(size, 1)
+
+
+def sum_over(axis_name: str, mean: jax.Array, acc: Any) -> Any:
+    """The sums of all members of a named axis, of which `mean` is the pooled mean.
+
+    `acc` is a NamedTuple with `moments`; its other fields add as they are.
+    """
+    total = jax.lax.psum(acc._replace(moments=about(mean, acc.moments)), axis_name)
+    return total._replace(moments=total.moments._replace(mean=mean))
+
+
 def mean_info(moments: LossMoments, num_evaluations: int) -> Info:
     """The info of an average: over the draws that were finite, so conditional."""
     nothing = moments.size == 0

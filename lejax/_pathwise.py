@@ -16,6 +16,8 @@ from lejax._moments import (
     loss_moments,
     mean_info,
     merge_moments,
+    pooled_mean,
+    sum_over,
 )
 from lejax._objective import Coordinates
 from lejax._sampler import Sampler, make_sampler
@@ -66,8 +68,20 @@ def mean_gradient(
             merge_moments(a.moments, b.moments), optax.tree.add(a.total, b.total)
         )
 
-    initial = MeanGradient(empty_moments(dtype), space.zeros)
-    return fold_draws(key, space, variance, evaluate, summarise, merge, initial, plan)
+    def merge_over(acc: MeanGradient, axis_name: str) -> MeanGradient:
+        return sum_over(axis_name, pooled_mean(acc.moments, axis_name), acc)
+
+    return fold_draws(
+        key,
+        space,
+        variance,
+        evaluate,
+        summarise,
+        merge,
+        merge_over,
+        MeanGradient(empty_moments(dtype), space.zeros),
+        plan,
+    )
 
 
 def pathwise(
@@ -75,6 +89,7 @@ def pathwise(
     *,
     chunk_size: int | None = None,
     antithetic: bool = True,
+    axis_name: str | None = None,
     reduction: bool = True,
 ) -> Sampler:
     """The gradient of the heat-regularised loss as an average of gradients.
@@ -89,6 +104,9 @@ def pathwise(
         num_samples: J ≥ 1, the evaluations of ∇f in one update; a pair is two.
         chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
         antithetic: draw pairs x ± √τ ε, which cancel the part of ∇f that is odd in ε.
+        axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
+            members share the J samples: each draws its part, and the sums are merged.
+            All of them must hold the same parameters, batch and key.
         reduction: draw in the directions alone that the loss can see on its batch,
             where `reduction_report` finds them: exact, and faster.
 
@@ -116,6 +134,7 @@ def pathwise(
         positive_count("num_samples", num_samples),
         antithetic,
         optional_count("chunk_size", chunk_size),
+        axis_name=axis_name,
     )
 
     def run(
@@ -131,5 +150,10 @@ def pathwise(
         return space.lift(scaled(found.mean(), -tau)), state, info
 
     return make_sampler(
-        run, "pathwise", "heat", reduction=reduction, differentiable=True
+        run,
+        "pathwise",
+        "heat",
+        reduction=reduction,
+        axis_name=axis_name,
+        differentiable=True,
     )

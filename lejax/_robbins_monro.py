@@ -31,6 +31,7 @@ def robbins_monro(
     smoothing: float | None = None,
     chunk_size: int | None = None,
     antithetic: bool = True,
+    axis_name: str | None = None,
     reduction: bool = True,
 ) -> Sampler:
     """Robbins-Monro for argmin_x KL(φ_{x,τ} ‖ q_{x_k,τ}) (Algorithm 5).
@@ -54,6 +55,10 @@ def robbins_monro(
         chunk_size: how many gradients run at once under `vmap`.
         antithetic: draw pairs y ± √τ ε, which cancel the part of ∇f that is odd in ε;
             False is the paper's plain sampling.
+        axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
+            members share the M draws of every move: each makes its part, and the
+            sums are merged.
+            All of them must hold the same parameters, batch and key.
         reduction: draw in the directions alone that the loss can see on its batch,
             where `reduction_report` finds them: faster, and
             exact, for the iterates have the same law.
@@ -89,6 +94,7 @@ def robbins_monro(
         positive_count("num_samples", num_samples),
         antithetic,
         optional_count("chunk_size", chunk_size),
+        axis_name=axis_name,
     )
 
     def run(
@@ -111,7 +117,9 @@ def robbins_monro(
             failed = jnp.where(accept, found.moments.failed_fraction(), 1)
             return optax.tree.where(accept, proposal, y), (found.moments, failed)
 
-        end, (moments, failed) = jax.lax.scan(move, space.zeros, jnp.arange(num_steps))
+        # Made anew: no member of an axis has another y.
+        start = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), space.zeros)
+        end, (moments, failed) = jax.lax.scan(move, start, jnp.arange(num_steps))
         at_start = jax.tree.map(lambda leaf: leaf[0], moments)
         info = mean_info(at_start, num_steps * num_samples)._replace(
             effective_sample_size=moments.size.sum().astype(dtype),
@@ -120,5 +128,10 @@ def robbins_monro(
         return space.lift(end), state, info
 
     return make_sampler(
-        run, "robbins_monro", "heat", reduction=reduction, differentiable=True
+        run,
+        "robbins_monro",
+        "heat",
+        reduction=reduction,
+        axis_name=axis_name,
+        differentiable=True,
     )

@@ -16,6 +16,8 @@ from lejax._moments import (
     loss_moments,
     mean_info,
     merge_moments,
+    pooled_mean,
+    sum_over,
 )
 from lejax._objective import Coordinates
 from lejax._sampler import Sampler, make_sampler
@@ -46,19 +48,22 @@ def _covariance(draws: Draws) -> Covariance:
     return Covariance(moments, draws.moment(centred), offset)
 
 
+def _comoment_about(mean: jax.Array, c: Covariance) -> PyTree:
+    return optax.tree.add(c.comoment, scaled(c.offset, c.moments.mean - mean))
+
+
 def _merge(a: Covariance, b: Covariance) -> Covariance:
     moments = merge_moments(a.moments, b.moments)
-
-    def about_mean(c: Covariance) -> PyTree:
-        return optax.tree.add(
-            c.comoment, scaled(c.offset, c.moments.mean - moments.mean)
-        )
-
+    comoments = (_comoment_about(moments.mean, c) for c in (a, b))
     return Covariance(
-        moments,
-        optax.tree.add(about_mean(a), about_mean(b)),
-        optax.tree.add(a.offset, b.offset),
+        moments, optax.tree.add(*comoments), optax.tree.add(a.offset, b.offset)
     )
+
+
+def _merge_over(c: Covariance, axis_name: str) -> Covariance:
+    mean = pooled_mean(c.moments, axis_name)
+    c = c._replace(comoment=_comoment_about(mean, c))
+    return sum_over(axis_name, mean, c)
 
 
 def score_function(
@@ -66,6 +71,7 @@ def score_function(
     *,
     chunk_size: int | None = None,
     antithetic: bool = True,
+    axis_name: str | None = None,
     reduction: bool = True,
 ) -> Sampler:
     """The gradient of the heat-regularised loss without gradients of the loss.
@@ -82,6 +88,9 @@ def score_function(
         num_samples: J ≥ 2, the evaluations of f in one update; a pair is two.
         chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
         antithetic: draw pairs x ± √τ ε, which cancel the part of f that is even in ε.
+        axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
+            members share the J samples: each draws its part, and the sums are merged.
+            All of them must hold the same parameters, batch and key.
         reduction: draw in the directions alone that the loss can see on its batch,
             where `reduction_report` finds them: exact, with less noise, and faster.
 
@@ -110,6 +119,7 @@ def score_function(
         positive_count("num_samples", num_samples, least=2),
         antithetic,
         optional_count("chunk_size", chunk_size),
+        axis_name=axis_name,
     )
 
     def run(
@@ -127,6 +137,7 @@ def score_function(
             lambda displacement, sign: space.value_fn(displacement, sign=sign),
             _covariance,
             _merge,
+            _merge_over,
             Covariance(
                 empty_moments(compute_dtype(space.zeros)), space.zeros, space.zeros
             ),
@@ -140,4 +151,6 @@ def score_function(
         info = mean_info(found.moments, num_samples)
         return space.lift(scaled(found.comoment, factor)), state, info
 
-    return make_sampler(run, "score_function", "heat", reduction=reduction)
+    return make_sampler(
+        run, "score_function", "heat", reduction=reduction, axis_name=axis_name
+    )

@@ -90,6 +90,8 @@ def test_options_that_cannot_be_run():
         Options(updates=7)
     with pytest.raises(SystemExit, match="--seeds must be at least 1, got 0"):
         Options(seeds=0)
+    with pytest.raises(SystemExit, match="--workers must be at least 1, got 0"):
+        Options(workers=0)
 
 
 def test_the_settings_are_the_paper_s():

@@ -19,6 +19,7 @@ from experiments import (
     table_6_1,
     training,
     tuning,
+    workers,
 )
 from experiments.options import Options
 
@@ -125,6 +126,25 @@ def test_an_interrupted_study_ends_in_the_same_result(tmp_path, monkeypatch):
     ends = [read(options.output, "some")["runs"] for options in (whole, parts)]
     for label in runs:
         assert ends[0][label] | {"seconds": 0} == ends[1][label] | {"seconds": 0}
+
+
+def test_workers_find_what_one_process_finds():
+    options = Options(**QUICK)
+    runs = [methods.Run("SGD"), methods.Run("IS", hidden=0)]
+    tasks = {
+        run.method: (study.fitted(run, options), 2, "digits", None) for run in runs
+    }
+    ends = []
+    for count in (1, 2):
+        ticks = []
+        ends.append(dict(workers.spread(study.make, tasks, count, ticks.append)))
+        assert sum(ticks) == 20
+    assert ends[0].keys() == ends[1].keys() == tasks.keys()
+    for label in tasks:
+        alone, beside = (end[label] for end in ends)
+        assert alone["settings"] == beside["settings"]
+        # Sums on one core are not rounded as on two.
+        np.testing.assert_allclose(alone["accuracy"], beside["accuracy"], atol=0.01)
 
 
 def assert_as_seen(record, name):
