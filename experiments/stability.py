@@ -71,7 +71,7 @@ def draw(
             mean = plotting.curve(
                 curves_panel, curves.updates, curves.accuracy[0], color, ls
             )
-            end = max(mean[-1], curves_panel.get_ylim()[0])
+            end = float(np.clip(mean[-1], *curves_panel.get_ylim()))
             names.append((end, f"{label} {mean[-1]:.3f}", color))
         plotting.label_ends(curves_panel, names, last)
         titles = {
@@ -92,6 +92,7 @@ def draw(
             plotting.tidy(panel, title=title, xscale="log", ylim=(-0.5, len(others)))
             panel.set_yticks(range(len(others)), others)
             panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("")
         panels[1].set_yticklabels([])
 
 
