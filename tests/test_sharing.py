@@ -16,6 +16,7 @@ import lejax
 
 SAMPLERS = {
     "importance": lambda **axis: lejax.importance(17, chunk_size=4, **axis),
+    "pairs": lambda **axis: lejax.importance(16, chunk_size=4, **axis),
     "few samples": lambda **axis: lejax.importance(3, **axis),
     "plain": lambda **axis: lejax.importance(7, antithetic=False, **axis),
     "signs": lambda **axis: lejax.importance(24, signs_per_draw=3, **axis),
@@ -50,16 +51,17 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_members_of_an_axis_share_the_samples(name):
-    """2 and 4 members give the update and info of one, whatever J is."""
+    """1, 2 and 4 members give the same update and info, whatever J is."""
     make = SAMPLERS[name]
     expected = alone(make)
     of_all = jax.jit(
         jax.vmap(lambda _: run(make(axis_name="member")), axis_name="member")
     )
-    for members in (2, 4):
+    for members in (1, 2, 4):
         found = of_all(jnp.arange(members))
-        for member in range(members):
-            assert_same(jax.tree.map(lambda x, m=member: x[m], found), expected)
+        for leaf in jax.tree.leaves(found):
+            np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
+        assert_same(jax.tree.map(lambda x: x[0], found), expected)
 
 
 def on_devices(count):
