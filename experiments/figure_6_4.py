@@ -44,12 +44,13 @@ def main(options: Options) -> None:
         }
         cells = zip(curves.run.tau, mean, width, strict=True)
         print(
-            f"{label:<28}" + "  ".join(f"{t:g}: {m:.2f}±{w:.2f}" for t, m, w in cells)
+            f"{label:<30}" + "  ".join(f"{t:g}: {m:.2f}±{w:.2f}" for t, m, w in cells)
         )
     results.add(options.output / "figure_6_4.json", table=ends)
 
     shades = mpl.colormaps["viridis"](np.linspace(0.85, 0.05, 5))
-    with plotting.figure(options.output / "figure_6_4.png", len(ROWS), 3) as (_, axes):
+    path = options.output / "figure_6_4.png"
+    with plotting.figure(path, len(ROWS), 3, figsize=(12.5, 13.5)) as (_, axes):
         for panels, row in zip(axes, ROWS, strict=True):
             for panel, part in zip(panels, RANGES, strict=True):
                 curves = found[f"{row}, {part}"]
