@@ -15,7 +15,8 @@ from experiments.methods import Method, Outer, Run
 from experiments.options import Options, parse
 from experiments.study import study
 
-# The fastest of the lejax rows takes as long as so many plain steps (Table 6.2).
+# The fastest of the lejax rows takes at least as long as so many plain steps (Table
+# 6.2).
 STEPS_IN_THE_SAME_TIME = 100
 UPDATES = 500
 
