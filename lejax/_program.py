@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
+from jax.core import Trace, Tracer
 from jax.extend import core
 
 # The names of `jax.jit` in the versions of jax.
 _JIT = ("jit", "pjit")
+
+# What can be reached from a custom rule, but is not a part of it.
+_NOT_OF_A_RULE = (Trace, type, types.ModuleType, jax.Array)
 
 
 class Operation(NamedTuple):
@@ -178,7 +181,8 @@ def _holds_tracer(value: Any) -> bool:
         value = waiting.pop()
         if isinstance(value, Tracer):
             return True
-        if id(value) in seen or isinstance(value, (type, types.ModuleType, jax.Array)):
+        # A rule knows the trace that it was met in, with all that was traced so far.
+        if id(value) in seen or isinstance(value, _NOT_OF_A_RULE):
             continue
         seen.add(id(value))
         if isinstance(value, types.FunctionType):

@@ -263,6 +263,25 @@ def test_turns_are_prepared_as_the_loss_would():
         )
 
 
+def test_a_rectifier_inside_transformed_programs():
+    """Its rule does not close over what else is being traced around it."""
+
+    def value_fn(w, x):
+        return jnp.mean(jax.nn.relu(x @ w))
+
+    def update(w, x):
+        space = reduced_space(value_fn, w, x, inner_batches=False)
+        assert space.zeros.shape == (3, 2)  # as many as there are rows
+        return space.lift(space.zeros), None
+
+    def run(w, seed):
+        w = w + jax.random.normal(jax.random.key(seed), w.shape)  # traced before
+        return jax.lax.scan(update, w, jnp.stack([X, -X]))[0]
+
+    mapped = jax.vmap(jax.vmap(run, (0, None)), (None, 0))
+    jax.jit(mapped)(jnp.ones((2, 8, 2)), jnp.arange(3))
+
+
 def test_members_of_a_mesh_share_reduced_samples():
     """Under the default checks of shard_map the loss differs over the axis."""
     mesh = jax.make_mesh((1,), ("member",), axis_types=(jax.sharding.AxisType.Auto,))
