@@ -25,7 +25,7 @@ IMAGES = 200
 
 def trajectory(options: Options) -> dict[str, list[float]]:
     """F_τ, its standard error and the test error of the iterates of Algorithm 1."""
-    run = fitted(Run("IS", hidden=0, samples=100_000), options)
+    run = fitted(Run("IS", hidden=0, samples=20_000), options)
     updates = options.updates or (10 if options.quick else 200)
     data = dataset(options.data, options.data_dir)
     batch = (
