@@ -18,9 +18,11 @@ import optax
 from lejax._objective import Coordinates
 from lejax._trees import PyTree, scaled, varying
 
-# The default chunk, in numbers of its noise: on a CPU it should stay in the cache, an
-# accelerator wants more work at once. The units bound what the loss needs for each.
-CHUNK_NUMBERS_CPU = 2**20
+# The default chunk, in numbers of its noise: on a CPU it should stay in the cache, but
+# a few large draws at once keep all cores busy; an accelerator wants more work at once.
+# The units bound what the loss needs for each.
+CHUNK_NUMBERS_CPU = 2**18
+FEW_UNITS, FEW_NUMBERS = 8, 2**20
 CHUNK_NUMBERS_ACCELERATOR = 2**25
 CHUNK_UNITS = 2**10
 
@@ -164,7 +166,9 @@ def chunk_limit(zeros: PyTree) -> int:
     """How many draws the cache holds, or an accelerator wants at once; at least 1."""
     on_cpu = jax.default_backend() == "cpu"
     numbers = CHUNK_NUMBERS_CPU if on_cpu else CHUNK_NUMBERS_ACCELERATOR
-    return min(CHUNK_UNITS, max(1, numbers // max(1, optax.tree.size(zeros))))
+    size = max(1, optax.tree.size(zeros))
+    few = max(1, min(FEW_UNITS, FEW_NUMBERS // size))
+    return min(CHUNK_UNITS, max(few, numbers // size))
 
 
 def _chunk_units(
