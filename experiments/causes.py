@@ -48,7 +48,7 @@ def main(options: Options) -> None:
             runs[f"{method}, {change}"] = dataclasses.replace(bases[method], **fields)
     found = study("causes", runs, options, seeds=3)
     seeds = found["SGD"].accuracy.shape[1]
-    print(f"\nTable 6.1 with one thing changed, {seeds} seeds, beside the published rows")
+    print(f"\nTable 6.1 with one thing changed, {seeds} seeds, beside the paper")
     paper = {label: PAPER[label.partition(",")[0]] for label in found}
     table = tables.print_checkpoints(found, paper)
     print("Root-mean-square distance to the published row")

@@ -74,7 +74,7 @@ def importance(
 
     Raises:
         ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
-            integer, or `signs_per_draw` is above 32.
+            integer, `signs_per_draw` is above 32, or `axis_name` is not bound.
 
     Example:
         The step on f(x) = x²/2 is -τ/(1 + τ) x, here -1/3 of x:

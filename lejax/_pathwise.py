@@ -115,7 +115,8 @@ def pathwise(
         draws that count.
 
     Raises:
-        ValueError: `num_samples` or `chunk_size` is not a positive integer.
+        ValueError: `num_samples` or `chunk_size` is not a positive integer, or
+            `axis_name` is not bound.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Example:

@@ -71,7 +71,7 @@ def robbins_monro(
 
     Raises:
         ValueError: a count is not a positive integer; `step_size` or `smoothing` is not
-            positive.
+            positive; `axis_name` is not bound.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Example:

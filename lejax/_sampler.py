@@ -12,7 +12,7 @@ from lejax._info import Info
 from lejax._objective import check_objective, first_batch, full_space
 from lejax._reduction import reduced_space
 from lejax._trees import PyTree, compute_dtype, varying
-from lejax._validate import float_leaves, positive, typed_key
+from lejax._validate import bound_axis, float_leaves, positive, typed_key
 
 Regularization = Literal["local entropy", "heat"]
 
@@ -86,6 +86,7 @@ def make_sampler(
         beta: Any = 1.0,
     ) -> tuple[PyTree, PyTree, Info]:
         typed_key(key)
+        bound_axis(axis_name)
         check_smoothing(sampler, positive("tau", tau), beta)
         params = float_leaves(params)
         first = first_batch(batch) if inner_batches else batch

@@ -100,7 +100,8 @@ def score_function(
 
     Raises:
         ValueError: `num_samples` is not an integer of at least 2 (one draw is all spent
-            on the baseline), or `chunk_size` is not a positive integer.
+            on the baseline), `chunk_size` is not a positive integer, or `axis_name` is
+            not bound.
 
     Example:
         On f(x) = x²/2 the step is -τ x:

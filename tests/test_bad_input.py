@@ -248,6 +248,17 @@ def test_batches():
             update(sampler=chain, batch=batch, value_fn=lambda x, b: jnp.sum(x))
 
 
+@pytest.mark.parametrize("name", ["importance", "pathwise", "score_function"])
+def test_an_axis_must_be_bound(name):
+    sampler = getattr(lejax, name)(4, axis_name="members")
+    step = lejax.step_fn(lambda x: jnp.sum(x**2), sampler, 0.1)
+    with pytest.raises(ValueError, match="axis_name='members' is not bound; call"):
+        step(X, KEY)
+    mapped = jax.vmap(step, (None, 0), axis_name="others")
+    with pytest.raises(ValueError, match="axis_name='members' is not bound; call"):
+        jax.jit(mapped)(X, jax.random.split(KEY, 2))
+
+
 def test_a_traced_tau_must_be_a_scalar():
     with pytest.raises(ValueError, match="tau must be a scalar"):
         jax.jit(lambda tau: transformation(tau=tau).init(X))(jnp.ones(2))
