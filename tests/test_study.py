@@ -85,6 +85,8 @@ def test_rates_are_tuned_without_a_test_image(results_folder):
     held_out = training.split(methods.Run("SGD", validation=True), digits)
     together = np.concatenate([held_out.train_images, held_out.test_images])
     np.testing.assert_array_equal(together, digits.train_images)
+    sixths = len(held_out.train_labels) / len(held_out.test_labels)
+    assert sixths == pytest.approx(5, rel=0.01)
     for run in tuning.chosen(Options(**QUICK, output=results_folder)).values():
         assert len(run.learning_rates) == 1
         assert not run.validation
@@ -96,6 +98,17 @@ def test_what_is_there_is_not_computed_again(results_folder, monkeypatch):
     before = (results_folder / "table_6_1.json").read_bytes()
     table_6_1.main(Options(**QUICK, output=results_folder))
     assert (results_folder / "table_6_1.json").read_bytes() == before
+
+
+def test_other_settings_and_more_seeds_are_computed(tmp_path):
+    options = Options(**QUICK, output=tmp_path)
+    run, other = methods.Run("SGD"), methods.Run("SGD", batch_size=5)
+    study.study("first", {"SGD": run}, options, seeds=1)
+    study.study("second", {"SGD": other}, options, seeds=1)
+    found = read(tmp_path, "second")["runs"]["SGD"]
+    assert found["settings"]["batch_size"] == 5
+    more = study.study("third", {"SGD": run}, options, seeds=2)
+    assert more["SGD"].accuracy.shape[1] == 2
 
 
 def test_an_interrupted_study_ends_in_the_same_result(tmp_path, monkeypatch):
