@@ -15,3 +15,12 @@ def strict_promotion(request):
     mode = "standard" if request.node.get_closest_marker("standard") else "strict"
     with jax.numpy_dtype_promotion(mode):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation(request):
+    """Without XLA's costly passes, where tests compile for longer than they run."""
+    marked = request.node.get_closest_marker("compiles") is not None
+    jax.config.update("jax_disable_most_optimizations", marked)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

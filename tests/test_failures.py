@@ -11,6 +11,8 @@ from problems import assert_mean, replicate
 
 import lejax
 
+pytestmark = pytest.mark.compiles
+
 TAU = 0.25
 GRADIENT_FREE = {
     "importance": lejax.importance(2000),

@@ -12,6 +12,8 @@ from problems import replicate
 import lejax
 from lejax._reduction import reduced_space
 
+pytestmark = pytest.mark.compiles
+
 TAU = 0.3
 X = jax.random.normal(jax.random.key(0), (3, 8))
 PARAMS = {

@@ -18,7 +18,7 @@ import lejax
 from lejax._reduction import reduced_space
 
 # Flax and Equinox promote on their own.
-pytestmark = pytest.mark.standard
+pytestmark = [pytest.mark.compiles, pytest.mark.standard]
 
 
 FALLBACKS = {

@@ -24,7 +24,11 @@ from experiments import (
 from experiments.options import Options
 
 # One worker: all build on the runs of Table 6.1.
-pytestmark = [pytest.mark.standard, pytest.mark.xdist_group("study")]
+pytestmark = [
+    pytest.mark.compiles,
+    pytest.mark.standard,
+    pytest.mark.xdist_group("study"),
+]
 QUICK = {"quick": True, "data": "digits"}
 # Written by tests/quick_study.py: mean and deviation of every run over twenty seeds.
 SEEN = json.loads(Path(__file__).with_name("quick_study.json").read_text())

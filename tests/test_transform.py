@@ -10,6 +10,8 @@ import pytest
 
 import lejax
 
+pytestmark = pytest.mark.compiles
+
 SAMPLERS = {
     "importance": (lejax.local_entropy, lejax.importance(20)),
     "sgld": (lejax.local_entropy, lejax.sgld(5, 0.01)),
