@@ -196,6 +196,26 @@ def test_a_rule_that_closes_over_the_batch(name):
     assert jnp.isfinite(moved).all()
 
 
+def test_a_rectifier_does_not_close_over_the_trace_around_it():
+    """What else is traced, in the programs that the loss is a part of."""
+
+    def value_fn(w, x):
+        return jnp.mean(jax.nn.relu(x @ w))
+
+    def update(w, x):
+        space = reduced_space(value_fn, w, x, inner_batches=False)
+        assert space.zeros.shape == (ROWS, 2)
+        return space.lift(space.zeros), None
+
+    def run(w, seed, xs):
+        w = w + jax.random.normal(jax.random.key(seed), w.shape)  # traced before
+        return jax.lax.scan(update, w, xs)[0]
+
+    mapped = jax.vmap(jax.vmap(run, (0, None, None)), (None, 0, None))
+    xs = normal(1, 2, ROWS, INPUTS)
+    jax.jit(mapped)(normal(0, 2, INPUTS, 2), jnp.arange(3), xs)
+
+
 def test_rows_of_more_digits_than_the_leaf():
     with jax.enable_x64(True):
         w, x = normal(0, INPUTS, 2), 1e45 * normal(1, ROWS, INPUTS)
