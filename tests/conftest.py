@@ -20,7 +20,8 @@ def strict_promotion(request):
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request):
     """Without XLA's costly passes, where tests compile for longer than they run."""
-    marked = request.node.get_closest_marker("compiles") is not None
-    jax.config.update("jax_disable_most_optimizations", marked)
+    before = jax.config.jax_disable_most_optimizations
+    if request.node.get_closest_marker("compiles"):
+        jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
