@@ -42,7 +42,7 @@ def bound_axis(axis_name: str | None) -> None:
     except NameError as error:
         raise ValueError(
             f"axis_name={axis_name!r} is not bound; call the sampler inside jax.vmap, "
-            f"jax.pmap or jax.shard_map with an axis of that name, or leave it out."
+            "jax.pmap or jax.shard_map with an axis of that name, or leave it out."
         ) from error
 
 

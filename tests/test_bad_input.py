@@ -248,9 +248,17 @@ def test_batches():
             update(sampler=chain, batch=batch, value_fn=lambda x, b: jnp.sum(x))
 
 
-@pytest.mark.parametrize("name", ["importance", "pathwise", "score_function"])
-def test_an_axis_must_be_bound(name):
-    sampler = getattr(lejax, name)(4, axis_name="members")
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("importance", (4,)),
+        ("pathwise", (4,)),
+        ("score_function", (4,)),
+        ("robbins_monro", (2, 4, 0.1)),
+    ],
+)
+def test_an_axis_must_be_bound(name, counts):
+    sampler = getattr(lejax, name)(*counts, axis_name="members")
     step = lejax.step_fn(lambda x: jnp.sum(x**2), sampler, 0.1)
     with pytest.raises(ValueError, match="axis_name='members' is not bound; call"):
         step(X, KEY)
