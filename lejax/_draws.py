@@ -163,7 +163,7 @@ def largest_divisor(count: int, limit: int) -> int:
 
 
 def chunk_limit(zeros: PyTree) -> int:
-    """How many draws the cache holds, or an accelerator wants at once; at least 1."""
+    """How many draws run at once: what the cache holds or a few large ones, or more."""
     on_cpu = jax.default_backend() == "cpu"
     numbers = CHUNK_NUMBERS_CPU if on_cpu else CHUNK_NUMBERS_ACCELERATOR
     size = max(1, optax.tree.size(zeros))

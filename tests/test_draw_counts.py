@@ -9,6 +9,7 @@ from jax.extend import core
 from test_reduced_law import BATCH, HIDDEN, INPUTS, PARAMS, TAU, network
 
 import lejax
+from lejax._draws import FEW_NUMBERS, chunk_limit
 
 
 def drawn(fn, *args):
@@ -90,3 +91,13 @@ def test_signs_save_normals():
     # The paper's samples are independent.
     assert count(antithetic=False) == 1000 * 1000
     assert count(sample_complement=True) == 500 * 1000
+
+
+@pytest.mark.parametrize(
+    ("size", "limit"), [(1, 2**10), (2**12, 2**6), (2**17, 8), (2**18, 4), (2**21, 1)]
+)
+def test_draws_of_a_chunk_on_a_cpu(monkeypatch, size, limit):
+    """A cache full, or a few large ones, and one at the least."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert chunk_limit({"w": jnp.zeros(size)}) == limit
+    assert limit == 1 or limit * size <= FEW_NUMBERS
