@@ -20,7 +20,7 @@ def strict_promotion(request):
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request):
     """Without XLA's costly passes, where tests compile for longer than they run."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     if request.node.get_closest_marker("compiles"):
         jax.config.update("jax_disable_most_optimizations", True)
     yield
