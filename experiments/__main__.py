@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from experiments.options import Options, parse
+from experiments.command import execute
+from experiments.options import Options
 
 EXPERIMENTS = (
     "figures_2_1_2_2",
@@ -36,4 +37,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

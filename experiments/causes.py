@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from experiments import results, tables
-from experiments.options import Options, parse
+from experiments.command import execute
+from experiments.options import Options
 from experiments.study import study
 from experiments.table_6_1 import PAPER, paper_runs
 
@@ -46,7 +47,7 @@ def main(options: Options) -> None:
             runs[label] = bases[f"{method}, published"]
         for change, fields in changes.items():
             runs[f"{method}, {change}"] = dataclasses.replace(bases[method], **fields)
-    found = study("causes", runs, options, seeds=3)
+    found = study("causes", runs, options, seeds=2)
     seeds = found["SGD"].accuracy.shape[1]
     print(f"\nTable 6.1 with one thing changed, {seeds} seeds, beside the paper")
     paper = {label: PAPER[label.partition(",")[0]] for label in found}
@@ -62,4 +63,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

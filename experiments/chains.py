@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from experiments import results, tables
-from experiments.options import Options, parse
+from experiments.command import execute
+from experiments.options import Options
 from experiments.study import study
 from experiments.table_6_1 import paper_runs
 
@@ -17,7 +18,7 @@ def main(options: Options) -> None:
         carried = paper_runs(options)[label]
         runs[label] = carried
         runs[f"{label}, restarted"] = dataclasses.replace(carried, warm_start=False)
-    found = study("chains", runs, options, seeds=3)
+    found = study("chains", runs, options, seeds=2)
     print(
         "\nTest accuracy, the chain carried over (the paper's way) and restarted at x"
     )
@@ -35,4 +36,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

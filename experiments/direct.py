@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 
 from experiments import results, tables
-from experiments.options import Options, parse
+from experiments.command import execute
+from experiments.options import Options
 from experiments.study import study
 from experiments.table_6_1 import paper_runs
 
@@ -30,4 +31,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

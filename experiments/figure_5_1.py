@@ -11,7 +11,8 @@ import scipy.optimize
 
 import lejax
 from experiments import plotting, results
-from experiments.options import Options, parse
+from experiments.command import execute
+from experiments.options import Options
 from experiments.quadrature import (
     POINTS,
     Loss,
@@ -217,4 +218,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

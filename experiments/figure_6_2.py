@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 from experiments import plotting, results, tables, tuning
+from experiments.command import execute
 from experiments.methods import Method, Run
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.plotting import COLORS
 from experiments.study import study
 
@@ -31,7 +32,7 @@ def main(options: Options) -> None:
         step: dict[str, Any] = {} if method == "SGD" else {"first_step": 2000}
         runs[row] = dataclasses.replace(best[row], **switched, **step)
     runs["SGD before"] = Run("SGD", updates=before)
-    found = study("figure_6_2", runs, options, seeds=3)
+    found = study("figure_6_2", runs, options, seeds=2)
     first = found.pop("SGD before")
     print("\nFigure 6.2: test accuracy after the switch from SGD")
     table = tables.print_checkpoints(found)
@@ -75,4 +76,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

@@ -9,8 +9,9 @@ import matplotlib as mpl
 import numpy as np
 
 from experiments import plotting, results, tables, tuning
+from experiments.command import execute
 from experiments.methods import Run
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.study import study
 
 SAMPLES = (10, 100, 1000)
@@ -44,7 +45,7 @@ def main(options: Options) -> None:
         for label, base in bases.items()
         for samples in SAMPLES
     }
-    found = study("figure_6_3", runs, options, seeds=3)
+    found = study("figure_6_3", runs, options, seeds=2)
     print("\nFigure 6.3: test accuracy by the number S of samples per update")
     table = tables.print_checkpoints(found)
     # How restless a curve is: the spread of its steps in its second half.
@@ -85,4 +86,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

@@ -6,8 +6,9 @@ import matplotlib as mpl
 import numpy as np
 
 from experiments import plotting, results
+from experiments.command import execute
 from experiments.methods import Column, Method, Run
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.study import study
 
 RANGES = {
@@ -71,4 +72,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

@@ -19,8 +19,9 @@ import optax
 
 import lejax
 from experiments import plotting, results, tables, training, tuning
+from experiments.command import execute
 from experiments.methods import Column, Method, Run, backpropagation
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.study import dataset, fitted, study
 
 LARGE, SMALL, RATE = 1.5, 0.01, 0.01  # the paper's τ0, its end, and τ1
@@ -87,7 +88,7 @@ def main(options: Options) -> None:
         base = Run(method, column, updates=updates)
         for schedule, fields in SCHEDULES.items():
             runs[f"{row}, {schedule}"] = dataclasses.replace(base, **fields)
-    found = study("figure_6_5", runs, options, seeds=3)
+    found = study("figure_6_5", runs, options, seeds=2)
     print("\nFigure 6.5: test accuracy")
     table = tables.print_checkpoints(found)
     ratios = {
@@ -131,4 +132,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

@@ -11,7 +11,8 @@ import numpy as np
 
 import lejax
 from experiments import plotting, results
-from experiments.options import Options, parse
+from experiments.command import execute
+from experiments.options import Options
 from experiments.quadrature import Check, at_least, at_most, estimated, report
 from experiments.wells import (
     POINTS,
@@ -256,4 +257,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

@@ -110,7 +110,15 @@ def backpropagation() -> optax.GradientTransformationExtraArgs:
 
 
 def sampler(run: Run, tau: Any) -> lejax.Sampler:
-    """The sampler of a run; `tau` is the paper's, whatever the column makes of it."""
+    """The sampler of a run; `tau` is the paper's, whatever the column makes of it.
+
+    Where there are several devices, of this or other processes, they share the draws.
+    """
+    chosen = _sampler(run, tau)
+    return lejax.parallel(chosen) if jax.device_count() > 1 else chosen
+
+
+def _sampler(run: Run, tau: Any) -> lejax.Sampler:
     lean = run.column == "lejax"
     # What separates the paper's process in law from its plain estimators.
     law: dict[str, Any] = {"reduction": not run.direct}

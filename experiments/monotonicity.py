@@ -15,8 +15,9 @@ import numpy as np
 
 import lejax
 from experiments import plotting, results, training
+from experiments.command import execute
 from experiments.methods import Run
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.study import dataset, fitted
 
 TAU = 0.1
@@ -86,4 +87,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
 from experiments.data import Name
+
+
+def _environment(name: str) -> int | None:
+    value = os.environ.get(name)
+    return None if value is None else int(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +35,18 @@ class Options:
     """A run of seconds, to see that everything works: its figures mean nothing."""
     workers: int | None = None
     """Processes that share the runs; by default one to a core, and one with --quick."""
+    resume: bool = True
+    """Go on from the checkpoints of unfinished runs, or begin these anew."""
+    checkpoint_seconds: float = 60.0
+    """Time between two checkpoints of a run, at the least."""
+    checkpoints: Path | None = None
+    """Folder of the checkpoints; by default in the output folder."""
+    coordinator: str | None = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    """Address and port of the first of several processes that share the draws."""
+    processes: int | None = _environment("JAX_NUM_PROCESSES")
+    """How many these are."""
+    rank: int | None = _environment("JAX_PROCESS_ID")
+    """Which of them this is: 0, 1, …"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
@@ -40,6 +58,23 @@ class Options:
             raise SystemExit(
                 f"--updates must be a positive multiple of 5, got {self.updates}: "
                 "tables have a column for each fifth of them."
+            )
+        if self.checkpoint_seconds < 0:
+            raise SystemExit(
+                f"--checkpoint-seconds must be at least 0, got "
+                f"{self.checkpoint_seconds}; 0 is after every block."
+            )
+        where = (self.coordinator, self.processes, self.rank)
+        if any(x is None for x in where) != all(x is None for x in where):
+            raise SystemExit(
+                f"--coordinator {self.coordinator} --processes {self.processes} --rank "
+                f"{self.rank}: give all three, or none, as options or in "
+                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+            )
+        if self.rank is not None and not 0 <= self.rank < (self.processes or 0):
+            raise SystemExit(
+                f"--rank must be from 0 to {(self.processes or 0) - 1}, one less than "
+                f"--processes, got {self.rank}."
             )
 
 

@@ -12,7 +12,18 @@ from typing import Any
 
 import jax
 
-NO_SETTINGS = ("data_dir", "output", "workers")  # nothing that is found depends on them
+# Nothing that is found depends on them.
+NO_SETTINGS = (
+    "data_dir",
+    "output",
+    "workers",
+    "resume",
+    "checkpoint_seconds",
+    "checkpoints",
+    "coordinator",
+    "processes",
+    "rank",
+)
 
 
 def device_name() -> str:
@@ -46,11 +57,16 @@ def write_json(path: Path, config: Any, **results: Any) -> None:
     _write(path, head | {"device": device_name()} | results)
 
 
+def read(path: Path) -> dict[str, Any]:
+    """What a file holds."""
+    return json.loads(path.read_text())
+
+
 def kept(path: Path, config: Any, **expected: Any) -> dict[str, Any] | None:
     """What a file holds, if written under these settings, and with these values."""
     if not path.exists():
         return None
-    record = json.loads(path.read_text())
+    record = read(path)
     wanted = {"settings": settings(config), **expected}
     same = all(record.get(name) == value for name, value in wanted.items())
     return record if same else None
@@ -58,7 +74,7 @@ def kept(path: Path, config: Any, **expected: Any) -> dict[str, Any] | None:
 
 def add(path: Path, **results: Any) -> None:
     """Put what follows from a file's results beside them."""
-    _write(path, json.loads(path.read_text()) | results)
+    _write(path, read(path) | results)
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

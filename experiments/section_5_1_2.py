@@ -16,8 +16,9 @@ import numpy as np
 import optax
 
 from experiments import plotting, results, training
+from experiments.command import execute
 from experiments.methods import Run, backpropagation
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.study import dataset, fitted
 
 BATCH_SIZES = (5, 20, 100, 500, 2500)
@@ -156,4 +157,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

@@ -21,7 +21,8 @@ import scipy.stats
 
 import lejax
 from experiments import plotting, results
-from experiments.options import Options, parse
+from experiments.command import execute
+from experiments.options import Options
 from experiments.quadrature import LOSSES, Check, at_most, report, smooth
 
 DIMENSION, TAU = 10, 0.2
@@ -286,4 +287,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

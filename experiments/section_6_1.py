@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from experiments import plotting, results, tuning
+from experiments.command import execute
 from experiments.methods import Run
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.study import dataset, study
 
 # Hidden units, epochs, what the paper states.
@@ -42,4 +43,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

@@ -14,8 +14,9 @@ import numpy as np
 import scipy.stats
 
 from experiments import plotting, results
+from experiments.command import execute
 from experiments.methods import Column, Method, Run
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.study import Curves, dataset, study
 
 ROWS: dict[str, tuple[Method, Column]] = {
@@ -142,4 +143,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

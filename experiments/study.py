@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from experiments import data, results, workers
+from experiments import data, hosts, results, workers
+from experiments.checkpoints import Checkpoints
 from experiments.methods import Run
 from experiments.options import Options
 from experiments.training import train
@@ -58,22 +58,37 @@ def fitted(run: Run, options: Options) -> Run:
     return run
 
 
+def work(run: Run) -> int:
+    """How many evaluations a run takes, about."""
+    grid = len(run.tau) * len(run.learning_rates or (None,))
+    samples = {"SGD": 1, "HR": run.moves**2}.get(run.method, run.samples)
+    return run.updates * grid * samples
+
+
 def stored(options: Options, name: str) -> Iterator[dict[str, Any]]:
     """All runs in the output folder on that data set, of whichever experiment."""
     for path in sorted(options.output.glob("*.json")):
-        record = json.loads(path.read_text())
+        record = results.read(path)
         if record.get("data") == name:
             yield from record.get("runs", {}).values()
 
 
-def make(
-    run: Run, seeds: int, name: data.Name, data_dir: str | None, tick: workers.Tick
-) -> dict[str, Any]:
+def make(run: Run, seeds: int, options: Options, tick: workers.Tick) -> dict[str, Any]:
     """Train, and put down what the curves need; `tick` hears of the updates made."""
     evaluations = []
-    for evaluation in train(run, range(seeds), dataset(name, data_dir)):
+    examples = dataset(options.data, options.data_dir)
+    checkpoints = Checkpoints(
+        options.checkpoints or options.output / "checkpoints",
+        options.checkpoint_seconds,
+        options.resume,
+        run=results.settings(run),
+        seeds=seeds,
+        data=examples.name,
+    )
+    for evaluation in train(run, range(seeds), examples, checkpoints):
         tick(evaluation.updates - (evaluations[-1].updates if evaluations else 0))
         evaluations.append(evaluation)
+    checkpoints.remove()
     # Of at most 10,000 images an accuracy has four digits.
     accuracy = np.stack([e.accuracy for e in evaluations], axis=-1).round(4)
     return {
@@ -83,6 +98,7 @@ def make(
         "seconds": round(sum(e.seconds for e in evaluations[1:]), 3),
         "updates": [e.updates for e in evaluations],
         "accuracy": accuracy.tolist(),
+        "fingerprint": evaluations[-1].fingerprint,
     }
 
 
@@ -109,6 +125,7 @@ def study(
         for label, run in runs.items()
         if record["settings"] == results.settings(run) and record["seeds"] >= seeds
     }
+    found = hosts.of_first(found)
     missing = {label: run for label, run in runs.items() if label not in found}
 
     def write() -> None:
@@ -121,10 +138,9 @@ def study(
     total = sum(run.updates for run in missing.values())
     with tqdm(total=total, unit="update", disable=not missing) as bar:
         bar.set_description(name)
-        tasks = {
-            label: (run, seeds, options.data, options.data_dir)
-            for label, run in missing.items()
-        }
+        # The longest first: no worker is left with one of them at the end.
+        ordered = sorted(missing.items(), key=lambda item: work(item[1]), reverse=True)
+        tasks = {label: (run, seeds, options) for label, run in ordered}
         for label, record in workers.spread(make, tasks, count, bar.update):
             found[label] = record
             write()

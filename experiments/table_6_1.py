@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from experiments import plotting, results, tables, tuning
+from experiments.command import execute
 from experiments.methods import Run
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.study import Curves, study
 
 # Test accuracy after 100, …, 500 updates.
@@ -83,4 +84,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

@@ -6,8 +6,9 @@ import statistics
 from typing import Any
 
 from experiments import results
+from experiments.command import execute
 from experiments.methods import Method, Run
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.study import dataset, fitted
 from experiments.training import train
 
@@ -70,4 +71,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

@@ -9,7 +9,8 @@ import numpy as np
 import scipy.optimize
 
 from experiments import plotting, results
-from experiments.options import Options, parse
+from experiments.command import execute
+from experiments.options import Options
 from experiments.quadrature import (
     LOSSES,
     POINTS,
@@ -263,4 +264,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

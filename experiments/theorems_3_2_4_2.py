@@ -10,8 +10,9 @@ import numpy as np
 
 import lejax
 from experiments import plotting, results
+from experiments.command import execute
 from experiments.descent import ALGORITHMS, RATES, STARTS, Case, bound, measure
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.quadrature import (
     LOSSES,
     Check,
@@ -194,4 +195,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import models
+from experiments import hosts, interruption, models
+from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset
 from experiments.methods import Run, backpropagation, optimizer
 
@@ -27,12 +29,14 @@ class Evaluation(NamedTuple):
         seconds: of the block before, for all that runs at once; compilation is not in
             it. NaN at the start.
         evaluations_per_update: of the loss or its gradient, in each of the runs.
+        fingerprint: of all parameters: the same where they are, bit for bit.
     """
 
     updates: int
     accuracy: np.ndarray
     seconds: float
     evaluations_per_update: int
+    fingerprint: str
 
 
 def batch_indices(seed: int, size: int, updates: int, batch_size: int) -> np.ndarray:
@@ -62,9 +66,8 @@ def classifiers(
         models.dense_classifier(widths, seed, run.activation, run.initialization)
         for seed in seeds
     ]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(c.params for c in made)), (
-        made[0]
-    )
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(c.params for c in made))
+    return stacked, made[0]
 
 
 def descend(
@@ -91,15 +94,39 @@ def descend(
     return jax.lax.scan(update, carry, rows)[0]
 
 
-def train(run: Run, seeds: Sequence[int], dataset: Dataset) -> Iterator[Evaluation]:
+def everywhere() -> jax.sharding.Sharding:
+    """A copy on every device, those of other processes among them."""
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((jax.device_count(),), ("samples",), auto)
+    return jax.NamedSharding(mesh, jax.P())
+
+
+def train(
+    run: Run,
+    seeds: Sequence[int],
+    dataset: Dataset,
+    checkpoints: Checkpoints | None = None,
+) -> Iterator[Evaluation]:
     """Train from every seed at every τ and rate; evaluate before and after each block.
 
     The seed fixes the weights, the batches, the test images and the draws, so that
     methods differ in nothing else. A generator, so that several can take turns.
+
+    Args:
+        run: what is trained.
+        seeds: of the runs, which are trained together.
+        dataset: on which.
+        checkpoints: where an unfinished run is kept, and found.
+
+    Raises:
+        InterruptedRunError: a signal asked for it; what was done so far is saved.
     """
     dataset = split(run, dataset)
     params, network = classifiers(run, seeds, dataset)
-    data = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    data = tuple(
+        jax.make_array_from_process_local_data(everywhere(), array)
+        for array in (dataset.train_images, dataset.train_labels)
+    )
     batches = np.stack(
         [
             batch_indices(
@@ -115,10 +142,9 @@ def train(run: Run, seeds: Sequence[int], dataset: Dataset) -> Iterator[Evaluati
         ]
     )[:, : run.test_images]
     held_out = dataset.test_images[tests], dataset.test_labels[tests]
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     grid = list(itertools.product(run.tau, run.learning_rates or (None,)))
-    taus = jnp.asarray([tau for tau, _ in grid])
-    rates = run.learning_rates and jnp.asarray([rate for _, rate in grid])
+    taus = np.asarray([tau for tau, _ in grid], np.float32)
+    rates = run.learning_rates and np.asarray([rate for _, rate in grid], np.float32)
 
     def mapped(function: Callable[..., Any], of_grid: Any, of_seeds: Any) -> Any:
         return jax.jit(jax.vmap(jax.vmap(function, of_seeds), of_grid))
@@ -129,13 +155,15 @@ def train(run: Run, seeds: Sequence[int], dataset: Dataset) -> Iterator[Evaluati
         # A single τ stays a number that the library can check.
         return optimizer(run, tau if len(run.tau) > 1 else only, rate, key)
 
-    def begin(tau: Any, rate: Any, params: Any, rows: Any, key: Any, *data: Any) -> Any:
+    def begin(
+        tau: Any, rate: Any, params: Any, rows: Any, seed: Any, *data: Any
+    ) -> Any:
         if run.sgd_updates:
             tx = optax.chain(backpropagation(), optax.sgd(tau))
             params, _ = descend(
                 tx, network.loss, (params, tx.init(params)), rows, *data
             )
-        return params, make(tau, rate, key).init(params)
+        return params, make(tau, rate, jax.random.key(seed)).init(params)
 
     def block(tau: Any, rate: Any, carry: Any, rows: Any, *data: Any) -> Any:
         # The key of the draws lives in the state: this one is not used.
@@ -147,7 +175,7 @@ def train(run: Run, seeds: Sequence[int], dataset: Dataset) -> Iterator[Evaluati
         begin,
         (0, rate_axis, None, None, None, None, None),
         (None, None, 0, 0, 0, None, None),
-    )(taus, rates, params, batches[:, : run.sgd_updates], keys, *data)
+    )(taus, rates, params, batches[:, : run.sgd_updates], np.asarray(seeds), *data)
     blocks = np.split(batches[:, run.sgd_updates :], run.evaluations, axis=1)
     advance = mapped(
         block, (0, rate_axis, 0, None, None, None), (None, None, 0, 0, None, None)
@@ -158,11 +186,37 @@ def train(run: Run, seeds: Sequence[int], dataset: Dataset) -> Iterator[Evaluati
     def evaluate(updates: int, seconds: float) -> Evaluation:
         spent = optax.tree.get(carry[1], "num_evaluations", jnp.ones(()))
         found = np.asarray(accuracy(carry[0], held_out), float)
-        return Evaluation(updates, found, seconds, int(spent.ravel()[0]))
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(carry[0]):
+            digest.update(np.asarray(leaf).tobytes())
+        return Evaluation(
+            updates, found, seconds, int(spent.ravel()[0]), digest.hexdigest()[:16]
+        )
 
-    yield evaluate(0, np.nan)
-    for done, rows in enumerate(blocks, start=1):
+    found = None if checkpoints is None else checkpoints.load(carry)
+    if found is None:
+        evaluations = [evaluate(0, np.nan)]
+    else:
+        carry, record = found
+        evaluations = [
+            Evaluation(**e)._replace(accuracy=np.asarray(e["accuracy"])) for e in record
+        ]
+    yield from evaluations
+    for done in range(len(evaluations), len(blocks) + 1):
         started = time.perf_counter()
-        carry = jax.block_until_ready(advance(taus, rates, carry, rows, *data))
+        carry = jax.block_until_ready(
+            advance(taus, rates, carry, blocks[done - 1], *data)
+        )
         seconds = time.perf_counter() - started
-        yield evaluate(done * run.updates // run.evaluations, seconds)
+        evaluations.append(evaluate(done * run.updates // run.evaluations, seconds))
+        # All processes must save, and stop, after the same block.
+        due = checkpoints is not None and checkpoints.due()
+        stop, due = hosts.any_of(interruption.requested(), due)
+        if checkpoints is not None and (stop or due):
+            record = [
+                e._replace(accuracy=e.accuracy.tolist())._asdict() for e in evaluations
+            ]
+            checkpoints.save(done, carry, record)
+        yield evaluations[-1]
+        if stop and done < len(blocks):
+            raise interruption.InterruptedRunError

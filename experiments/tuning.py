@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from experiments import results
+from experiments.command import execute
 from experiments.methods import Method, Outer, Run
-from experiments.options import Options, parse
+from experiments.options import Options
 from experiments.study import study
 
 # The fastest of the lejax rows takes at least as long as so many plain steps (Table
@@ -118,4 +119,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(__doc__))
+    execute(main, __doc__)

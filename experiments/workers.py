@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 
+from experiments import interruption
+
 Tick = Callable[[int], Any]
 _progress: Any = None  # in a worker: the queue to which its progress goes
 
@@ -32,9 +34,10 @@ def default_count() -> int:
     return len(cores()) if jax.default_backend() == "cpu" else 1
 
 
-def _start(free: Any, progress: Any) -> None:
+def _start(free: Any, progress: Any, stop: Any) -> None:
     global _progress
     _progress = progress
+    interruption.follow(stop)
     core = free.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
@@ -54,13 +57,14 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 @functools.cache
-def _pool(count: int) -> tuple[ProcessPoolExecutor, Any]:
+def _pool(count: int) -> tuple[ProcessPoolExecutor, Any, Any]:
     # A fork would copy the locks of JAX's threads.
     context = multiprocessing.get_context("spawn")
-    free, progress = context.SimpleQueue(), context.SimpleQueue()
+    free, progress, stop = context.SimpleQueue(), context.SimpleQueue(), context.Event()
     for worker in range(count):
         free.put(cores()[worker % len(cores())])
-    return ProcessPoolExecutor(count, context, _start, (free, progress)), progress
+    pool = ProcessPoolExecutor(count, context, _start, (free, progress, stop))
+    return pool, progress, stop
 
 
 def spread(
@@ -80,7 +84,7 @@ def spread(
         for label, arguments in tasks.items():
             yield label, function(*arguments, tick)
         return
-    pool, progress = _pool(count)
+    pool, progress, stop = _pool(count)
     pending = {
         pool.submit(_call, function, arguments): label
         for label, arguments in tasks.items()
@@ -88,6 +92,8 @@ def spread(
     try:
         while pending:
             done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            if interruption.requested():
+                stop.set()
             while not progress.empty():
                 tick(progress.get())
             for future in done:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from lejax._axes import gathered, member
 from lejax._uses import Factor
 
 Rows: TypeAlias = dict[Factor, jax.Array]
@@ -47,8 +48,13 @@ class Directions(NamedTuple):
         return jnp.tensordot(self.basis.T, w, 1, precision=_EXACT)
 
 
-def span(factors: Rows, size: int, dtype: Any) -> tuple[Directions, Rows]:
-    """The directions of rows A; and A Q, (*free, m) for a factor: A W is (A Q) U."""
+def span(
+    factors: Rows, size: int, dtype: Any, data_axis_name: str | None
+) -> tuple[Directions, Rows]:
+    """The directions of rows A; and A Q, (*free, m) for a factor: A W is (A Q) U.
+
+    The directions are those of the rows of all members of the axis of the data.
+    """
     stacked = jnp.concatenate(
         [jnp.zeros((0, size), dtype)]
         + [rows.reshape(-1, size).astype(dtype) for rows in factors.values()]
@@ -59,19 +65,34 @@ def span(factors: Rows, size: int, dtype: Any) -> tuple[Directions, Rows]:
     rows = jnp.where(finite[:, None], stacked, 0)
     # Householder's Q is orthonormal whatever the rank of A, and no more is needed.
     # It is held fixed where somebody differentiates with respect to the rows.
-    q = jax.lax.stop_gradient(jnp.linalg.qr(rows.T)[0])
+    # Factor by factor: in the order of the whole batch, and so the same directions.
+    of_all = jnp.concatenate(
+        [jnp.zeros((0, size), dtype)]
+        + [
+            gathered(part, data_axis_name).reshape(-1, size)
+            for part in _unstacked(rows, factors).values()
+        ]
+    )
+    q = jax.lax.stop_gradient(jnp.linalg.qr(of_all.T)[0])
     met = jnp.matmul(rows, q, precision=_EXACT)
     coefficients = jnp.where(finite[:, None], met, jnp.nan)
     return Directions(q, None), _unstacked(coefficients, factors)
 
 
-def selection(factors: Rows, size: int) -> tuple[Directions, Rows]:
-    """The rows that are read, each once, and for every factor which they are."""
+def selection(
+    factors: Rows, size: int, data_axis_name: str | None
+) -> tuple[Directions, Rows]:
+    """The rows that are read, each once, and for every factor which they are.
+
+    They are those that any member of the axis of the data reads.
+    """
     stacked = jnp.concatenate([rows.ravel() for rows in factors.values()])
-    basis, place = jnp.unique(
-        stacked, size=stacked.size, fill_value=size, return_inverse=True
+    of_all = gathered(stacked, data_axis_name)
+    basis, places = jnp.unique(
+        of_all, size=of_all.size, fill_value=size, return_inverse=True
     )
-    place = jnp.where(stacked < size, place, stacked.size)
+    place = places.reshape(of_all.shape)[member(data_axis_name)]
+    place = jnp.where(stacked < size, place, of_all.size)
     return Directions(basis, basis < size), _unstacked(place, factors)
 
 

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lejax._axes import member, members, varying
 from lejax._objective import Coordinates
-from lejax._trees import PyTree, scaled, varying
+from lejax._trees import PyTree, is_large, scaled
 
 # The default chunk, in numbers of its noise: on a CPU it should stay in the cache, but
 # a few large draws at once keep all cores busy; an accelerator wants more work at once.
@@ -71,14 +72,12 @@ class Plan(NamedTuple):
         antithetic: whether they come in pairs; an odd one out is a unit of its own.
         chunk_size: how many run at once, None for what suits the device.
         signs_per_draw: how many draws, or pairs, share one under random signs.
-        axis_name: the axis whose members each fold a share of the units.
     """
 
     num_samples: int
     antithetic: bool
     chunk_size: int | None
     signs_per_draw: int = 1
-    axis_name: str | None = None
 
 
 def fold_draws(
@@ -94,22 +93,31 @@ def fold_draws(
 ) -> PyTree:
     """Fold `summarise` over all evaluations, in O(chunk) memory.
 
-    `evaluate(u, sign)` is what is kept of the displacement ±u in these coordinates;
-    `merge_over` merges the shares of the members of a named axis.
+    `evaluate(u, sign)` is what is kept of the displacement ±u in these coordinates.
+    The members of a named axis each fold a share of the units; `merge_over` merges
+    what they found.
     """
     scale = jnp.sqrt(variance)
+    large = is_large(space.zeros)
+
+    def draw(units: jax.Array, copies: int) -> PyTree:
+        noise = jax.vmap(
+            lambda unit: space.noise(jax.random.fold_in(key, unit), copies)
+        )(units)
+        return scaled(noise, scale)
 
     def chunk(first: Any, size: int, block: _Block) -> PyTree:
         units = first + jnp.arange(size)
-        noise = jax.vmap(
-            lambda unit: space.noise(jax.random.fold_in(key, unit), block.copies)
-        )(units)
-        displacements = scaled(noise, scale)
+        displacements = draw(units, block.copies)
+        outputs: list[PyTree] = []
         # A loop over the signs, not a vmap: what they have in common is computed once.
-        outputs = [
-            jax.vmap(jax.vmap(lambda u, sign=sign: evaluate(u, sign)))(displacements)
-            for sign in block.signs
-        ]
+        for sign in block.signs:
+            evaluated = jax.vmap(lambda u, sign=sign: evaluate(u, sign))
+            outputs.append(jax.vmap(evaluated)(displacements))
+            if large:
+                # Drawn again rather than stored beside the point where f is evaluated.
+                units, outputs = jax.lax.optimization_barrier((units, outputs))
+                displacements = draw(units, block.copies)
         return summarise(
             Draws(
                 displacements,
@@ -119,12 +127,10 @@ def fold_draws(
             )
         )
 
-    total = varying(initial, plan.axis_name)  # as the carry of a scan must be
+    total = varying(initial, space.axis_name)  # as the carry of a scan must be
     for block in _blocks(plan):
-        share, offset = block.stop - block.start, block.start
-        if plan.axis_name is not None:
-            share = -(-share // jax.lax.axis_size(plan.axis_name))
-            offset = block.start + share * jax.lax.axis_index(plan.axis_name)
+        share = -(-(block.stop - block.start) // members(space.axis_name))
+        offset = block.start + share * member(space.axis_name)
         size = _chunk_units(share, block, space.zeros, plan.chunk_size)
         full = share // size
 
@@ -134,7 +140,7 @@ def fold_draws(
         total, _ = jax.lax.scan(body, total, offset + size * jnp.arange(full))
         if share % size:
             total = merge(total, chunk(offset + full * size, share % size, block))
-    return total if plan.axis_name is None else merge_over(total, plan.axis_name)
+    return total if space.axis_name is None else merge_over(total, space.axis_name)
 
 
 class _Block(NamedTuple):

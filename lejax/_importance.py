@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax import _accumulator
+from lejax._axes import make_axes
 from lejax._draws import Plan, fold_draws
 from lejax._info import Info, make_info
 from lejax._objective import Coordinates, complement_noise
@@ -21,10 +22,12 @@ TRUSTED_SAMPLE_SIZE = 10
 
 # By default a draw serves under at most so many signs: they save most of what drawing
 # costs. d numbers under so many signs add 2 signs/d to the relative variance of the
-# displacement, and the standard error needs so many independent units.
+# displacement, and the standard error needs so many independent units. All that share a
+# draw are held at once.
 MAX_SIGNS = 10
 NUMBERS_PER_SIGN = 100
 LEAST_UNITS = 30
+NUMBERS_AT_ONCE = 2**22
 
 
 def importance(
@@ -33,6 +36,7 @@ def importance(
     chunk_size: int | None = None,
     antithetic: bool = True,
     axis_name: str | None = None,
+    data_axis_name: str | None = None,
     signs_per_draw: int | None = None,
     reduction: bool = True,
     sample_complement: bool = False,
@@ -56,14 +60,16 @@ def importance(
         antithetic: draw pairs x ± √τ ε. Less noise per normal drawn, always; False is
             the paper's plain sampling.
         axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
-            members share the J samples: each draws its part, and the sums are merged.
+            members share the J samples: each makes its part, and the sums are merged.
             All of them must hold the same parameters, batch and key.
+        data_axis_name: another such axis, whose members hold equal parts of the batch,
+            and the same of all else: f is the mean of theirs.
         signs_per_draw: how many samples at most, or pairs, share one draw under random
             signs, between 1 and 32. Each is exactly Gaussian, any two are uncorrelated,
             and normals are saved; in d dimensions it adds about 2 signs/d to the
             relative variance of δ̂; F̂ may gain less from samples that share, as its
-            standard error tells. By default min(10, d/100, J/60) for pairs, and 1 for
-            plain sampling and with `sample_complement`.
+            standard error tells. By default min(10, d/100, J/60, 2²²/d) for pairs, and
+            1 for plain sampling and with `sample_complement`.
         reduction: draw in the directions alone that the loss can see on its batch,
             where `reduction_report` finds them: exact, with less noise, and faster.
         sample_complement: with `reduction`, add the noise of the other directions, of
@@ -74,7 +80,8 @@ def importance(
 
     Raises:
         ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
-            integer, `signs_per_draw` is above 32, or `axis_name` is not bound.
+            integer, `signs_per_draw` is above 32, an axis is not bound, or both are the
+            same.
 
     Example:
         The step on f(x) = x²/2 is -τ/(1 + τ) x, here -1/3 of x:
@@ -110,7 +117,8 @@ def importance(
         dtype = compute_dtype(space.zeros)
         shared = signs_per_draw
         if shared is None:
-            by_dimension = optax.tree.size(space.zeros) // NUMBERS_PER_SIGN
+            size = max(1, optax.tree.size(space.zeros))
+            by_dimension = min(size // NUMBERS_PER_SIGN, NUMBERS_AT_ONCE // size)
             by_units = num_samples // 2 // LEAST_UNITS
             limit = min(MAX_SIGNS, by_dimension, by_units)
             shared = limit if may_share else 1
@@ -130,7 +138,7 @@ def importance(
             _accumulator.merge,
             _accumulator.merge_over,
             _accumulator.empty(space.zeros, dtype),
-            Plan(num_samples, antithetic, chunk_size, shared, axis_name),
+            Plan(num_samples, antithetic, chunk_size, shared),
         )
         found = _accumulator.estimate(total)
         info = make_info(
@@ -154,5 +162,9 @@ def importance(
         return displacement, state, info
 
     return make_sampler(
-        run, "importance", "local entropy", reduction=reduction, axis_name=axis_name
+        run,
+        "importance",
+        "local entropy",
+        reduction=reduction,
+        axes=make_axes(axis_name, data_axis_name),
     )

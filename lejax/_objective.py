@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lejax._axes import Axes, mean_over, varying
 from lejax._trees import (
     PyTree,
     compute_dtype,
@@ -17,6 +18,7 @@ from lejax._trees import (
     standard_normals,
     translate,
     widen,
+    zeros_alike,
 )
 from lejax._validate import loss_function
 
@@ -130,19 +132,48 @@ class Coordinates(NamedTuple):
             axis, that differ by random signs.
         value_fn: `value_fn(u, j=0, sign=1.0)`: the loss at the displacement ±u, on the
             j-th of the inner batches in turn, or on the batch where there is but one.
+        value_and_grad: `value_and_grad(u, j=0)`: the loss at u, and its gradient.
         lift: a displacement in these coordinates as one of the parameters.
         lower: the converse, for a displacement that outlives one update.
         outside: the part of a displacement of the parameters that lies in the
             complement; None where there is none.
+        axis_name: the axis whose members share the draws, if any.
     """
 
     origin: PyTree
     zeros: PyTree
     noise: Callable[[jax.Array, int], PyTree]
     value_fn: Callable[..., jax.Array]
+    value_and_grad: Callable[..., tuple[jax.Array, PyTree]]
     lift: Callable[[PyTree], PyTree]
     lower: Callable[[PyTree], PyTree]
     outside: Callable[[PyTree], PyTree] | None
+    axis_name: str | None = None
+
+
+def over_axes(space: Coordinates, params: PyTree, axes: Axes) -> Coordinates:
+    """The same coordinates for the members of named axes.
+
+    They were made at points that differ over the axes, as those will at which the loss
+    is evaluated; the parameters themselves do not. The loss of a draw is the mean over
+    the members that hold the data, before anything is made of it: weights are not
+    linear in the loss.
+    """
+
+    def averaged(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        # The gradient of each member's own loss, whatever the rules of the axis say
+        # of the gradient of a mean.
+        return lambda u, *args, **kwargs: mean_over(
+            evaluate(varying(u, axes.data), *args, **kwargs), axes.data
+        )
+
+    return space._replace(
+        origin=widen(params),
+        zeros=zeros_alike(space.zeros),
+        value_fn=averaged(space.value_fn),
+        value_and_grad=averaged(space.value_and_grad),
+        axis_name=axes.samples,
+    )
 
 
 def complement_noise(key: jax.Array, space: Coordinates) -> PyTree:
@@ -153,12 +184,17 @@ def complement_noise(key: jax.Array, space: Coordinates) -> PyTree:
 
 
 def full_space(
-    value_fn: Callable[..., Any], params: PyTree, batch: PyTree, inner_batches: bool
+    value_fn: Callable[..., Any],
+    params: PyTree,
+    batch: PyTree,
+    inner_batches: bool,
+    data_axis_name: str | None,
 ) -> Coordinates:
     """Every parameter moves: the coordinates are the parameters' own."""
+    del data_axis_name  # and need no rows
     dtype = compute_dtype(params)
     origin = widen(params)
-    zeros = jax.tree.map(jnp.zeros_like, origin)
+    zeros = zeros_alike(origin)
 
     def displaced(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
         turn = nth_batch(batch, j) if inner_batches else batch
@@ -170,6 +206,7 @@ def full_space(
         zeros=zeros,
         noise=lambda key, copies: standard_normals(key, zeros, copies),
         value_fn=displaced,
+        value_and_grad=jax.value_and_grad(displaced),
         lift=lambda displacement: displacement,
         lower=lambda displacement: displacement,
         outside=None,

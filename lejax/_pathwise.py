@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lejax._axes import make_axes
 from lejax._draws import Draws, Plan, fold_draws
 from lejax._info import Info
 from lejax._moments import (
@@ -46,10 +47,9 @@ def mean_gradient(
 ) -> MeanGradient:
     """Average ∇f over N(centre, variance), leaving out draws that are not finite."""
     dtype = compute_dtype(space.zeros)
-    value_and_grad = jax.value_and_grad(space.value_fn)
 
     def evaluate(displacement: PyTree, sign: float) -> tuple[jax.Array, PyTree]:
-        return value_and_grad(optax.tree.add_scale(centre, sign, displacement))
+        return space.value_and_grad(optax.tree.add_scale(centre, sign, displacement))
 
     def summarise(draws: Draws) -> MeanGradient:
         values, grads = draws.outputs
@@ -90,6 +90,7 @@ def pathwise(
     chunk_size: int | None = None,
     antithetic: bool = True,
     axis_name: str | None = None,
+    data_axis_name: str | None = None,
     reduction: bool = True,
 ) -> Sampler:
     """The gradient of the heat-regularised loss as an average of gradients.
@@ -105,8 +106,10 @@ def pathwise(
         chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
         antithetic: draw pairs x ± √τ ε, which cancel the part of ∇f that is odd in ε.
         axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
-            members share the J samples: each draws its part, and the sums are merged.
+            members share the J samples: each makes its part, and the sums are merged.
             All of them must hold the same parameters, batch and key.
+        data_axis_name: another such axis, whose members hold equal parts of the batch,
+            and the same of all else: f is the mean of theirs.
         reduction: draw in the directions alone that the loss can see on its batch,
             where `reduction_report` finds them: exact, and faster.
 
@@ -116,7 +119,7 @@ def pathwise(
 
     Raises:
         ValueError: `num_samples` or `chunk_size` is not a positive integer, or
-            `axis_name` is not bound.
+            an axis is not bound, or both are the same.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Example:
@@ -135,7 +138,6 @@ def pathwise(
         positive_count("num_samples", num_samples),
         antithetic,
         optional_count("chunk_size", chunk_size),
-        axis_name=axis_name,
     )
 
     def run(
@@ -155,6 +157,6 @@ def pathwise(
         "pathwise",
         "heat",
         reduction=reduction,
-        axis_name=axis_name,
+        axes=make_axes(axis_name, data_axis_name),
         differentiable=True,
     )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lejax._axes import members
 from lejax._directions import Directions, Rows, seen_from, selection, span
 from lejax._objective import Coordinates, call, first_batch, full_space
 from lejax._program import Operation, Program, trace
@@ -28,6 +29,7 @@ from lejax._trees import (
     standard_normals,
     translate,
     widen,
+    zeros_alike,
 )
 from lejax._uses import Factor, Met, Selection, find_uses
 
@@ -81,9 +83,16 @@ class ReducedLeaf(NamedTuple):
 
 
 def find_reduced(
-    value_fn: Callable[..., Any], params: PyTree, batch: PyTree, inner_batches: bool
+    value_fn: Callable[..., Any],
+    params: PyTree,
+    batch: PyTree,
+    inner_batches: bool,
+    parts: int = 1,
 ) -> tuple[Program, list[Met | str]]:
-    """The program of the loss, and how it meets every leaf, or why that is unknown."""
+    """The program of the loss, and how it meets every leaf, or why that is unknown.
+
+    The batch is one of so many `parts`, of which all rows count.
+    """
     # A single batch is closed over, so that it may hold more than arrays.
     turns = (first_batch(batch),) if inner_batches else ()
     program = trace(
@@ -92,7 +101,7 @@ def find_reduced(
         *turns,
     )
     count = jnp.shape(jax.tree.leaves(batch)[0])[0] if inner_batches else 1
-    return program, find_uses(program, len(jax.tree.leaves(params)), count)
+    return program, find_uses(program, len(jax.tree.leaves(params)), count, parts)
 
 
 def split(program: Program, found: list[Met | str]) -> Split:
@@ -174,25 +183,34 @@ def prepare(plan: Split, leaves: list[jax.Array], batches: PyTree) -> Prepared:
 
 
 def reduced_space(
-    value_fn: Callable[..., Any], params: PyTree, batch: PyTree, inner_batches: bool
+    value_fn: Callable[..., Any],
+    params: PyTree,
+    batch: PyTree,
+    inner_batches: bool,
+    data_axis_name: str | None,
 ) -> Coordinates:
-    """The coordinates that the loss can see on its batch, or on all inner batches."""
-    program, found = find_reduced(value_fn, params, batch, inner_batches)
+    """The coordinates that the loss can see on its batch, or on all inner batches.
+
+    Where the members of an axis hold parts of the batch, the rows of all of them count:
+    all must move the parameters in the same directions.
+    """
+    parts = members(data_axis_name)
+    program, found = find_reduced(value_fn, params, batch, inner_batches, parts)
     if all(isinstance(met, str) for met in found):
-        return full_space(value_fn, params, batch, inner_batches)
+        return full_space(value_fn, params, batch, inner_batches, data_axis_name)
     plan = split(program, found)
     leaves, structure = jax.tree.flatten(params)
     origin, dtype = widen(params), compute_dtype(params)
     turning = program.dependents(program.inputs[len(leaves) :])
     values, in_turn, rows = prepare(plan, leaves, batch if inner_batches else None)
 
-    parts: list[ReducedLeaf | None] = []
+    reduced_leaves: list[ReducedLeaf | None] = []
     coefficients: dict[tuple[int, Factor], jax.Array] = {}
     known: dict[Any, tuple[Directions, Rows]] = {}
     for number, leaf in zip(plan.leaves, jax.tree.leaves(origin), strict=True):
         met = plan.mets.get(number)
         if met is None:
-            parts.append(None)
+            reduced_leaves.append(None)
             continue
         mine = {use.factor: rows[use.factor] for use in met.uses}
         size = met.size(leaf.shape)
@@ -201,10 +219,12 @@ def reduced_space(
         if same not in known:
             indexed = any(isinstance(factor, Selection) for factor in mine)
             known[same] = (
-                selection(mine, size) if indexed else span(mine, size, leaf.dtype)
+                selection(mine, size, data_axis_name)
+                if indexed
+                else span(mine, size, leaf.dtype, data_axis_name)
             )
         directions, by_factor = known[same]
-        parts.append(ReducedLeaf(met, leaf.shape, directions))
+        reduced_leaves.append(ReducedLeaf(met, leaf.shape, directions))
         coefficients |= {(number, factor): c for factor, c in by_factor.items()}
 
     def mapped(
@@ -213,7 +233,7 @@ def reduced_space(
         """A function of trees, by whether a leaf is reduced or whole."""
         return lambda tree: structure.unflatten(
             whole(leaf) if part is None else reduced(part, leaf)
-            for part, leaf in zip(parts, jax.tree.leaves(tree), strict=True)
+            for part, leaf in zip(reduced_leaves, jax.tree.leaves(tree), strict=True)
         )
 
     def displaced(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
@@ -240,7 +260,7 @@ def reduced_space(
 
     zeros = mapped(
         lambda part, leaf: jnp.zeros(part.met.reduced_shape(leaf.shape), leaf.dtype),
-        jnp.zeros_like,
+        zeros_alike,
     )(origin)
     mask = mapped(lambda part, u: part.directions.mask(u), lambda u: u)
     return Coordinates(
@@ -248,6 +268,7 @@ def reduced_space(
         zeros=zeros,
         noise=lambda key, n: jax.vmap(mask)(standard_normals(key, zeros, n)),
         value_fn=displaced,
+        value_and_grad=jax.value_and_grad(displaced),
         lift=mapped(ReducedLeaf.lift, lambda u: u),
         lower=mapped(ReducedLeaf.lower, lambda u: u),
         outside=mapped(ReducedLeaf.outside, jnp.zeros_like),

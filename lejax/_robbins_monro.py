@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lejax._axes import make_axes
 from lejax._draws import Plan
 from lejax._info import Info
 from lejax._moments import mean_info
@@ -32,6 +33,7 @@ def robbins_monro(
     chunk_size: int | None = None,
     antithetic: bool = True,
     axis_name: str | None = None,
+    data_axis_name: str | None = None,
     reduction: bool = True,
 ) -> Sampler:
     """Robbins-Monro for argmin_x KL(φ_{x,τ} ‖ q_{x_k,τ}) (Algorithm 5).
@@ -56,9 +58,11 @@ def robbins_monro(
         antithetic: draw pairs y ± √τ ε, which cancel the part of ∇f that is odd in ε;
             False is the paper's plain sampling.
         axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
-            members share the M draws of every move: each makes its part, and the
-            sums are merged.
+            members share the M draws of every move: each makes its part, and the sums
+            are merged.
             All of them must hold the same parameters, batch and key.
+        data_axis_name: another such axis, whose members hold equal parts of the batch,
+            and the same of all else: f is the mean of theirs.
         reduction: draw in the directions alone that the loss can see on its batch,
             where `reduction_report` finds them: faster, and
             exact, for the iterates have the same law.
@@ -71,7 +75,7 @@ def robbins_monro(
 
     Raises:
         ValueError: a count is not a positive integer; `step_size` or `smoothing` is not
-            positive; `axis_name` is not bound.
+            positive, an axis is not bound, or both are the same.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Example:
@@ -94,7 +98,6 @@ def robbins_monro(
         positive_count("num_samples", num_samples),
         antithetic,
         optional_count("chunk_size", chunk_size),
-        axis_name=axis_name,
     )
 
     def run(
@@ -117,9 +120,8 @@ def robbins_monro(
             failed = jnp.where(accept, found.moments.failed_fraction(), 1)
             return optax.tree.where(accept, proposal, y), (found.moments, failed)
 
-        # Made anew: no member of an axis has another y.
-        start = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), space.zeros)
-        end, (moments, failed) = jax.lax.scan(move, start, jnp.arange(num_steps))
+        steps = jnp.arange(num_steps)
+        end, (moments, failed) = jax.lax.scan(move, space.zeros, steps)
         at_start = jax.tree.map(lambda leaf: leaf[0], moments)
         info = mean_info(at_start, num_steps * num_samples)._replace(
             effective_sample_size=moments.size.sum().astype(dtype),
@@ -132,6 +134,6 @@ def robbins_monro(
         "robbins_monro",
         "heat",
         reduction=reduction,
-        axis_name=axis_name,
+        axes=make_axes(axis_name, data_axis_name),
         differentiable=True,
     )

@@ -8,11 +8,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lejax._axes import Axes, check_bound, make_axes, varying
 from lejax._info import Info
-from lejax._objective import check_objective, first_batch, full_space
+from lejax._objective import check_objective, first_batch, full_space, over_axes
 from lejax._reduction import reduced_space
-from lejax._trees import PyTree, compute_dtype, varying
-from lejax._validate import bound_axis, float_leaves, positive, typed_key
+from lejax._trees import PyTree, compute_dtype
+from lejax._validate import float_leaves, positive, typed_key
 
 Regularization = Literal["local entropy", "heat"]
 
@@ -33,6 +34,8 @@ class Sampler(NamedTuple):
         regularization: what it samples, `"local entropy"` or `"heat"`.
         check: `check(tau)` raises where the sampler cannot work at this τ.
         inner_batches: whether a batch is a stack of batches that take turns.
+        over: `over(axis_name, data_axis_name)` is the same sampler for the members of
+            named axes, as if it had been made with these arguments.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -41,11 +44,12 @@ class Sampler(NamedTuple):
     regularization: Regularization
     check: Callable[[float], None]
     inner_batches: bool
+    over: Callable[[str | None, str | None], Sampler]
 
 
-def stateless(params: PyTree) -> tuple[()]:
+def stateless(params: PyTree, axes: Axes) -> tuple[()]:
     """The `init` of a sampler that remembers nothing."""
-    del params
+    del params, axes
     return ()
 
 
@@ -59,10 +63,10 @@ def make_sampler(
     name: str,
     regularization: Regularization,
     *,
-    init: Callable[[PyTree], PyTree] = stateless,
+    axes: Axes,
+    init: Callable[[PyTree, Axes], PyTree] = stateless,
     check: Callable[[float], None] = any_tau,
     reduction: bool,
-    axis_name: str | None = None,
     differentiable: bool = False,
     inner_batches: bool = False,
 ) -> Sampler:
@@ -72,8 +76,21 @@ def make_sampler(
     This is the one place where arguments are checked and where coordinates are chosen.
     """
 
+    def over(axis_name: str | None, data_axis_name: str | None) -> Sampler:
+        return make_sampler(
+            run,
+            name,
+            regularization,
+            axes=make_axes(axis_name, data_axis_name),
+            init=init,
+            check=check,
+            reduction=reduction,
+            differentiable=differentiable,
+            inner_batches=inner_batches,
+        )
+
     def checked_init(params: PyTree) -> PyTree:
-        return init(float_leaves(params))
+        return init(float_leaves(params), axes)
 
     def step(
         key: jax.Array,
@@ -86,21 +103,24 @@ def make_sampler(
         beta: Any = 1.0,
     ) -> tuple[PyTree, PyTree, Info]:
         typed_key(key)
-        bound_axis(axis_name)
+        check_bound(axes)
         check_smoothing(sampler, positive("tau", tau), beta)
         params = float_leaves(params)
         first = first_batch(batch) if inner_batches else batch
         check_objective(value_fn, params, first, differentiable=differentiable)
-        # The loss is read as it will be run: at points that differ over the axis.
-        params = varying(params, axis_name)
         choose = reduced_space if reduction else full_space
-        space = choose(value_fn, params, batch, inner_batches)
+        # The loss is read as it will be run: at points that differ over the axes.
+        read_at = varying(varying(params, axes.samples), axes.data)
+        space = choose(value_fn, read_at, batch, inner_batches, axes.data)
+        space = over_axes(space, params, axes)
         # One rounding of τ and β for all that is made of them.
         dtype = compute_dtype(space.zeros)
         tau, beta = jnp.asarray(tau, dtype), jnp.asarray(beta, dtype)
         return run(key, state, space, tau, beta)
 
-    sampler = Sampler(checked_init, step, name, regularization, check, inner_batches)
+    sampler = Sampler(
+        checked_init, step, name, regularization, check, inner_batches, over
+    )
     return sampler
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lejax._axes import make_axes
 from lejax._draws import Draws, Plan, fold_draws
 from lejax._info import Info
 from lejax._moments import (
@@ -72,6 +73,7 @@ def score_function(
     chunk_size: int | None = None,
     antithetic: bool = True,
     axis_name: str | None = None,
+    data_axis_name: str | None = None,
     reduction: bool = True,
 ) -> Sampler:
     """The gradient of the heat-regularised loss without gradients of the loss.
@@ -89,8 +91,10 @@ def score_function(
         chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
         antithetic: draw pairs x ± √τ ε, which cancel the part of f that is even in ε.
         axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
-            members share the J samples: each draws its part, and the sums are merged.
+            members share the J samples: each makes its part, and the sums are merged.
             All of them must hold the same parameters, batch and key.
+        data_axis_name: another such axis, whose members hold equal parts of the batch,
+            and the same of all else: f is the mean of theirs.
         reduction: draw in the directions alone that the loss can see on its batch,
             where `reduction_report` finds them: exact, with less noise, and faster.
 
@@ -100,8 +104,8 @@ def score_function(
 
     Raises:
         ValueError: `num_samples` is not an integer of at least 2 (one draw is all spent
-            on the baseline), `chunk_size` is not a positive integer, or `axis_name` is
-            not bound.
+            on the baseline), `chunk_size` is not a positive integer, or an axis is
+            not bound, or both are the same.
 
     Example:
         On f(x) = x²/2 the step is -τ x:
@@ -120,7 +124,6 @@ def score_function(
         positive_count("num_samples", num_samples, least=2),
         antithetic,
         optional_count("chunk_size", chunk_size),
-        axis_name=axis_name,
     )
 
     def run(
@@ -153,5 +156,9 @@ def score_function(
         return space.lift(scaled(found.comoment, factor)), state, info
 
     return make_sampler(
-        run, "score_function", "heat", reduction=reduction, axis_name=axis_name
+        run,
+        "score_function",
+        "heat",
+        reduction=reduction,
+        axes=make_axes(axis_name, data_axis_name),
     )

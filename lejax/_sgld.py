@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax import _complement as complement
-from lejax._complement import ComplementPoint, ComplementSum
-from lejax._draws import chunk_limit, largest_divisor
+from lejax._axes import Axes, is_bound, make_axes, member, members
+from lejax._chain import Langevin, run_chain
+from lejax._draws import chunk_limit
 from lejax._info import Info, make_info
 from lejax._objective import Coordinates
-from lejax._sampler import Sampler, make_sampler, stateless
-from lejax._trees import PyTree, all_finite, compute_dtype, scaled, widen
+from lejax._sampler import Sampler, make_sampler
+from lejax._trees import PyTree, compute_dtype, widen
 from lejax._validate import positive_count, positive_or_schedule
 
 
@@ -22,39 +22,11 @@ class SGLDState(NamedTuple):
     """The chain between two updates.
 
     Attributes:
-        position: x_J, in the shapes of the parameters and at least float32.
+        position: x_J, in the shapes of the parameters and at least float32; of several
+            chains, or with an axis, on a leading axis: those of this member.
     """
 
     position: PyTree
-
-
-class Point(NamedTuple):
-    """A point of the chain: where the loss sees it, and the law of the rest."""
-
-    seen: PyTree
-    unseen: ComplementPoint
-
-
-class Chain(NamedTuple):
-    """What a visit hands to the next.
-
-    Attributes:
-        candidate: where the chain would go.
-        point: where it is.
-        gradient: of the loss, there.
-        total: Σ_j ε_j y_j over the points so far, where the loss sees them.
-        unseen_total: the law of the rest of that sum.
-        started: whether a start was accepted.
-        refused: the number of points that were not finite.
-    """
-
-    candidate: Point
-    point: Point
-    gradient: PyTree
-    total: PyTree
-    unseen_total: ComplementSum
-    started: jax.Array
-    refused: jax.Array
 
 
 def sgld(
@@ -62,8 +34,11 @@ def sgld(
     step_size: Any,
     *,
     temperature: Any = 1.0,
+    num_chains: int = 1,
     warm_start: bool = True,
     inner_batches: bool = False,
+    axis_name: str | None = None,
+    data_axis_name: str | None = None,
     reduction: bool = True,
     sample_complement: bool = False,
 ) -> Sampler:
@@ -87,11 +62,20 @@ def sgld(
         temperature: T_j, a positive number or a schedule. 1 samples q; T_j = ε_j gives
             η_j the standard deviation ε_j; a small constant is the thermal noise of
             Entropy-SGD.
+        num_chains: C ≥ 1, independent chains of J points each, of which the average is
+            the estimate.
         warm_start: start at the previous update's last point; False starts at x. The
             pure functions `step_fn` and `value_and_grad` always start at x.
         inner_batches: the batch has a leading axis of K batches, and the gradient at
             the j-th point is that of batch j mod K (the aux of `has_aux` that of the
             first); False uses the whole batch.
+        axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
+            members share the C chains: each runs its part, and the sums are merged.
+            All of them must hold the same parameters, batch and key, and each the
+            state of its own chains: that which `init` returns in there, or its part
+            along the leading axis of that which it returns outside.
+        data_axis_name: another such axis, whose members hold equal parts of the batch,
+            and the same of all else: f is the mean of theirs.
         reduction: run the chain in the directions alone that the loss can see on its
             batch, or on all inner batches, where `reduction_report` finds them: exact,
             and faster. Where it cannot see, the chain is known in closed form; its end
@@ -100,14 +84,15 @@ def sgld(
             jointly with its end: the estimate then has the law of the full chain.
 
     Returns:
-        A `Sampler` for `local_entropy`. Its info knows `num_evaluations` (of ∇f, J) and
-        `nonfinite_fraction` (of the J points, those refused); a chain knows neither F_τ
-        nor independent units, so the other fields are NaN.
+        A `Sampler` for `local_entropy`. Its info knows `num_evaluations` (of ∇f, J C)
+        and `nonfinite_fraction` (of the J C points, those refused); a chain knows
+        neither F_τ nor independent units, so the other fields are NaN.
 
     Raises:
-        ValueError: `num_steps` is not a positive integer; `step_size` or `temperature`
-            is not positive; `step_size` ≥ 4τ; with `inner_batches`, the leaves of the
-            batch have no common leading axis.
+        ValueError: `num_steps` or `num_chains` is not a positive integer; `step_size`
+            or `temperature` is not positive; `step_size` ≥ 4τ; with `inner_batches`,
+            the leaves of the batch have no common leading axis; an axis is not bound,
+            or both are the same; the state is that of another number of chains.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Example:
@@ -124,6 +109,7 @@ def sgld(
         al., *Entropy-SGD* (thermal noise).
     """
     num_steps = positive_count("num_steps", num_steps)
+    num_chains = positive_count("num_chains", num_chains)
     first_step_size = positive_or_schedule("step_size", step_size)
     positive_or_schedule("temperature", temperature)
 
@@ -134,8 +120,26 @@ def sgld(
                 f"unless it is below 4 * tau = {4 * tau}; lower step_size or raise tau."
             )
 
-    def at(value: Any, j: jax.Array, dtype: Any) -> jax.Array:
-        return jnp.asarray(value(j) if callable(value) else value, dtype)
+    def lone(axis_name: str | None) -> bool:
+        return num_chains == 1 and axis_name is None
+
+    def share(axis_name: str | None) -> int:
+        """How many chains a member runs; where the numbers end, some do not count."""
+        return -(-num_chains // members(axis_name))
+
+    def init(params: PyTree, axes: Axes) -> PyTree:
+        if not warm_start:
+            return ()
+        position = widen(params)
+        if lone(axes.samples):
+            return SGLDState(position)
+        inside = axes.samples is not None and is_bound(axes.samples)
+        chains = share(axes.samples if inside else None)
+        return SGLDState(
+            jax.tree.map(
+                lambda leaf: jnp.broadcast_to(leaf, (chains, *leaf.shape)), position
+            )
+        )
 
     def run(
         key: jax.Array,
@@ -145,98 +149,61 @@ def sgld(
         beta: Any,
     ) -> tuple[PyTree, PyTree, Info]:
         dtype = compute_dtype(space.zeros)
+        chains = share(space.axis_name)
 
-        def evaluate(point: Point, j: Any) -> tuple[PyTree, jax.Array]:
-            """The gradient of the loss at a point, and whether all there is finite."""
-            value, gradient = jax.value_and_grad(space.value_fn)(point.seen, j)
-            return gradient, all_finite((point, value, gradient))
-
-        def stable(step: jax.Array) -> jax.Array:
-            """Where τ is traced, only here is it seen that a chain would diverge."""
-            return step < 4 * tau
-
-        def visit(chain: Chain, inputs: tuple[jax.Array, PyTree]):
-            j, noise = inputs
-            there, finite = evaluate(chain.candidate, j)
-            (y, unseen), gradient = optax.tree.where(
-                finite, (chain.candidate, there), (chain.point, chain.gradient)
+        numbers = member(space.axis_name) * chains + jnp.arange(chains)
+        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+        positions = state.position if warm_start else None
+        if lone(space.axis_name):
+            positions = jax.tree.map(lambda leaf: leaf[None], positions)
+        held = {len(leaf) for leaf in jax.tree.leaves(positions)}
+        if held - {chains}:
+            raise ValueError(
+                f"state holds {held.pop()} chains where {chains} of num_chains="
+                f"{num_chains} are run; call init where update is called, or split "
+                f"its leading axis over {space.axis_name!r} with num_chains a multiple "
+                "of the members."
             )
-            # Until a start is accepted the candidate is x itself.
-            started = chain.started | finite
-            step, heat = at(step_size, j, dtype), at(temperature, j, dtype)
-            total = optax.tree.add(chain.total, scaled(y, step))
-            unseen, unseen_total = complement.visited(unseen, chain.unseen_total, step)
-            drift = optax.tree.add(scaled(gradient, beta), scaled(y, 1 / tau))
-            # A move that is not stable is no number, and so refused.
-            move = jnp.where(stable(step), step, jnp.nan)
-            candidate = Point(
-                jax.tree.map(
-                    lambda y, drift, noise: y + drift + noise,
-                    y,
-                    scaled(drift, -move / 2),
-                    scaled(noise, jnp.sqrt(heat * move)),
-                ),
-                complement.moved(unseen, 1 - move / (2 * tau), heat * move),
-            )
-            candidate = optax.tree.where(started, candidate, at_x)
-            refused = chain.refused + jnp.where(finite, 0, 1).astype(dtype)
-            point = Point(y, unseen)
-            return Chain(
-                candidate, point, gradient, total, unseen_total, started, refused
-            ), step
-
-        def block(chain: Chain, steps: jax.Array):
-            # Many small draws at once are faster than one by one.
-            keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(steps)
-            noise = jax.vmap(lambda key: space.noise(key, 1))(keys)
-            noise = jax.tree.map(lambda leaf: leaf[:, 0], noise)
-            return jax.lax.scan(visit, chain, (steps, noise))
-
-        at_x = Point(space.zeros, complement.point(0, dtype))
-        first, first_unseen = at_x, optax.tree.zeros_like(space.origin)
-        if warm_start:
-            left = optax.tree.sub(state.position, space.origin)
-            if space.outside is not None:
-                first_unseen = space.outside(left)
-            first = Point(space.lower(left), complement.point(1, dtype))
-            # A chain that cannot move must not pull x to where it was left.
-            first_step = at(step_size, jnp.zeros((), jnp.int32), dtype)
-            first = optax.tree.where(stable(first_step), first, at_x)
-        chain = Chain(
-            candidate=first,
-            point=at_x,
-            gradient=space.zeros,
-            total=space.zeros,
-            unseen_total=complement.no_sum(dtype),
-            started=jnp.zeros((), bool),
-            refused=jnp.zeros((), dtype),
+        plan = Langevin(
+            num_steps,
+            step_size,
+            temperature,
+            warm_start,
+            sample_complement,
+            noise_at_once=max(1, chunk_limit(space.zeros) // chains),
         )
-        size = largest_divisor(num_steps, chunk_limit(space.zeros))
-        steps = jnp.arange(num_steps).reshape(-1, size)
-        chain, weights = jax.lax.scan(block, chain, steps)
-
-        total, end = space.lift(chain.total), space.lift(chain.point.seen)
-        if space.outside is not None and (warm_start or sample_complement):
-            unseen_end, unseen_total = complement.draw(
-                jax.random.fold_in(key, num_steps),
-                space,
-                first_unseen,
-                chain.point.unseen,
-                chain.unseen_total if sample_complement else None,
+        found = jax.vmap(
+            lambda key, position: run_chain(key, position, space, tau, beta, plan)
+        )(keys, positions)
+        counts = (numbers < num_chains).astype(dtype) / num_chains
+        mean, unseen_mean, refused = jax.tree.map(
+            lambda leaf: jnp.tensordot(counts.astype(leaf.dtype), leaf, 1),
+            (found.mean, found.unseen_mean, found.refused),
+        )
+        if space.axis_name is not None:
+            mean, unseen_mean, refused = jax.lax.psum(
+                (mean, unseen_mean, refused), space.axis_name
             )
-            end = optax.tree.add(end, unseen_end)
-            total = optax.tree.add(total, unseen_total)
-        info = make_info(dtype, num_steps, nonfinite_fraction=chain.refused / num_steps)
+        displacement = space.lift(mean)
+        if unseen_mean is not None:
+            displacement = optax.tree.add(displacement, unseen_mean)
+        info = make_info(
+            dtype, num_steps * num_chains, nonfinite_fraction=refused / num_steps
+        )
         if warm_start:
-            state = SGLDState(optax.tree.add(space.origin, end))
-        return scaled(total, 1 / weights.sum()), state, info
+            end = found.end
+            if lone(space.axis_name):
+                end = jax.tree.map(lambda leaf: leaf[0], end)
+            state = SGLDState(end)
+        return displacement, state, info
 
     return make_sampler(
         run,
         "sgld",
         "local entropy",
-        init=(lambda params: SGLDState(widen(params))) if warm_start else stateless,
+        init=init,
         check=check,
+        axes=make_axes(axis_name, data_axis_name),
         differentiable=True,
         inner_batches=inner_batches,
         reduction=reduction,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.shard_alike import shard_alike
 
 PyTree: TypeAlias = Any
+
+# So many numbers at most are drawn in one pool, of all leaves together.
+POOLED_NUMBERS = 2**22
+# And so many at once of a leaf of more.
+BLOCK_NUMBERS = 2**18
 
 
 def _at_least_float32(dtype: Any) -> Any:
@@ -26,6 +34,17 @@ def widen(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(_at_least_float32(leaf.dtype)), tree)
 
 
+def is_large(tree: PyTree) -> bool:
+    """Whether the leaves are drawn, and laid out over devices, one by one."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree)) > POOLED_NUMBERS
+
+
+def zeros_alike(tree: PyTree) -> PyTree:
+    """Zeros in the shapes of `tree`; of large leaves also split over devices as it."""
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+    return shard_alike(tree, zeros)[1] if is_large(tree) else zeros
+
+
 def standard_normals(key: jax.Array, like: PyTree, copies: int) -> PyTree:
     """Draws of N(0, I) in the shapes of `like`, on a new leading axis of `copies`.
 
@@ -33,18 +52,19 @@ def standard_normals(key: jax.Array, like: PyTree, copies: int) -> PyTree:
     Gaussian, any two of them are uncorrelated, at a fraction of the price.
     """
     leaves, structure = jax.tree.flatten(like)
+    if is_large(like):
+        drawn = [
+            _under_signs(*_large_draw(jax.random.fold_in(key, place), leaf), copies)
+            for place, leaf in enumerate(leaves)
+        ]
+        return structure.unflatten(drawn)
     ends = list(itertools.accumulate(leaf.size for leaf in leaves))
     # All leaves at once: the last axis of a leaf may be too short for the processor.
     # The partitionable generator throws away every second word that it makes.
     with jax.threefry_partitionable(False):
         key, signs_key = jax.random.split(key)
-        drawn = jax.random.normal(key, (ends[-1],), compute_dtype(like))
-        numbers = drawn[None]
-        if copies > 1:
-            # Bit c of a random word is the sign in copy c.
-            words = jax.random.bits(signs_key, drawn.shape, jnp.uint32)
-            bits = (words >> jnp.arange(copies, dtype=jnp.uint32)[:, None]) & 1
-            numbers = jnp.where(bits == 0, drawn, -drawn)
+        pool = jax.random.normal(key, (ends[-1],), compute_dtype(like))
+        numbers = _under_signs(pool, signs_key, copies)
     return structure.unflatten(
         numbers[:, end - leaf.size : end]
         .reshape(copies, *leaf.shape)
@@ -53,12 +73,40 @@ def standard_normals(key: jax.Array, like: PyTree, copies: int) -> PyTree:
     )
 
 
-def varying(tree: PyTree, axis_name: str | None) -> PyTree:
-    """The same numbers, as `jax.shard_map` wants what will differ over the axis."""
-    if axis_name is None:
-        return tree
-    nothing = 0 * jax.lax.axis_index(axis_name)
-    return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), tree)
+def _under_signs(drawn: jax.Array, key: jax.Array, copies: int) -> jax.Array:
+    if copies == 1:
+        return drawn[None]
+    # Bit c of a random word is the sign in copy c.
+    words = jax.random.bits(key, drawn.shape, jnp.uint32)
+    places = jnp.arange(copies, dtype=jnp.uint32).reshape(-1, *(1,) * drawn.ndim)
+    return jnp.where((words >> places) & 1 == 0, drawn, -drawn)
+
+
+def _large_draw(key: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A draw of one leaf of many, and a key for its signs.
+
+    The partitionable generator makes every number from its place alone: a leaf that is
+    split over devices is drawn where it lies. Blocks bound what the generator needs
+    besides; an accelerator, which keeps none of it, draws them side by side.
+    """
+    key, signs_key = jax.random.split(key)
+    axis = int(np.argmax(like.shape))
+    rows = like.shape[axis]
+    rest = like.shape[:axis] + like.shape[axis + 1 :]
+    blocks = -(-like.size // BLOCK_NUMBERS)
+    height = -(-rows // min(blocks, rows))
+    blocks = -(-rows // height)
+
+    def block(number: jax.Array) -> jax.Array:
+        with jax.threefry_partitionable(True):
+            return jax.random.normal(
+                jax.random.fold_in(key, number), (height, *rest), like.dtype
+            )
+
+    one_by_one = jax.default_backend() == "cpu"
+    mapped = functools.partial(jax.lax.map, block) if one_by_one else jax.vmap(block)
+    drawn = mapped(jnp.arange(blocks)).reshape(blocks * height, *rest)[:rows]
+    return shard_alike(like, jnp.moveaxis(drawn, 0, axis))[1], signs_key
 
 
 def translate(params: PyTree, displacement: PyTree) -> PyTree:

@@ -123,11 +123,13 @@ class UnknownUseError(Exception):
     """A use that disqualifies the leaf, for the reason that it carries."""
 
 
-def find_uses(program: Program, leaves: int, turns: int = 1) -> list[Met | str]:
+def find_uses(
+    program: Program, leaves: int, turns: int = 1, parts: int = 1
+) -> list[Met | str]:
     """How each of the first `leaves` inputs is met, or the reason why it is not.
 
     `program` is that of the loss. The inputs after the leaves are those of the batch,
-    of which there are `turns`: the rows of all of them count.
+    of which there are `turns`, and `parts` of each: the rows of all of them count.
     """
     if program.obstacles:
         obstacles = ", ".join(sorted(program.obstacles))
@@ -178,7 +180,7 @@ def find_uses(program: Program, leaves: int, turns: int = 1) -> list[Met | str]:
         if Matrix in map(type, factors) and widest > max(4, dtype.itemsize):
             return "its rows have more digits than it has"
         (axes,) = along
-        rows = sum(
+        rows = parts * sum(
             factor.count(program.shapes[factor.number].shape)
             * (turns if factor.number in turning else 1)
             for factor in factors

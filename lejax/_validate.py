@@ -33,19 +33,6 @@ def optional_count(name: str, value: Any) -> int | None:
     return None if value is None else positive_count(name, value)
 
 
-def bound_axis(axis_name: str | None) -> None:
-    """Refuse the name of an axis that no transformation around has bound."""
-    if axis_name is None:
-        return
-    try:
-        jax.lax.axis_size(axis_name)
-    except NameError as error:
-        raise ValueError(
-            f"axis_name={axis_name!r} is not bound; call the sampler inside jax.vmap, "
-            "jax.pmap or jax.shard_map with an axis of that name, or leave it out."
-        ) from error
-
-
 def positive(name: str, value: Any) -> float | None:
     """`value` as a positive finite number; None where it is traced, so not known."""
     if isinstance(value, Tracer):

@@ -1,0 +1,136 @@
+"""Checkpoints of an unfinished run: through orbax, atomic, the last few kept.
+
+A checkpoint holds everything that the rest of the run depends on, so that a run that
+was killed ends as one that was left alone, bit for bit on the same devices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from experiments import results
+
+KEPT = 3
+
+
+def description(**settings: Any) -> dict[str, Any]:
+    """What a run must have in common with a checkpoint to go on from it."""
+    layout = {"devices": jax.device_count(), "processes": jax.process_count()}
+    device = {"device": results.device_name(), "layout": layout}
+    return json.loads(
+        json.dumps(settings | {"versions": results.versions()} | device, default=str)
+    )
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder of their own."""
+
+    def __init__(self, root: Path, every: float, resume: bool, **settings: Any) -> None:
+        """Look for those of the run with these settings.
+
+        Args:
+            root: a folder for all runs; every process must see it.
+            every: seconds between two checkpoints, at the least.
+            resume: whether to go on from what is there, or to remove it.
+            settings: all that the run is.
+        """
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step
+        text = json.dumps(settings, sort_keys=True, default=str)
+        self.folder = root.absolute() / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.every = every
+        self.about = description(**settings)
+        self.saved_at = time.monotonic()
+        if not resume and jax.process_index() == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._manager: ocp.CheckpointManager | None = None
+
+    def due(self) -> bool:
+        """Whether it is time for the next."""
+        return time.monotonic() - self.saved_at >= self.every
+
+    def load(self, like: Any) -> tuple[Any, Any] | None:
+        """The state and the record of the last checkpoint that can be read.
+
+        Args:
+            like: a state of the same shapes, dtypes and placement.
+
+        Raises:
+            SystemExit: the checkpoint is that of another run, version or layout.
+        """
+        if not self.folder.exists():
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        for step in sorted(self._open().all_steps(), reverse=True):
+            try:
+                record = self._restore(step, record=ocp.args.JsonRestore()).record
+                self._check(record["about"])
+                args = ocp.args.StandardRestore(abstract)
+                return self._restore(step, state=args).state, record["record"]
+            except Exception as error:  # a file may be broken in as many ways as bytes
+                print(
+                    f"checkpoint {self.folder / str(step)} cannot be read "
+                    f"({type(error).__name__}): the one before is used, if any."
+                )
+        return None
+
+    def save(self, step: int, state: Any, record: Any) -> None:
+        """Keep a state; a run that cannot save goes on, and says so."""
+        try:
+            self._open().save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    record=ocp.args.JsonSave({"about": self.about, "record": record}),
+                ),
+            )
+            self.saved_at = time.monotonic()
+        except Exception as error:  # a full disk, for one, in several disguises
+            # Its bookkeeping may be in disorder: the files are what counts.
+            self._manager = None
+            print(
+                f"could not save a checkpoint in {self.folder} ({error}): the run goes "
+                "on, and the last good one is kept. Free some space there."
+            )
+
+    def remove(self) -> None:
+        """The run is finished."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+        if jax.process_index() == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=LatestN(KEPT),
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=False,
+                ),
+            )
+        return self._manager
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        return self._open().restore(step, args=ocp.args.Composite(**items))
+
+    def _check(self, about: dict[str, Any]) -> None:
+        for name in sorted(about.keys() | self.about.keys()):
+            theirs, mine = about.get(name), self.about.get(name)
+            if theirs != mine:
+                raise SystemExit(
+                    f"--resume: the checkpoint in {self.folder} is of {name} {theirs}, "
+                    f"this run is of {mine}, so it would not end in the same numbers; "
+                    "run it as it was begun, or begin it anew with --no-resume."
+                )

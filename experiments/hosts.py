@@ -1,0 +1,85 @@
+"""One experiment by several processes, on one host or many.
+
+All run the same program on the same data; draws are shared (`lejax.parallel`), and the
+files are written by the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.options import Options
+
+# A process that is not heard of for so long is taken for dead, and the others stop.
+HEARTBEAT_SECONDS = 20
+
+
+@contextlib.contextmanager
+def together(options: Options) -> Iterator[Options]:
+    """Join the other processes, where the options name a coordinator.
+
+    Yields:
+        The options for this process: all but the first write to a folder that is
+        thrown away, and say nothing.
+    """
+    if options.coordinator is None:
+        yield options
+        return
+    jax.distributed.initialize(
+        options.coordinator,
+        options.processes,
+        options.rank,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+    shared = options.checkpoints or options.output / "checkpoints"
+    options = dataclasses.replace(options, checkpoints=shared, workers=1)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() > 0:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            options = dataclasses.replace(options, output=Path(folder))
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+        try:
+            yield options
+        except jax.errors.JaxRuntimeError as error:
+            print(
+                f"process {jax.process_index()} of {jax.process_count()} stops, for "
+                f"another one does not answer ({str(error).splitlines()[0]}). Start "
+                "all of them again: the run goes on from its last checkpoint.",
+                file=sys.__stderr__,
+                flush=True,
+            )
+            # A proper farewell would wait for the one that is gone.
+            os._exit(1)
+    jax.distributed.shutdown()
+
+
+def of_first(value: Any) -> Any:
+    """What the first process has, for all of them; anything that JSON can hold."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
+    mine = text if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes())
+
+
+def any_of(*flags: bool) -> list[bool]:
+    """Whether a flag is up in any process, for each of them."""
+    if jax.process_count() == 1:
+        return list(flags)
+    return multihost_utils.process_allgather(np.asarray(flags)).any(0).tolist()

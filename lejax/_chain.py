@@ -1,0 +1,181 @@
+"""One Langevin chain: where the loss sees it, and the law of the rest."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lejax import _complement as complement
+from lejax._axes import varying
+from lejax._complement import ComplementPoint, ComplementSum
+from lejax._draws import largest_divisor
+from lejax._objective import Coordinates
+from lejax._trees import PyTree, all_finite, compute_dtype, scaled
+
+
+class Langevin(NamedTuple):
+    """What is run.
+
+    Attributes:
+        num_steps: J, the points.
+        step_size: ε_j, a number or a schedule.
+        temperature: T_j, likewise.
+        warm_start: whether the chain starts at a given position, or at x.
+        sample_complement: whether its mean is drawn where the loss does not see it.
+        noise_at_once: how many moves' noise is drawn together.
+    """
+
+    num_steps: int
+    step_size: Any
+    temperature: Any
+    warm_start: bool
+    sample_complement: bool
+    noise_at_once: int
+
+
+class Point(NamedTuple):
+    """A point of the chain: where the loss sees it, and the law of the rest."""
+
+    seen: PyTree
+    unseen: ComplementPoint
+
+
+class Chain(NamedTuple):
+    """What a visit hands to the next.
+
+    Attributes:
+        candidate: where the chain would go.
+        point: where it is.
+        gradient: of the loss, there.
+        total: Σ_j ε_j y_j over the points so far, where the loss sees them.
+        unseen_total: the law of the rest of that sum.
+        started: whether a start was accepted.
+        refused: the number of points that were not finite.
+    """
+
+    candidate: Point
+    point: Point
+    gradient: PyTree
+    total: PyTree
+    unseen_total: ComplementSum
+    started: jax.Array
+    refused: jax.Array
+
+
+class Outcome(NamedTuple):
+    """What a chain leaves.
+
+    Attributes:
+        mean: Σ_j ε_j y_j / Σ_j ε_j, where the loss sees it.
+        unseen_mean: the rest of it; None where it is not drawn.
+        end: its last point, as parameters.
+        refused: the number of points that were not finite.
+    """
+
+    mean: PyTree
+    unseen_mean: PyTree
+    end: PyTree
+    refused: jax.Array
+
+
+def run_chain(
+    key: jax.Array,
+    position: PyTree,
+    space: Coordinates,
+    tau: jax.Array,
+    beta: jax.Array,
+    plan: Langevin,
+) -> Outcome:
+    """Run a chain from `position`, with `warm_start`, or from x."""
+    dtype = compute_dtype(space.zeros)
+
+    def at(value: Any, j: jax.Array) -> jax.Array:
+        return jnp.asarray(value(j) if callable(value) else value, dtype)
+
+    def evaluate(point: Point, j: Any) -> tuple[PyTree, jax.Array]:
+        """The gradient of the loss at a point, and whether all there is finite."""
+        value, gradient = space.value_and_grad(point.seen, j)
+        return gradient, all_finite((point, value, gradient))
+
+    def stable(step: jax.Array) -> jax.Array:
+        """Where τ is traced, only here is it seen that a chain would diverge."""
+        return step < 4 * tau
+
+    def visit(chain: Chain, inputs: tuple[jax.Array, PyTree]):
+        j, noise = inputs
+        there, finite = evaluate(chain.candidate, j)
+        (y, unseen), gradient = optax.tree.where(
+            finite, (chain.candidate, there), (chain.point, chain.gradient)
+        )
+        # Until a start is accepted the candidate is x itself.
+        started = chain.started | finite
+        step, heat = at(plan.step_size, j), at(plan.temperature, j)
+        total = optax.tree.add(chain.total, scaled(y, step))
+        unseen, unseen_total = complement.visited(unseen, chain.unseen_total, step)
+        drift = optax.tree.add(scaled(gradient, beta), scaled(y, 1 / tau))
+        # A move that is not stable is no number, and so refused.
+        move = jnp.where(stable(step), step, jnp.nan)
+        candidate = Point(
+            jax.tree.map(
+                lambda y, drift, noise: y + drift + noise,
+                y,
+                scaled(drift, -move / 2),
+                scaled(noise, jnp.sqrt(heat * move)),
+            ),
+            complement.moved(unseen, 1 - move / (2 * tau), heat * move),
+        )
+        candidate = optax.tree.where(started, candidate, at_x)
+        refused = chain.refused + jnp.where(finite, 0, 1).astype(dtype)
+        point = Point(y, unseen)
+        return Chain(
+            candidate, point, gradient, total, unseen_total, started, refused
+        ), step
+
+    at_x = Point(space.zeros, complement.point(0, dtype))
+    first, first_unseen = at_x, optax.tree.zeros_like(space.origin)
+    if plan.warm_start:
+        left = optax.tree.sub(position, space.origin)
+        if space.outside is not None:
+            first_unseen = space.outside(left)
+        first = Point(space.lower(left), complement.point(1, dtype))
+        # A chain that cannot move must not pull x to where it was left.
+        first_step = at(plan.step_size, jnp.zeros((), jnp.int32))
+        first = optax.tree.where(stable(first_step), first, at_x)
+
+    def block(chain: Chain, steps: jax.Array):
+        # Many small draws at once are faster than one by one.
+        keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(steps)
+        noise = jax.vmap(lambda key: space.noise(key, 1))(keys)
+        noise = jax.tree.map(lambda leaf: leaf[:, 0], noise)
+        return jax.lax.scan(visit, chain, (steps, noise))
+
+    chain = Chain(
+        candidate=first,
+        point=at_x,
+        gradient=space.zeros,
+        total=space.zeros,
+        unseen_total=complement.no_sum(dtype),
+        started=jnp.zeros((), bool),
+        refused=jnp.zeros((), dtype),
+    )
+    size = largest_divisor(plan.num_steps, plan.noise_at_once)
+    steps = jnp.arange(plan.num_steps).reshape(-1, size)
+    chain, weights = jax.lax.scan(block, varying(chain, space.axis_name), steps)
+    mean = scaled(chain.total, 1 / weights.sum())
+    end, unseen_mean = space.lift(chain.point.seen), None
+    if space.outside is not None and (plan.warm_start or plan.sample_complement):
+        unseen_end, unseen_total = complement.draw(
+            jax.random.fold_in(key, plan.num_steps),
+            space,
+            first_unseen,
+            chain.point.unseen,
+            chain.unseen_total if plan.sample_complement else None,
+        )
+        end = optax.tree.add(end, unseen_end)
+        if plan.sample_complement:
+            unseen_mean = scaled(unseen_total, 1 / weights.sum())
+    end = optax.tree.add(space.origin, end)
+    return Outcome(mean, unseen_mean, end, chain.refused)

@@ -1,0 +1,116 @@
+"""A sampler over all devices, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from lejax._estimate import check_sampler
+from lejax._info import Info
+from lejax._sampler import Sampler
+from lejax._trees import PyTree
+
+
+def parallel(
+    sampler: Sampler,
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    axis_name: str = "samples",
+    data_axis_name: str | None = None,
+) -> Sampler:
+    """The same sampler, its draws or chains shared by all devices.
+
+    It goes where the sampler went, with the same arguments, inside `jax.jit` or not;
+    the estimate is the same to rounding, whatever the number of devices. Along the
+    mesh's axis `axis_name` every device holds the parameters, the batch and the key,
+    makes and evaluates its part of the draws, and an all-reduce merges the d numbers of
+    the displacement and a few more, however many the draws are.
+
+    Other axes of the mesh are left to `jax.jit`: parameters that are split along one,
+    because no device holds all of them, stay split, and so do their perturbations,
+    which are drawn in place. A batch that is split along `data_axis_name` stays split;
+    its losses are averaged over that axis.
+
+    Args:
+        sampler: any sampler, made without axes of its own.
+        mesh: of devices; by default one axis of all there are, those of all hosts among
+            them.
+        axis_name: the mesh's axis along which draws, or chains of `sgld`, are shared.
+        data_axis_name: the mesh's axis along which batches are split by their leading
+            axis, by which their leaves must be divisible (with `inner_batches` by their
+            second); None leaves them whole.
+
+    Returns:
+        A `Sampler` of the same name and regularisation. The chains of `sgld` are its
+        state, split along `axis_name` by their leading axis.
+
+    Raises:
+        ValueError: the mesh has no such axis; both axes are the same.
+        TypeError: `sampler` is not a sampler.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> sampler = lejax.parallel(lejax.importance(10_000))
+        >>> step = lejax.step_fn(lambda x: 0.5 * x**2, sampler, tau=0.5)
+        >>> print(f"{jax.jit(step)(jnp.array(3.0), jax.random.key(0)):.1f}")
+        2.0
+
+    References:
+        Garcia Trillos, Kaplan, Sanz-Alonso, section 5.1.2 (draws on parallel hardware).
+    """
+    check_sampler(sampler, "local entropy", "heat")
+    if mesh is None:
+        auto = (jax.sharding.AxisType.Auto,)
+        mesh = jax.make_mesh((jax.device_count(),), (axis_name,), auto)
+    for argument, name in (
+        ("axis_name", axis_name),
+        ("data_axis_name", data_axis_name),
+    ):
+        if name not in (*mesh.axis_names, None):
+            raise ValueError(
+                f"{argument}={name!r} is no axis of the mesh, which has "
+                f"{mesh.axis_names}; pass one of these."
+            )
+    shared = sampler.over(axis_name, data_axis_name)
+    whole, split = jax.P(), jax.P(axis_name)
+    of_batch = jax.P(*(None,) * sampler.inner_batches, data_axis_name)
+
+    def on_mesh(fn: Callable[..., Any], in_specs: Any, out_specs: Any):
+        names = {axis_name, data_axis_name} - {None}
+        return jax.shard_map(
+            fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names
+        )
+
+    def init(params: PyTree) -> PyTree:
+        return on_mesh(shared.init, (whole,), split)(params)
+
+    def step(
+        key: jax.Array,
+        state: PyTree,
+        params: PyTree,
+        *,
+        value_fn: Callable[..., Any],
+        batch: PyTree = None,
+        tau: Any,
+        beta: Any = 1.0,
+    ) -> tuple[PyTree, PyTree, Info]:
+        def of_member(key, state, params, *part):
+            return shared.step(
+                key,
+                state,
+                params,
+                value_fn=value_fn,
+                # A whole batch may hold more than arrays.
+                batch=part[0] if part else batch,
+                tau=tau,
+                beta=beta,
+            )
+
+        part = () if data_axis_name is None or batch is None else (batch,)
+        in_specs = (whole, split, whole, *(of_batch for _ in part))
+        run = on_mesh(of_member, in_specs, (whole, split, whole))
+        return run(key, state, params, *part)
+
+    return sampler._replace(init=init, step=step, over=shared.over)

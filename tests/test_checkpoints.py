@@ -1,0 +1,195 @@
+"""Runs that were interrupted, in every way, end as those that were left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import checkpoints, data, kills, results
+from experiments.checkpoints import Checkpoints
+from experiments.methods import Run
+from experiments.training import train
+
+pytestmark = [pytest.mark.standard, pytest.mark.compiles]
+SMALL = {"hidden": 6, "samples": 8, "moves": 2, "updates": 20, "evaluations": 5}
+RUNS = {
+    "IS": Run("IS", "lejax", outer="adam", **SMALL),
+    "SGLD": Run("SGLD", "as written", tau=(0.01, 0.1), **SMALL),
+    "HR": Run("HR", "as published", sgd_updates=3, **SMALL),
+    "SGD": Run("SGD", outer="momentum", cosine=True, **SMALL),
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", None)
+
+
+@pytest.fixture
+def begun(tmp_path, digits):
+    """A run that was left after three of its five blocks, and how to go on."""
+
+    def keep(**changed):
+        settings = {"run": "a", "seeds": 2, "every": 0.0, "resume": True} | changed
+        return Checkpoints(tmp_path, **settings)
+
+    run = RUNS["IS"]
+    _leave(train(run, range(2), digits, keep()), blocks=3)
+    expected = _last(train(run, range(2), digits))
+    return keep, lambda kept: train(run, range(2), digits, kept), expected
+
+
+def _leave(evaluations, blocks):
+    for _ in range(blocks + 1):
+        next(evaluations)
+
+
+def _last(evaluations):
+    *_, last = evaluations
+    return last
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_on_bit_for_bit(name, tmp_path, digits):
+    """Parameters, optimizer, keys, chains and data: the rest depends on all of them."""
+    run = RUNS[name]
+
+    def kept():
+        return Checkpoints(tmp_path, 0.0, True, run=results.settings(run))
+
+    whole = list(train(run, range(2), digits))
+    _leave(train(run, range(2), digits, kept()), blocks=2)
+    resumed = list(train(run, range(2), digits, kept()))
+    assert [e.updates for e in resumed] == [e.updates for e in whole]
+    assert [e.fingerprint for e in resumed] == [e.fingerprint for e in whole]
+    for a, b in zip(resumed, whole, strict=True):
+        np.testing.assert_array_equal(a.accuracy, b.accuracy)
+    # It went on, and did not begin anew.
+    assert resumed[2].seconds != whole[2].seconds
+
+
+def test_the_last_few_are_kept(begun):
+    keep, go_on, _ = begun
+    kept = keep()
+    _last(go_on(kept))
+    steps = sorted(int(p.name) for p in kept.folder.iterdir() if p.name.isdigit())
+    assert steps == [3, 4, 5]
+    kept.remove()
+    assert not kept.folder.exists()
+
+
+def test_no_resume_begins_anew(begun):
+    keep, go_on, expected = begun
+    kept = keep(resume=False)
+    assert not kept.folder.exists()
+    assert _last(go_on(kept)).fingerprint == expected.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("versions", {"jax": "0.1"}),
+        ("layout", {"devices": 64, "processes": 8}),
+        ("run", "another network"),
+    ],
+)
+def test_a_checkpoint_of_something_else(begun, name, value):
+    keep, go_on, _ = begun
+    kept = keep()
+    kept.about[name] = value
+    with pytest.raises(SystemExit, match=rf"--resume: .* is of {name} .*--no-resume"):
+        _last(go_on(kept))
+
+
+def _truncate(folder):
+    files = [p for p in folder.rglob("*") if p.is_file() and p.stat().st_size]
+    assert files
+    for path in files:
+        os.truncate(path, path.stat().st_size // 2)
+
+
+def test_a_truncated_checkpoint(begun, capsys):
+    """The one before is used, and said; where there is none, the run begins anew."""
+    keep, go_on, expected = begun
+    kept = keep()
+    _truncate(kept.folder / "3")
+    assert _last(go_on(kept)).fingerprint == expected.fingerprint
+    said = capsys.readouterr().out
+    assert f"{kept.folder / '3'} cannot be read" in said
+    assert f"{kept.folder / '2'} cannot be read" not in said
+
+    kept = keep()
+    for folder in kept.folder.iterdir():
+        if folder.name.isdigit():
+            _truncate(folder)
+    assert _last(go_on(kept)).fingerprint == expected.fingerprint
+    assert capsys.readouterr().out.count("cannot be read") == checkpoints.KEPT
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file can grow."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk(begun, capfd):
+    """The run goes on, says so, and keeps the last good checkpoint."""
+    keep, go_on, expected = begun
+    kept = keep()
+    evaluations = go_on(kept)
+    _leave(evaluations, blocks=3)
+    with full_disk():
+        fourth = next(evaluations)
+    last = _last(evaluations)
+    assert fourth.updates == 16
+    assert last.fingerprint == expected.fingerprint
+    assert "could not save a checkpoint" in capfd.readouterr().out
+    steps = sorted(int(p.name) for p in kept.folder.iterdir() if p.name.isdigit())
+    assert steps == [2, 3, 5]
+    assert _last(go_on(keep())).fingerprint == expected.fingerprint
+
+
+def test_killed_at_random_moments(tmp_path, capsys):
+    """Three kills here; twenty in the committed results."""
+    kills.main(kills.Config(kills=3, output=tmp_path))
+    found = results.read(tmp_path / "kills.json")
+    assert found["identical"]
+    assert len(found["killed_after"]) == 3
+    assert "the same parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_saves_and_exits(tmp_path, workers):
+    """The current block is finished and saved, also by workers; then it goes on."""
+    code = (
+        "from experiments import interruption, kills\n"
+        "with interruption.deferred():\n"
+        f"    kills.run(kills.Path({str(tmp_path)!r}), workers={workers}, every=1e9)"
+    )
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    time.sleep(12)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    if process.returncode:  # it was not finished before
+        assert process.returncode == 128 + signal.SIGTERM, said
+        assert "SIGTERM: finishing the current block" in said
+        assert "Saved. The same command goes on from here." in said
+    assert subprocess.run(command, timeout=300, check=False).returncode == 0
+    kills.run(Path(tmp_path) / "alone", workers=1, every=1e9)
+    assert kills.fingerprints(tmp_path) == kills.fingerprints(tmp_path / "alone")

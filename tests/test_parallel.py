@@ -1,0 +1,161 @@
+"""A sampler over all devices in one call; four of them in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from test_sharing import BATCH, PARAMS, SAMPLERS, assert_same, f, network
+
+import lejax
+from experiments.collectives import collectives
+
+AUTO = jax.sharding.AxisType.Auto
+TAU = 0.3
+
+
+def trained(sampler, batch=BATCH, params=PARAMS):
+    """Parameters and info after three updates of an ordinary, jitted chain."""
+    head = lejax.heat if sampler.regularization == "heat" else lejax.local_entropy
+    tx = optax.chain(head(sampler, TAU, key=jax.random.key(5)), optax.sgd(0.1))
+
+    @jax.jit
+    def update(params, state, batch):
+        updates, state = tx.update(None, state, params, value_fn=network, batch=batch)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for _ in range(3):
+        params, state = update(params, state, batch)
+    return params, state[0].info
+
+
+def on_all_devices():
+    """The same training, whatever the number of devices and of samples."""
+    for name in ("pairs", "few samples", "signs", "pathwise", "score_function"):
+        assert_same(
+            trained(lejax.parallel(SAMPLERS[name]())), trained(SAMPLERS[name]())
+        )
+    for name in ("robbins_monro", "one chain", "three chains"):
+        sampler = lejax.parallel(SAMPLERS[name]())
+        assert_same(trained(sampler), trained(SAMPLERS[name]()))
+
+
+def on_two_axes(rows, columns):
+    """Draws along one axis of a mesh, the batch split along the other."""
+    mesh = jax.make_mesh((rows, columns), ("draws", "rows"), (AUTO, AUTO))
+    batch = jax.device_put(BATCH, jax.NamedSharding(mesh, jax.P("rows")))
+    for name in ("pairs", "pathwise", "three chains"):
+        sampler = lejax.parallel(
+            SAMPLERS[name](), mesh, axis_name="draws", data_axis_name="rows"
+        )
+        assert_same(trained(sampler, batch), trained(SAMPLERS[name]()))
+
+
+def what_is_sent(count):
+    """d numbers and a few, once, however many the samples are."""
+    sent = []
+    size = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
+    for num_samples in (64, 6400):
+        sampler = lejax.parallel(
+            lejax.importance(num_samples, chunk_size=8, reduction=False)
+        )
+        step = jax.jit(lejax.value_and_grad(network, sampler, TAU))
+        program = step.lower(PARAMS, jax.random.key(0), BATCH).compile().as_text()
+        found = collectives(program)
+        assert {kind for kind, _, _ in found} == {"all-reduce"}
+        numbers = sum(numbers for _, numbers, _ in found)
+        assert size <= numbers <= size + 20, (size, found)
+        # None of them is repeated: they stand outside the loop over the chunks.
+        loops = re.findall(r"body=%([\w.]+)", program)
+        for body in loops:
+            inside = program.split(f"%{body} (", 1)[1].split("\n}", 1)[0]
+            assert "all-reduce" not in inside
+        sent.append(found)
+    assert sent[0] == sent[1]
+    assert count == jax.device_count()
+
+
+def split_parameters(monkeypatch):
+    """Large leaves stay split, and so do their perturbations."""
+    monkeypatch.setattr("lejax._trees.POOLED_NUMBERS", 1000)
+    # As on an accelerator: all blocks side by side.
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    params = jnp.linspace(-1.0, 1.0, 64 * 32).reshape(64, 32)
+
+    def loss(w):
+        return jnp.mean(jnp.sin(3 * w) + w**2)
+
+    sampler = lejax.importance(64, chunk_size=2, reduction=False)
+    key = jax.random.key(2)
+    whole = jax.jit(lejax.value_and_grad(loss, sampler, TAU))(params, key)
+    mesh = jax.make_mesh((2, 2), ("samples", "model"), (AUTO, AUTO))
+    for spec in (jax.P("model"), jax.P(None, "model")):
+        split = jax.device_put(params, jax.NamedSharding(mesh, spec))
+        step = jax.jit(lejax.value_and_grad(loss, lejax.parallel(sampler, mesh), TAU))
+        compiled = step.lower(split, key).compile()
+        found = collectives(compiled.as_text())
+        assert {kind for kind, _, _ in found} == {"all-reduce"}
+        assert sum(numbers for _, numbers, _ in found) <= params.size / 2 + 40
+        (value, info), grads = compiled(split, key)
+        assert_same(((value, info), grads), whole)
+        assert grads.sharding.is_equivalent_to(split.sharding, grads.ndim)
+
+
+def test_one_device():
+    on_all_devices()
+    on_two_axes(1, 1)
+
+
+def test_four_devices():
+    """In a process of its own: devices are counted when JAX starts."""
+    flags = "--xla_force_host_platform_device_count=4"
+    subprocess.run(
+        [sys.executable, __file__],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parent,
+        check=True,
+        timeout=600,
+    )
+
+
+def test_no_such_axis():
+    mesh = jax.make_mesh((1,), ("devices",), (AUTO,))
+    with pytest.raises(ValueError, match=r"axis_name='samples' is no axis of the mesh"):
+        lejax.parallel(lejax.importance(4), mesh)
+    with pytest.raises(ValueError, match=r"data_axis_name='rows' is no axis"):
+        lejax.parallel(
+            lejax.importance(4), mesh, axis_name="devices", data_axis_name="rows"
+        )
+
+
+def test_a_traced_loss():
+    """A loss may close over traced values, and the batch be more than arrays."""
+    sampler = lejax.parallel(lejax.importance(8))
+
+    def step(shift, batch):
+        loss = lambda x: f(x) + shift @ x  # noqa: E731
+        of_batch = lambda x, batch: loss(x) + batch["more"]  # noqa: E731
+        return (
+            lejax.step_fn(loss, sampler, TAU)(jnp.ones(3), jax.random.key(0)),
+            lejax.step_fn(of_batch, sampler, TAU)(
+                jnp.ones(3), jax.random.key(0), batch | {"name": "text"}
+            ),
+        )
+
+    a, b = jax.jit(step)(jnp.ones(3), {"more": jnp.array(1.0)})
+    assert_same(a, b)
+
+
+if __name__ == "__main__":
+    on_all_devices()
+    on_two_axes(2, 2)
+    what_is_sent(4)
+    split_parameters(pytest.MonkeyPatch())
