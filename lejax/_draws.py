@@ -115,9 +115,8 @@ def fold_draws(
             evaluated = jax.vmap(lambda u, sign=sign: evaluate(u, sign))
             outputs.append(jax.vmap(evaluated)(displacements))
             if large:
-                # Drawn again rather than stored beside the point where f is evaluated.
-                units, outputs = jax.lax.optimization_barrier((units, outputs))
-                displacements = draw(units, block.copies)
+                # Drawn again rather than stored while f is evaluated.
+                displacements = draw(_after(outputs[-1], units), block.copies)
         return summarise(
             Draws(
                 displacements,
@@ -141,6 +140,13 @@ def fold_draws(
         if share % size:
             total = merge(total, chunk(offset + full * size, share % size, block))
     return total if space.axis_name is None else merge_over(total, space.axis_name)
+
+
+def _after(outputs: PyTree, units: jax.Array) -> jax.Array:
+    """The same numbers, which no compiler can know before the outputs."""
+    first = jax.tree.leaves(outputs)[0]
+    nothing = 0 * jnp.where(jnp.isfinite(first), first, 0).sum()
+    return units + nothing.astype(units.dtype)
 
 
 class _Block(NamedTuple):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.shard_alike import shard_alike
 
 PyTree: TypeAlias = Any
@@ -90,11 +88,10 @@ def _large_draw(key: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
     besides; an accelerator, which keeps none of it, draws them side by side.
     """
     key, signs_key = jax.random.split(key)
-    axis = int(np.argmax(like.shape))
-    rows = like.shape[axis]
-    rest = like.shape[:axis] + like.shape[axis + 1 :]
-    blocks = -(-like.size // BLOCK_NUMBERS)
-    height = -(-rows // min(blocks, rows))
+    shape = like.shape or (1,)
+    axis = shape.index(max(shape))
+    rows, rest = shape[axis], shape[:axis] + shape[axis + 1 :]
+    height = max(1, -(-rows * BLOCK_NUMBERS // max(like.size, BLOCK_NUMBERS)))
     blocks = -(-rows // height)
 
     def block(number: jax.Array) -> jax.Array:
@@ -103,10 +100,19 @@ def _large_draw(key: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
                 jax.random.fold_in(key, number), (height, *rest), like.dtype
             )
 
-    one_by_one = jax.default_backend() == "cpu"
-    mapped = functools.partial(jax.lax.map, block) if one_by_one else jax.vmap(block)
-    drawn = mapped(jnp.arange(blocks)).reshape(blocks * height, *rest)[:rows]
-    return shard_alike(like, jnp.moveaxis(drawn, 0, axis))[1], signs_key
+    if jax.default_backend() == "cpu":
+        # Not `jax.lax.map`: its zeros, of a draw still to come, would take up memory.
+        start = jnp.ravel(jax.random.key_data(key))[0].astype(like.dtype)
+        drawn = jax.lax.fori_loop(
+            0,
+            blocks,
+            lambda number, drawn: drawn.at[number].set(block(number)),
+            jnp.broadcast_to(start, (blocks, height, *rest)),
+        )
+    else:
+        drawn = jax.vmap(block)(jnp.arange(blocks))
+    drawn = jnp.moveaxis(drawn.reshape(blocks * height, *rest)[:rows], 0, axis)
+    return shard_alike(like, drawn.reshape(like.shape))[1], signs_key
 
 
 def translate(params: PyTree, displacement: PyTree) -> PyTree:

@@ -17,6 +17,7 @@ from test_sharing import BATCH, PARAMS, SAMPLERS, assert_same, f, network
 import lejax
 from experiments.collectives import collectives
 
+pytestmark = pytest.mark.compiles
 AUTO = jax.sharding.AxisType.Auto
 TAU = 0.3
 
@@ -39,11 +40,7 @@ def trained(sampler, batch=BATCH, params=PARAMS):
 
 def on_all_devices():
     """The same training, whatever the number of devices and of samples."""
-    for name in ("pairs", "few samples", "signs", "pathwise", "score_function"):
-        assert_same(
-            trained(lejax.parallel(SAMPLERS[name]())), trained(SAMPLERS[name]())
-        )
-    for name in ("robbins_monro", "one chain", "three chains"):
+    for name in ("few samples", "signs", "score_function", "one chain", "three chains"):
         sampler = lejax.parallel(SAMPLERS[name]())
         assert_same(trained(sampler), trained(SAMPLERS[name]()))
 
@@ -52,7 +49,7 @@ def on_two_axes(rows, columns):
     """Draws along one axis of a mesh, the batch split along the other."""
     mesh = jax.make_mesh((rows, columns), ("draws", "rows"), (AUTO, AUTO))
     batch = jax.device_put(BATCH, jax.NamedSharding(mesh, jax.P("rows")))
-    for name in ("pairs", "pathwise", "three chains"):
+    for name in ("pairs", "robbins_monro"):
         sampler = lejax.parallel(
             SAMPLERS[name](), mesh, axis_name="draws", data_axis_name="rows"
         )
@@ -155,7 +152,9 @@ def test_a_traced_loss():
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_disable_most_optimizations", True)
     on_all_devices()
     on_two_axes(2, 2)
+    jax.config.update("jax_disable_most_optimizations", False)
     what_is_sent(4)
     split_parameters(pytest.MonkeyPatch())

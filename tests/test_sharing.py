@@ -222,5 +222,6 @@ def test_four_devices():
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_disable_most_optimizations", True)
     on_devices(4)
     on_a_mesh_of_data(4)
