@@ -24,8 +24,8 @@ from experiments.options import Options
 from experiments.study import study
 
 RUNS = {
-    "IS": Run("IS", "lejax", updates=600, samples=200, outer="momentum"),
-    "SGLD": Run("SGLD", "lejax", updates=600, samples=40),
+    "IS": Run("IS", "lejax", updates=250, samples=200, outer="momentum"),
+    "SGLD": Run("SGLD", "lejax", updates=250, samples=40),
 }
 
 
