@@ -40,7 +40,7 @@ class Config:
     """Data set."""
     data_dir: str | None = None
     """Where tensorflow-datasets keeps its data."""
-    samples: int = 10_000
+    samples: int = 4000
     """J, shared by all devices."""
     updates: int = 100
     """Of the training; as many again for each round of timing."""

@@ -48,7 +48,8 @@ def test_two_processes_share_an_experiment(tmp_path):
     said = [process.communicate(timeout=400) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert "SGLD" in said[0][0]
-    assert said[1][0] == ""
+    # Gloo says of both that they are connected; nothing else comes from the second.
+    assert [line for line in said[1][0].splitlines() if "[Gloo]" not in line] == []
 
     command = [sys.executable, "-m", "experiments.chains", "--data", "digits", *quick]
     subprocess.run([*command, "--output", tmp_path / "alone"], check=True, timeout=400)
@@ -67,7 +68,7 @@ def test_two_processes_share_an_experiment(tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_others_stop_when_one_dies(tmp_path, victim):
     """Within a minute, with a message; the run then goes on from its checkpoint."""
-    longer = ("--updates", "100000", "--seeds", "1", "--checkpoint-seconds", "0")
+    longer = ("--updates", "500", "--seeds", "1", "--checkpoint-seconds", "0")
     both = start(tmp_path, *longer)
     deadline = time.monotonic() + 240
     while not last_checkpoint(tmp_path):
