@@ -71,7 +71,11 @@ def trained(config: Config) -> dict[str, Any]:
             params, state = carry
             batch = images[row], labels[row]
             updates, state = tx.update(
-                None, state, params, value_fn=network.loss, batch=batch
+                optax.tree.zeros_like(params),
+                state,
+                params,
+                value_fn=network.loss,
+                batch=batch,
             )
             return (optax.apply_updates(params, updates), state), None
 

@@ -255,15 +255,17 @@ def test_batches():
         ("pathwise", (4,)),
         ("score_function", (4,)),
         ("robbins_monro", (2, 4, 0.1)),
+        ("sgld", (4, 0.1)),
     ],
 )
-def test_an_axis_must_be_bound(name, counts):
-    sampler = getattr(lejax, name)(*counts, axis_name="members")
+@pytest.mark.parametrize("argument", ["axis_name", "data_axis_name"])
+def test_an_axis_must_be_bound(name, counts, argument):
+    sampler = getattr(lejax, name)(*counts, **{argument: "members"})
     step = lejax.step_fn(lambda x: jnp.sum(x**2), sampler, 0.1)
-    with pytest.raises(ValueError, match="axis_name='members' is not bound; call"):
+    with pytest.raises(ValueError, match=f"{argument}='members' is not bound; call"):
         step(X, KEY)
     mapped = jax.vmap(step, (None, 0), axis_name="others")
-    with pytest.raises(ValueError, match="axis_name='members' is not bound; call"):
+    with pytest.raises(ValueError, match=f"{argument}='members' is not bound; call"):
         jax.jit(mapped)(X, jax.random.split(KEY, 2))
 
 

@@ -18,11 +18,13 @@ EXAMPLES = re.findall(
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == README.count("```python") == 2
+    assert len(EXAMPLES) == README.count("```python") == 3
 
 
 @pytest.mark.standard
-@pytest.mark.parametrize(("code", "output"), EXAMPLES, ids=["quickstart", "report"])
+@pytest.mark.parametrize(
+    ("code", "output"), EXAMPLES, ids=["quickstart", "report", "devices"]
+)
 def test_example(code, output, capsys):
     assert len(code.splitlines()) <= 30
     exec(compile(code, "README.md", "exec"), {})
