@@ -17,7 +17,22 @@ from experiments import results
 pytestmark = pytest.mark.standard
 
 
-def start(output, *arguments, module="experiments.chains"):
+@pytest.fixture
+def start():
+    """Start processes; none of them outlives its test."""
+    started = []
+
+    def start(output, *arguments):
+        started.extend(both := pair(output, *arguments))
+        return both
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def pair(output, *arguments, module="experiments.chains"):
     """Both processes of one experiment; the rank of the second by its environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -41,7 +56,7 @@ def last_checkpoint(folder):
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def test_two_processes_share_an_experiment(tmp_path):
+def test_two_processes_share_an_experiment(tmp_path, start):
     """The same curves as by one; the first process alone speaks and writes."""
     quick = ("--quick", "--seeds", "2")
     both = start(tmp_path / "both", *quick)
@@ -66,7 +81,7 @@ def test_two_processes_share_an_experiment(tmp_path):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_the_others_stop_when_one_dies(tmp_path, victim):
+def test_the_others_stop_when_one_dies(tmp_path, start, victim):
     """Within a minute, with a message; the run then goes on from its checkpoint."""
     longer = ("--updates", "500", "--seeds", "1", "--checkpoint-seconds", "0")
     both = start(tmp_path, *longer)
@@ -87,15 +102,7 @@ def test_the_others_stop_when_one_dies(tmp_path, victim):
         int(p.name) for p in tmp_path.glob("checkpoints/*/*") if p.name.isdigit()
     )
     both = start(tmp_path, *longer)
-    try:
-        while True:
-            steps = [p.name for p in tmp_path.glob("checkpoints/*/*")]
-            if max((int(s) for s in steps if s.isdigit()), default=0) > saved:
-                break
-            assert time.monotonic() < deadline + 240
-            assert all(process.poll() is None for process in both)
-            time.sleep(0.2)
-    finally:
-        for process in both:
-            process.kill()
-            process.communicate()
+    while last_checkpoint(tmp_path) <= saved:
+        assert time.monotonic() < deadline + 240
+        assert all(process.poll() is None for process in both)
+        time.sleep(0.2)
