@@ -52,8 +52,8 @@ class Config:
     """Folder of the results."""
 
 
-def trained(config: Config) -> dict[str, Any]:
-    """Train by `pmap` over the devices of this process, or of all of them."""
+def trained(config: Config, devices: int) -> dict[str, Any]:
+    """Train by `pmap` over so many devices of every process."""
     examples = data.load(config.data, config.data_dir)
     widths = (examples.train_images.shape[1], 200, 10)
     network = models.dense_classifier(widths, seed=0)
@@ -81,11 +81,13 @@ def trained(config: Config) -> dict[str, Any]:
 
         return jax.lax.scan(update, carry, rows)[0]
 
-    train = jax.pmap(block, axis_name="devices", in_axes=(0, None, None, None))
+    mine = jax.local_devices()[:devices] if jax.process_count() == 1 else None
+    train = jax.pmap(
+        block, axis_name="devices", in_axes=(0, None, None, None), devices=mine
+    )
     rows = batch_indices(0, len(examples.train_labels), config.updates, BATCH)
-    local = jax.local_device_count()
     carry = jax.tree.map(
-        lambda leaf: jnp.stack([leaf] * local),
+        lambda leaf: jnp.stack([leaf] * devices),
         (network.params, tx.init(network.params)),
     )
     inputs = rows, examples.train_images, examples.train_labels
@@ -106,12 +108,13 @@ def trained(config: Config) -> dict[str, Any]:
 
 def child(config: Config, where: dict[str, Any]) -> None:
     """One process of a layout; the first prints what it found."""
-    os.sched_setaffinity(0, where["cores"])
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, where["cores"])
     if where["processes"] > 1:
         jax.distributed.initialize(
             where["coordinator"], where["processes"], where["rank"]
         )
-    found = trained(config)
+    found = trained(config, where["devices"])
     if where["rank"] == 0:
         print(json.dumps(found))
 
@@ -127,6 +130,7 @@ def run(config: Config, devices: int, processes: int) -> dict[str, Any]:
         mine = cores()[rank:] if processes > 1 else cores()
         where = {
             "cores": mine[:devices],
+            "devices": devices,
             "coordinator": f"127.0.0.1:{port}",
             "processes": processes,
             "rank": rank,

@@ -97,7 +97,7 @@ def descend(
 def everywhere() -> jax.sharding.Sharding:
     """A copy on every device, those of other processes among them."""
     auto = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((jax.device_count(),), ("samples",), auto)
+    mesh = jax.make_mesh((jax.device_count(),), ("samples",), axis_types=auto)
     return jax.NamedSharding(mesh, jax.P())
 
 

@@ -63,7 +63,7 @@ def parallel(
     check_sampler(sampler, "local entropy", "heat")
     if mesh is None:
         auto = (jax.sharding.AxisType.Auto,)
-        mesh = jax.make_mesh((jax.device_count(),), (axis_name,), auto)
+        mesh = jax.make_mesh((jax.device_count(),), (axis_name,), axis_types=auto)
     for argument, name in (
         ("axis_name", axis_name),
         ("data_axis_name", data_axis_name),

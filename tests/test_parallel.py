@@ -133,6 +133,15 @@ def test_no_such_axis():
         )
 
 
+def test_rbg_keys():
+    """Their generator makes a chunk at a time: equal chunks are equal numbers."""
+    sampler = lejax.importance(64, chunk_size=8)
+    key = jax.random.key(3, impl="rbg")
+    step = lejax.step_fn(network, sampler, TAU)
+    shared = lejax.step_fn(network, lejax.parallel(sampler), TAU)
+    assert_same(jax.jit(shared)(PARAMS, key, BATCH), jax.jit(step)(PARAMS, key, BATCH))
+
+
 def test_a_traced_loss():
     """A loss may close over traced values, and the batch be more than arrays."""
     sampler = lejax.parallel(lejax.importance(8))
