@@ -92,9 +92,9 @@ def test_options_that_cannot_be_run():
         Options(seeds=0)
     with pytest.raises(SystemExit, match="--checkpoint-seconds must be at least 0"):
         Options(checkpoint_seconds=-1)
-    with pytest.raises(SystemExit, match="--processes None.*give all three, or none"):
+    with pytest.raises(SystemExit, match=r"--processes None.*give all three, or none"):
         Options(coordinator="here:1234", rank=0)
-    with pytest.raises(SystemExit, match="--rank must be from 0 to 1.*, got 2"):
+    with pytest.raises(SystemExit, match=r"--rank must be from 0 to 1.*, got 2"):
         Options(coordinator="here:1234", processes=2, rank=2)
     with pytest.raises(SystemExit, match="--workers must be at least 1, got 0"):
         Options(workers=0)
