@@ -42,7 +42,7 @@ class Config:
     """Where tensorflow-datasets keeps its data."""
     samples: int = 4000
     """J, shared by all devices."""
-    updates: int = 100
+    updates: int = 30
     """Of the training; as many again for each round of timing."""
     devices: tuple[int, ...] = (1, 2, 4)
     """Of one process."""
