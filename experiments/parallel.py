@@ -199,12 +199,16 @@ def draw(panel: Any, table: dict[str, Any], config: Config) -> None:
         ratios = table[label]["ratio"]
         panel.bar(place, np.median(ratios), color="#2a78d6", width=0.6)
         panel.plot([place] * len(ratios), ratios, "o", color="#111111", markersize=4)
+        accuracy = f"accuracy\n{table[label]['accuracy']:.4f}"
+        panel.text(place, 0.05, accuracy, ha="center", color="white", fontsize=11)
     panel.axhline(len(cores()), color="#888888", linewidth=1)
     panel.text(-0.4, len(cores()), f"{len(cores())} cores", va="bottom", fontsize=10)
     panel.set_xticks(range(len(labels)), labels)
     panel.set_ylabel("samples a second, to one device")
     panel.set_ylim(0, len(cores()) * 1.15)
-    panel.set_title(f"importance sampling, J = {config.samples:,}")
+    panel.set_title(
+        f"importance sampling, J = {config.samples:,}, {config.updates} updates"
+    )
 
 
 if __name__ == "__main__":

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from devices import run_on_four_devices
 from test_sharing import BATCH, PARAMS, SAMPLERS, assert_same, f, network
 
 import lejax
@@ -112,15 +109,7 @@ def test_one_device():
 
 
 def test_four_devices():
-    """In a process of its own: devices are counted when JAX starts."""
-    flags = "--xla_force_host_platform_device_count=4"
-    subprocess.run(
-        [sys.executable, __file__],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).parent,
-        check=True,
-        timeout=600,
-    )
+    run_on_four_devices(__file__)
 
 
 def test_no_such_axis():

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import run_on_four_devices
 
 import lejax
 
@@ -210,15 +206,7 @@ def test_one_device():
 
 
 def test_four_devices():
-    """In a process of its own: devices are counted when JAX starts."""
-    flags = "--xla_force_host_platform_device_count=4"
-    subprocess.run(
-        [sys.executable, __file__],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).parent,
-        check=True,
-        timeout=600,
-    )
+    run_on_four_devices(__file__)
 
 
 if __name__ == "__main__":
