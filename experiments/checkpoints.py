@@ -81,12 +81,13 @@ class Checkpoints:
                     f"checkpoint {self.folder / str(step)} cannot be read "
                     f"({type(error).__name__}): the one before is used, if any."
                 )
+                self._open().delete(step)
         return None
 
-    def save(self, step: int, state: Any, record: Any) -> None:
-        """Keep a state; a run that cannot save goes on, and says so."""
+    def save(self, step: int, state: Any, record: Any) -> bool:
+        """Keep a state, and say whether that was done: a run that cannot goes on."""
         try:
-            self._open().save(
+            done = self._open().save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
@@ -94,6 +95,7 @@ class Checkpoints:
                 ),
             )
             self.saved_at = time.monotonic()
+            return done
         except Exception as error:  # a full disk, for one, in several disguises
             # Its bookkeeping may be in disorder: the files are what counts.
             self._manager = None
@@ -101,6 +103,7 @@ class Checkpoints:
                 f"could not save a checkpoint in {self.folder} ({error}): the run goes "
                 "on, and the last good one is kept. Free some space there."
             )
+            return False
 
     def remove(self) -> None:
         """The run is finished."""

@@ -10,6 +10,6 @@ from experiments.options import Options, parse
 
 def execute(main: Callable[[Options], None], description: str | None) -> None:
     """Run `main` under the options of the command line."""
-    options = parse(description)
-    with interruption.deferred(), hosts.together(options) as options:
+    # In this order: `jax.distributed` takes SIGTERM for itself.
+    with hosts.together(parse(description)) as options, interruption.deferred():
         main(options)

@@ -57,12 +57,14 @@ def together(options: Options) -> Iterator[Options]:
             yield options
         except jax.errors.JaxRuntimeError as error:
             print(
-                f"process {jax.process_index()} of {jax.process_count()} stops, for "
-                f"another one does not answer ({str(error).splitlines()[0]}). Start "
+                f"process {jax.process_index()} of {jax.process_count()} stops: "
+                f"{str(error).splitlines()[0]}\nIf another one does not answer, start "
                 "all of them again: the run goes on from its last checkpoint.",
                 file=sys.__stderr__,
                 flush=True,
             )
+            sys.stdout.flush()
+            stack.close()
             # A proper farewell would wait for the one that is gone.
             os._exit(1)
     jax.distributed.shutdown()

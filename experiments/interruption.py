@@ -9,7 +9,7 @@ from typing import Any
 
 
 class InterruptedRunError(Exception):
-    """The run stopped where it was asked to, and is saved."""
+    """The run stopped where it was asked to; says whether it is saved."""
 
 
 _signal = 0  # the one that came
@@ -54,8 +54,10 @@ def deferred() -> Iterator[None]:
     before = [signal.signal(number, request) for number in numbers]
     try:
         yield
-    except InterruptedRunError:
-        print("Saved. The same command goes on from here.")
+        if _signal:  # it came when there was nothing left to save
+            raise SystemExit(128 + _signal)
+    except InterruptedRunError as interrupted:
+        print(interrupted)
         raise SystemExit(128 + (_signal or signal.SIGTERM)) from None
     finally:
         _signal = 0

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lejax
-from experiments import plotting, results, training
+from experiments import hosts, plotting, results, training
 from experiments.command import execute
 from experiments.methods import Run
 from experiments.options import Options
@@ -59,7 +59,7 @@ def main(options: Options) -> None:
     """Follow Algorithm 1, count the rises of both, plot them."""
     path = options.output / "monotonicity.json"
     name = dataset(options.data, options.data_dir).name
-    if (kept := results.kept(path, options, data=name)) is None:
+    if (kept := hosts.of_first(results.kept(path, options, data=name))) is None:
         kept = trajectory(options)
         results.write_json(path, options, data=name, **kept)
     smoothed, error = (np.array(kept[k]) for k in ("smoothed_loss", "test_error"))

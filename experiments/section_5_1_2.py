@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import plotting, results, training
+from experiments import hosts, plotting, results, training
 from experiments.command import execute
 from experiments.methods import Run, backpropagation
 from experiments.options import Options
@@ -125,7 +125,7 @@ def main(options: Options) -> None:
     """Measure, print, plot."""
     path = options.output / "section_5_1_2.json"
     name = dataset(options.data, options.data_dir).name
-    if (kept := results.kept(path, options, data=name)) is None:
+    if (kept := hosts.of_first(results.kept(path, options, data=name))) is None:
         kept = {"bias": measure(options)}
         results.write_json(path, options, data=name, **kept)
     print("\nSection 5.1.2: bias of ∇F by minibatches, in shares of |∇f|")

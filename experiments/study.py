@@ -73,22 +73,26 @@ def stored(options: Options, name: str) -> Iterator[dict[str, Any]]:
             yield from record.get("runs", {}).values()
 
 
-def make(run: Run, seeds: int, options: Options, tick: workers.Tick) -> dict[str, Any]:
-    """Train, and put down what the curves need; `tick` hears of the updates made."""
-    evaluations = []
-    examples = dataset(options.data, options.data_dir)
-    checkpoints = Checkpoints(
+def checkpoints_of(run: Run, seeds: int, options: Options) -> Checkpoints:
+    """Where a run is kept as long as its results are not."""
+    return Checkpoints(
         options.checkpoints or options.output / "checkpoints",
         options.checkpoint_seconds,
         options.resume,
         run=results.settings(run),
         seeds=seeds,
-        data=examples.name,
+        data=dataset(options.data, options.data_dir).name,
     )
+
+
+def make(run: Run, seeds: int, options: Options, tick: workers.Tick) -> dict[str, Any]:
+    """Train, and put down what the curves need; `tick` hears of the updates made."""
+    evaluations = []
+    examples = dataset(options.data, options.data_dir)
+    checkpoints = checkpoints_of(run, seeds, options)
     for evaluation in train(run, range(seeds), examples, checkpoints):
         tick(evaluation.updates - (evaluations[-1].updates if evaluations else 0))
         evaluations.append(evaluation)
-    checkpoints.remove()
     # Of at most 10,000 images an accuracy has four digits.
     accuracy = np.stack([e.accuracy for e in evaluations], axis=-1).round(4)
     return {
@@ -144,6 +148,7 @@ def study(
         for label, record in workers.spread(make, tasks, count, bar.update):
             found[label] = record
             write()
+            checkpoints_of(missing[label], seeds, options).remove()
     write()
     return {
         label: Curves(

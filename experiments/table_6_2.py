@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from experiments import results
+from experiments import hosts, results
 from experiments.command import execute
 from experiments.methods import Method, Run
 from experiments.options import Options
@@ -38,7 +38,7 @@ def main(options: Options) -> None:
     """Time all in one interleaved run, block by block, and print the ratios."""
     path = options.output / "table_6_2.json"
     chosen = dataset(options.data, options.data_dir)
-    if (kept := results.kept(path, options, data=chosen.name)) is None:
+    if (kept := hosts.of_first(results.kept(path, options, data=chosen.name))) is None:
         todo = {label: fitted(run, options) for label, run in runs(options).items()}
         started = {label: train(run, (0,), chosen) for label, run in todo.items()}
         seconds: dict[str, list[float]] = {label: [] for label in todo}

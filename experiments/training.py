@@ -210,13 +210,17 @@ def train(
         seconds = time.perf_counter() - started
         evaluations.append(evaluate(done * run.updates // run.evaluations, seconds))
         # All processes must save, and stop, after the same block.
-        due = checkpoints is not None and checkpoints.due()
+        saved, due = False, checkpoints is not None and checkpoints.due()
         stop, due = hosts.any_of(interruption.requested(), due)
         if checkpoints is not None and (stop or due):
             record = [
                 e._replace(accuracy=e.accuracy.tolist())._asdict() for e in evaluations
             ]
-            checkpoints.save(done, carry, record)
+            saved = checkpoints.save(done, carry, record)
         yield evaluations[-1]
         if stop and done < len(blocks):
-            raise interruption.InterruptedRunError
+            raise interruption.InterruptedRunError(
+                "Saved. The same command goes on from here."
+                if saved
+                else "Not saved: what was done of this run is lost."
+            )

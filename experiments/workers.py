@@ -89,15 +89,26 @@ def spread(
         pool.submit(_call, function, arguments): label
         for label, arguments in tasks.items()
     }
+    interrupted: interruption.InterruptedRunError | None = None
     try:
         while pending:
             done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
             if interruption.requested():
                 stop.set()
+                for future in [f for f in pending if f.cancel()]:
+                    del pending[future]
             while not progress.empty():
                 tick(progress.get())
-            for future in done:
-                yield pending.pop(future), future.result()
+            for future in done & pending.keys():
+                label = pending.pop(future)
+                try:
+                    result = future.result()
+                except interruption.InterruptedRunError as error:
+                    interrupted = error  # another one may be at its end
+                else:
+                    yield label, result
+        if interruption.requested():
+            raise interrupted or interruption.InterruptedRunError("Stopped.")
     finally:
         for future in pending:
             future.cancel()

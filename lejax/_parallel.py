@@ -23,20 +23,22 @@ def parallel(
     """The same sampler, its draws or chains shared by all devices.
 
     It goes where the sampler went, with the same arguments, inside `jax.jit` or not;
-    the estimate is the same to rounding, whatever the number of devices. Along the
-    mesh's axis `axis_name` every device holds the parameters, the batch and the key,
-    makes and evaluates its part of the draws, and an all-reduce merges the d numbers of
-    the displacement and a few more, however many the draws are.
+    the estimate is the same to rounding, however many devices share the draws. Along
+    the mesh's axis `axis_name` every device holds the parameters, the batch and the
+    key, makes and evaluates its part of the draws, and an all-reduce merges the d
+    numbers of the displacement and a few more, however many the draws are
+    (`robbins_monro`: in every move).
 
     Other axes of the mesh are left to `jax.jit`: parameters that are split along one,
     because no device holds all of them, stay split, and so do their perturbations,
-    which are drawn in place. A batch that is split along `data_axis_name` stays split;
-    its losses are averaged over that axis.
+    which are drawn in place. A batch that is split along `data_axis_name` stays split:
+    f must be a mean over its rows, and is averaged over the parts, one number for each
+    evaluation, or d where its gradient is wanted.
 
     Args:
         sampler: any sampler, made without axes of its own.
-        mesh: of devices; by default one axis of all there are, those of all hosts among
-            them.
+        mesh: of devices, with axes of type `jax.sharding.AxisType.Auto`; by default one
+            axis of all there are, those of all hosts among them.
         axis_name: the mesh's axis along which draws, or chains of `sgld`, are shared.
         data_axis_name: the mesh's axis along which batches are split by their leading
             axis, by which their leaves must be divisible (with `inner_batches` by their

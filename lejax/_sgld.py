@@ -156,14 +156,17 @@ def sgld(
         positions = state.position if warm_start else None
         if lone(space.axis_name):
             positions = jax.tree.map(lambda leaf: leaf[None], positions)
-        held = {len(leaf) for leaf in jax.tree.leaves(positions)}
-        if held - {chains}:
-            raise ValueError(
-                f"state holds {held.pop()} chains where {chains} of num_chains="
-                f"{num_chains} are run; call init where update is called, or split "
-                f"its leading axis over {space.axis_name!r} with num_chains a multiple "
-                "of the members."
-            )
+        for leaf, x in zip(
+            jax.tree.leaves(positions), jax.tree.leaves(space.origin), strict=False
+        ):
+            if leaf.shape != (chains, *x.shape):
+                raise ValueError(
+                    f"state holds a position of shape {leaf.shape}, not {chains} of "
+                    f"the num_chains={num_chains} of shape {x.shape}; take the state "
+                    "that init returns where update is called, or split the leading "
+                    "axis of another over axis_name, num_chains being a multiple of "
+                    "its members."
+                )
         plan = Langevin(
             num_steps,
             step_size,
