@@ -188,7 +188,7 @@ def full_space(
     params: PyTree,
     batch: PyTree,
     inner_batches: bool,
-    data_axis_name: str | None,
+    data_axis_name: str | None = None,
 ) -> Coordinates:
     """Every parameter moves: the coordinates are the parameters' own."""
     del data_axis_name  # and need no rows

@@ -187,7 +187,7 @@ def reduced_space(
     params: PyTree,
     batch: PyTree,
     inner_batches: bool,
-    data_axis_name: str | None,
+    data_axis_name: str | None = None,
 ) -> Coordinates:
     """The coordinates that the loss can see on its batch, or on all inner batches.
 
