@@ -145,12 +145,10 @@ def test_an_interrupted_study_ends_in_the_same_result(tmp_path, monkeypatch):
         assert ends[0][label] | {"seconds": 0} == ends[1][label] | {"seconds": 0}
 
 
-def test_workers_find_what_one_process_finds():
-    options = Options(**QUICK)
+def test_workers_find_what_one_process_finds(tmp_path):
+    options = Options(**QUICK, output=tmp_path)
     runs = [methods.Run("SGD"), methods.Run("IS", hidden=0)]
-    tasks = {
-        run.method: (study.fitted(run, options), 2, "digits", None) for run in runs
-    }
+    tasks = {run.method: (study.fitted(run, options), 2, options) for run in runs}
     ends = []
     for count in (1, 2):
         ticks = []
