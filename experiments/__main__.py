@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+from experiments import hosts, interruption
 from experiments.command import execute
 from experiments.options import Options
 
@@ -34,6 +35,11 @@ def main(options: Options) -> None:
     for number, name in enumerate(EXPERIMENTS, start=1):
         print(f"\n[{number}/{len(EXPERIMENTS)}] {name}")
         importlib.import_module(f"experiments.{name}").main(options)
+        # Not every experiment has blocks after which it could stop.
+        if any(hosts.any_of(interruption.requested())):
+            raise interruption.InterruptedRunError(
+                "Stopped. The same command goes on from here."
+            )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
-from experiments import results
+from experiments import hosts, results
 
 KEPT = 3
 
@@ -67,25 +67,26 @@ class Checkpoints:
         Raises:
             SystemExit: the checkpoint is that of another run, version or layout.
         """
-        if not self.folder.exists():
+        # All processes must go on from the same: the first says from which.
+        if not hosts.of_first(self.folder.exists()):
             return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        for step in sorted(self._open().all_steps(), reverse=True):
-            try:
-                record = self._restore(step, record=ocp.args.JsonRestore()).record
-                self._check(record["about"])
-                args = ocp.args.StandardRestore(abstract)
-                return self._restore(step, state=args).state, record["record"]
-            except Exception as error:  # a file may be broken in as many ways as bytes
-                print(
-                    f"checkpoint {self.folder / str(step)} cannot be read "
-                    f"({type(error).__name__}): the one before is used, if any."
-                )
-                self._open().delete(step)
+        for step in hosts.of_first(sorted(self._open().all_steps(), reverse=True)):
+            found = self._read(step, like)
+            # What one of them cannot read, none goes on from.
+            unread = hosts.any_of(found is None)[0]
+            if found is not None and not unread:
+                print(f"{self.folder.name}: goes on from block {step}.", flush=True)
+                return found
+            print(
+                f"checkpoint {self.folder / str(step)} cannot be read: the one before "
+                "is used, if any."
+            )
+            self._open().delete(step)
         return None
 
     def save(self, step: int, state: Any, record: Any) -> bool:
         """Keep a state, and say whether that was done: a run that cannot goes on."""
+        failure = None
         try:
             done = self._open().save(
                 step,
@@ -94,16 +95,19 @@ class Checkpoints:
                     record=ocp.args.JsonSave({"about": self.about, "record": record}),
                 ),
             )
-            self.saved_at = time.monotonic()
-            return done
         except Exception as error:  # a full disk, for one, in several disguises
+            done, failure = False, error
+        self.saved_at = time.monotonic()
+        if hosts.any_of(failure is not None)[0]:
             # Its bookkeeping may be in disorder: the files are what counts.
             self._manager = None
             print(
-                f"could not save a checkpoint in {self.folder} ({error}): the run goes "
-                "on, and the last good one is kept. Free some space there."
+                f"could not save a checkpoint in {self.folder} "
+                f"({failure or 'another process'}): the run goes on, and the last good "
+                "one is kept. Free some space there."
             )
             return False
+        return done
 
     def remove(self) -> None:
         """The run is finished."""
@@ -125,8 +129,19 @@ class Checkpoints:
             )
         return self._manager
 
-    def _restore(self, step: int, **items: Any) -> Any:
-        return self._open().restore(step, args=ocp.args.Composite(**items))
+    def _read(self, step: int, like: Any) -> tuple[Any, Any] | None:
+        def restore(**items: Any) -> Any:
+            return self._open().restore(step, args=ocp.args.Composite(**items))
+
+        try:
+            record = restore(record=ocp.args.JsonRestore()).record
+            self._check(record["about"])
+            shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            state = restore(state=ocp.args.StandardRestore(shapes)).state
+            return state, record["record"]
+        except Exception as error:  # a file may be broken in as many ways as bytes
+            print(f"{self.folder / str(step)}: {type(error).__name__}")
+            return None
 
     def _check(self, about: dict[str, Any]) -> None:
         for name in sorted(about.keys() | self.about.keys()):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -58,10 +60,38 @@ def fingerprints(folder: Path) -> dict[str, str] | None:
     return {label: record["fingerprint"] for label, record in runs.items()}
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def last_checkpoints(folder: Path) -> dict[str, int]:
+    """The block of the last checkpoint of every unfinished run."""
+    found = {}
+    for run in folder.glob("checkpoints/*"):
+        blocks = [int(path.name) for path in run.iterdir() if path.name.isdigit()]
+        if blocks:
+            found[run.name] = max(blocks)
+    return found
+
+
+def gone_on(said: str) -> dict[str, int]:
+    """The blocks from which a process says that it went on, by run."""
+    found = re.findall(r"(\w+): goes on from block (\d+)", said)
+    return {run: int(block) for run, block in found}
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
     """The run, begun or gone on with."""
     code = f"from experiments import kills; kills.run(kills.Path({str(folder)!r}))"
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    """Wait for its end, which must be a good one."""
+    said, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"A run ended with status {process.returncode}:\n{said}")
 
 
 def main(config: Config) -> None:
@@ -70,35 +100,38 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder:
         alone, killed = Path(folder) / "alone", Path(folder) / "killed"
         began = time.monotonic()
-        assert start(alone).wait() == 0
+        finish(start(alone))
         span = time.monotonic() - began
         expected = fingerprints(alone)
         print(f"Undisturbed: {span:.0f} s, {expected}")
 
-        moments: list[float] = []
-        steps: list[int] = []
-        while len(moments) < config.kills:
+        kills: list[dict[str, Any]] = []
+        while len(kills) < config.kills:
+            before = last_checkpoints(killed)
             process = start(killed)
             wait = float(rng.uniform(0.1, 1.0) * span)
             try:
                 process.wait(wait)
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
-                process.wait()
-                moments.append(round(wait, 2))
-                saved = killed.glob("checkpoints/*/*")
-                steps.append(
-                    max((int(p.name) for p in saved if p.name.isdigit()), default=0)
+                said, _ = process.communicate()
+                from_block = gone_on(said)
+                assert from_block.items() <= before.items(), (from_block, before)
+                kills.append(
+                    {
+                        "seconds": round(wait, 2),
+                        "went_on_from_block": from_block,
+                        "left_at_block": last_checkpoints(killed),
+                    }
                 )
-                print(
-                    f"killed after {wait:.1f} s, at a checkpoint of block {steps[-1]}"
-                )
+                print(f"killed: {kills[-1]}")
             else:
                 # It finished before: from the start once more.
+                finish(process)
                 found = fingerprints(killed)
                 assert found == expected, (found, expected)
                 (killed / "killed.json").unlink()
-        assert start(killed).wait() == 0
+        finish(start(killed))
         found = fingerprints(killed)
     same = found == expected
     print(
@@ -108,8 +141,7 @@ def main(config: Config) -> None:
         config.output / "kills.json",
         config,
         seconds_undisturbed=round(span, 1),
-        killed_after=moments,
-        checkpoint_of_block=steps,
+        kills=kills,
         fingerprints=found,
         identical=same,
     )

@@ -14,7 +14,10 @@ from experiments.data import Name
 
 def _environment(name: str) -> int | None:
     value = os.environ.get(name)
-    return None if value is None else int(value)
+    try:
+        return None if value is None else int(value)
+    except ValueError:
+        raise SystemExit(f"{name} must be a whole number, got {value!r}.") from None
 
 
 @dataclasses.dataclass(frozen=True)

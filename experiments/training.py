@@ -123,17 +123,14 @@ def train(
     """
     dataset = split(run, dataset)
     params, network = classifiers(run, seeds, dataset)
-    data = tuple(
-        jax.make_array_from_process_local_data(everywhere(), array)
-        for array in (dataset.train_images, dataset.train_labels)
+    params, *data = jax.tree.map(
+        lambda array: jax.make_array_from_process_local_data(everywhere(), array),
+        (params, dataset.train_images, dataset.train_labels),
     )
+    updates = run.sgd_updates + run.updates
+    size = len(dataset.train_labels)
     batches = np.stack(
-        [
-            batch_indices(
-                seed, len(data[1]), run.sgd_updates + run.updates, run.batch_size
-            )
-            for seed in seeds
-        ]
+        [batch_indices(seed, size, updates, run.batch_size) for seed in seeds]
     )
     tests = np.stack(
         [

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import jax
@@ -89,6 +90,7 @@ def spread(
         pool.submit(_call, function, arguments): label
         for label, arguments in tasks.items()
     }
+    children = multiprocessing.active_children()
     interrupted: interruption.InterruptedRunError | None = None
     try:
         while pending:
@@ -105,10 +107,21 @@ def spread(
                     result = future.result()
                 except interruption.InterruptedRunError as error:
                     interrupted = error  # another one may be at its end
+                except BrokenProcessPool:
+                    break
                 else:
                     yield label, result
-        if interruption.requested():
-            raise interrupted or interruption.InterruptedRunError("Stopped.")
-    finally:
-        for future in pending:
-            future.cancel()
+            # The pool itself may overlook the death of a process that it just started.
+            if not all(child.is_alive() for child in children):
+                raise SystemExit(
+                    "A worker process died, for want of memory perhaps: the same "
+                    "command goes on from the last checkpoints, and needs less with "
+                    "--workers 1."
+                )
+    except BaseException:  # nobody waits for the others, after a second Ctrl-C say
+        _pool.cache_clear()
+        for child in children:
+            child.kill()
+        raise
+    if interruption.requested():
+        raise interrupted or interruption.InterruptedRunError("Stopped.")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lejax._estimate import check_sampler
 from lejax._info import Info
@@ -37,8 +38,8 @@ def parallel(
 
     Args:
         sampler: any sampler, made without axes of its own.
-        mesh: of devices, with axes of type `jax.sharding.AxisType.Auto`; by default one
-            axis of all there are, those of all hosts among them.
+        mesh: of devices; by default one axis of all there are, those of all hosts among
+            them.
         axis_name: the mesh's axis along which draws, or chains of `sgld`, are shared.
         data_axis_name: the mesh's axis along which batches are split by their leading
             axis, by which their leaves must be divisible (with `inner_batches` by their
@@ -49,7 +50,8 @@ def parallel(
         state, split along `axis_name` by their leading axis.
 
     Raises:
-        ValueError: the mesh has no such axis; both axes are the same.
+        ValueError: the mesh has no such axis; both axes are the same; a batch cannot be
+            split into equal parts.
         TypeError: `sampler` is not a sampler.
 
     Example:
@@ -78,6 +80,21 @@ def parallel(
     shared = sampler.over(axis_name, data_axis_name)
     whole, split = jax.P(), jax.P(axis_name)
     of_batch = jax.P(*(None,) * sampler.inner_batches, data_axis_name)
+
+    def in_parts(batch: PyTree) -> PyTree:
+        place, size = int(sampler.inner_batches), mesh.shape[data_axis_name]
+        for leaf in jax.tree.leaves(batch):
+            shape = jnp.shape(leaf)
+            if len(shape) <= place or shape[place] % size:
+                raise ValueError(
+                    f"batch has a leaf of shape {shape}, whose axis {place} cannot be "
+                    f"split into {size} equal parts along data_axis_name="
+                    f"{data_axis_name!r}; pass a multiple of {size} rows."
+                )
+        if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+            return batch
+        # Then the way in which an array is split is part of its type.
+        return jax.sharding.reshard(batch, jax.NamedSharding(mesh, of_batch))
 
     def on_mesh(fn: Callable[..., Any], in_specs: Any, out_specs: Any):
         names = {axis_name, data_axis_name} - {None}
@@ -110,7 +127,7 @@ def parallel(
                 beta=beta,
             )
 
-        part = () if data_axis_name is None or batch is None else (batch,)
+        part = () if data_axis_name is None or batch is None else (in_parts(batch),)
         in_specs = (whole, split, whole, *(of_batch for _ in part))
         run = on_mesh(of_member, in_specs, (whole, split, whole))
         return run(key, state, params, *part)

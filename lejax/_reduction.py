@@ -260,8 +260,8 @@ def reduced_space(
 
     zeros = mapped(
         lambda part, leaf: jnp.zeros(part.met.reduced_shape(leaf.shape), leaf.dtype),
-        zeros_alike,
-    )(origin)
+        lambda leaf: leaf,
+    )(zeros_alike(origin))
     mask = mapped(lambda part, u: part.directions.mask(u), lambda u: u)
     return Coordinates(
         origin=origin,

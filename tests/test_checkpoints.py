@@ -170,7 +170,9 @@ def test_killed_at_random_moments(tmp_path):
     kills.main(kills.Config(kills=3, output=tmp_path))
     found = results.read(tmp_path / "kills.json")
     assert found["identical"]
-    assert len(found["killed_after"]) == 3
+    assert len(found["kills"]) == 3
+    # It went on at least once, and did not only begin anew.
+    assert any(kill["went_on_from_block"] for kill in found["kills"])
 
 
 def test_sigterm_saves_and_exits(tmp_path):
@@ -198,9 +200,11 @@ def test_sigterm_saves_and_exits(tmp_path):
         assert "SIGTERM: finishing the current block" in said
         assert "Saved. The same command goes on from here." in said
         assert list(folder.glob("checkpoints/*/[0-9]*"))
+        saved = kills.last_checkpoints(folder)
         process = start(folder, workers)
-        process.communicate(timeout=300)
+        said, _ = process.communicate(timeout=300)
         assert process.returncode == 0
+        assert kills.gone_on(said) == saved
         found = kills.fingerprints(folder)
         assert found is not None
         assert expected in (None, found)

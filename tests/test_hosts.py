@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import results
+from experiments.kills import gone_on, last_checkpoints
 
 pytestmark = pytest.mark.standard
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -22,8 +25,8 @@ def start():
     """Start processes; none of them outlives its test."""
     started = []
 
-    def start(output, *arguments):
-        started.extend(both := pair(output, *arguments))
+    def start(*arguments):
+        started.extend(both := pair(*arguments))
         return both
 
     yield start
@@ -32,16 +35,22 @@ def start():
         process.communicate()
 
 
-def pair(output, *arguments, module="experiments.chains"):
+def command(methods, output, *arguments):
+    """One experiment, by one process."""
+    study = [sys.executable, "-m", "tests.shared_study", methods, "--data", "digits"]
+    return [*study, "--output", output, *arguments]
+
+
+def pair(*arguments):
     """Both processes of one experiment; the rank of the second by its environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", module, "--data", "digits", "--output", output]
-    command += [*arguments, "--coordinator", address, "--processes", "2"]
+    hosts = ("--coordinator", address, "--processes", "2")
     return [
         subprocess.Popen(
-            command + ["--rank", str(rank)] * (rank == 0),
+            command(*arguments, *hosts) + ["--rank", str(rank)] * (rank == 0),
+            cwd=ROOT,
             env=os.environ | ({"JAX_PROCESS_ID": "1"} if rank else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -51,25 +60,29 @@ def pair(output, *arguments, module="experiments.chains"):
     ]
 
 
-def last_checkpoint(folder):
-    names = [path.name for path in folder.glob("checkpoints/*/*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+def wait_for_a_checkpoint(both, folder, after):
+    """One that is not among those before."""
+    patience = time.monotonic() + 240
+    while last_checkpoints(folder) == after:
+        assert time.monotonic() < patience
+        assert all(process.poll() is None for process in both)
+        time.sleep(0.1)
 
 
 def test_two_processes_share_an_experiment(tmp_path, start):
     """The same curves as by one; the first process alone speaks and writes."""
-    quick = ("--quick", "--seeds", "2")
-    both = start(tmp_path / "both", *quick)
+    methods = "IS,SGLD,HR"
+    both = start(methods, tmp_path / "both")
     said = [process.communicate(timeout=400) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert "SGLD" in said[0][0]
+    assert "Data:" in said[0][0]
     # Gloo says of both that they are connected; nothing else comes from the second.
     assert [line for line in said[1][0].splitlines() if "[Gloo]" not in line] == []
 
-    command = [sys.executable, "-m", "experiments.chains", "--data", "digits", *quick]
-    subprocess.run([*command, "--output", tmp_path / "alone"], check=True, timeout=400)
+    alone = command(methods, tmp_path / "alone")
+    subprocess.run(alone, cwd=ROOT, check=True, timeout=400)
     found, expected = (
-        results.read(tmp_path / folder / "chains.json")["runs"]
+        results.read(tmp_path / folder / "shared.json")["runs"]
         for folder in ("both", "alone")
     )
     assert found.keys() == expected.keys()
@@ -80,16 +93,15 @@ def test_two_processes_share_an_experiment(tmp_path, start):
         )
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_the_others_stop_when_one_dies(tmp_path, start, victim):
-    """Within a minute, with a message; the run then goes on from its checkpoint."""
-    longer = ("--updates", "500", "--seeds", "1", "--checkpoint-seconds", "0")
-    both = start(tmp_path, *longer)
-    deadline = time.monotonic() + 240
-    while not last_checkpoint(tmp_path):
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in both)
-        time.sleep(0.2)
+@pytest.mark.parametrize(("victim", "method"), [(0, "IS"), (1, "SGLD"), (0, "HR")])
+def test_the_other_stops_when_one_dies(tmp_path, start, victim, method):
+    """Within a minute, with a message; the run then goes on from its checkpoint.
+
+    And a signal to one of them is a request to both.
+    """
+    longer = (method, tmp_path, "--updates", "1000", "--checkpoint-seconds", "0")
+    both = start(*longer)
+    wait_for_a_checkpoint(both, tmp_path, after={})
     both[victim].send_signal(signal.SIGKILL)
     died = time.monotonic()
     _, said = both[1 - victim].communicate(timeout=60)
@@ -98,9 +110,11 @@ def test_the_others_stop_when_one_dies(tmp_path, start, victim):
     assert "does not answer" in said or "another task died" in said, said
     both[victim].communicate()
 
-    saved = last_checkpoint(tmp_path)
-    both = start(tmp_path, *longer)
-    while last_checkpoint(tmp_path) <= saved:
-        assert time.monotonic() < deadline + 240
-        assert all(process.poll() is None for process in both)
-        time.sleep(0.2)
+    saved = last_checkpoints(tmp_path)
+    both = start(*longer)
+    wait_for_a_checkpoint(both, tmp_path, after=saved)
+    both[victim].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [128 + signal.SIGTERM] * 2, said
+    assert gone_on(said[0][0]) == saved
+    assert "Saved. The same command goes on from here." in said[0][0]

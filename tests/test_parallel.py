@@ -15,7 +15,7 @@ import lejax
 from experiments.collectives import collectives
 
 pytestmark = pytest.mark.compiles
-AUTO = jax.sharding.AxisType.Auto
+AUTO, EXPLICIT = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit
 TAU = 0.3
 
 
@@ -40,17 +40,28 @@ def on_all_devices():
     for name in ("few samples", "signs", "score_function", "one chain", "three chains"):
         sampler = lejax.parallel(SAMPLERS[name]())
         assert_same(trained(sampler), trained(SAMPLERS[name]()))
+    # The generator of `rbg` keys makes a chunk at a time: equal chunks, equal numbers.
+    sampler, key = lejax.importance(64, chunk_size=8), jax.random.key(3, impl="rbg")
+    whole = jax.jit(lejax.step_fn(network, sampler, TAU))
+    shared = jax.jit(lejax.step_fn(network, lejax.parallel(sampler), TAU))
+    assert_same(shared(PARAMS, key, BATCH), whole(PARAMS, key, BATCH))
 
 
 def on_two_axes(rows, columns):
     """Draws along one axis of a mesh, the batch split along the other."""
-    mesh = jax.make_mesh((rows, columns), ("draws", "rows"), (AUTO, AUTO))
-    batch = jax.device_put(BATCH, jax.NamedSharding(mesh, jax.P("rows")))
-    for name in ("pairs", "robbins_monro"):
+    for name, types in (("pairs", AUTO), ("robbins_monro", AUTO), ("pairs", EXPLICIT)):
+        mesh = jax.make_mesh((rows, columns), ("draws", "rows"), (types, types))
         sampler = lejax.parallel(
             SAMPLERS[name](), mesh, axis_name="draws", data_axis_name="rows"
         )
+        batch = jax.device_put(BATCH, jax.NamedSharding(mesh, jax.P("rows")))
         assert_same(trained(sampler, batch), trained(SAMPLERS[name]()))
+        if types == EXPLICIT:  # a whole batch is then split by the sampler
+            assert_same(trained(sampler), trained(SAMPLERS[name]()))
+        if columns > 1:
+            odd = jax.tree.map(lambda leaf: leaf[:1], BATCH)
+            with pytest.raises(ValueError, match=r"batch has a leaf .* a multiple of"):
+                trained(sampler, odd)
 
 
 def what_is_sent(count):
@@ -103,6 +114,38 @@ def split_parameters(monkeypatch):
         assert grads.sharding.is_equivalent_to(split.sharding, grads.ndim)
 
 
+def split_parameters_reduced(monkeypatch):
+    """Likewise where some leaves are reduced, and the others large only together."""
+    monkeypatch.setattr("lejax._trees.POOLED_NUMBERS", 1000)
+    params = {"kernel": jnp.ones((64, 600)) / 8, "bias": jnp.zeros(600)}
+    batch = jnp.sin(jnp.arange(4.0 * 64)).reshape(4, 64)
+
+    def loss(params, batch):
+        return jnp.mean(jnp.tanh(batch @ params["kernel"] + params["bias"]) ** 2)
+
+    sampler, key = lejax.importance(16, chunk_size=2), jax.random.key(2)
+    whole = jax.jit(lejax.value_and_grad(loss, sampler, TAU))(params, key, batch)
+    mesh = jax.make_mesh((2, 2), ("samples", "model"), (AUTO, AUTO))
+    split = jax.device_put(
+        params,
+        {
+            "kernel": jax.NamedSharding(mesh, jax.P(None, "model")),
+            "bias": jax.NamedSharding(mesh, jax.P("model")),
+        },
+    )
+    step = jax.jit(lejax.value_and_grad(loss, lejax.parallel(sampler, mesh), TAU))
+    compiled = step.lower(split, key, batch).compile()
+    (value, info), grads = compiled(split, key, batch)
+    assert_same(((value, info), grads), whole)
+    for name, grad in grads.items():
+        assert grad.sharding.is_equivalent_to(split[name].sharding, grad.ndim), name
+    # Nothing with all 600 columns exists, and what is sent has half of them.
+    program = compiled.as_text()
+    assert not re.search(r"\[(\d+,)*600[,\]]", program)
+    numbers = sum(numbers for _, numbers, _ in collectives(program))
+    assert 5 * 600 / 2 <= numbers <= 5 * 600 / 2 + 40
+
+
 def test_one_device():
     on_all_devices()
     on_two_axes(1, 1)
@@ -120,15 +163,6 @@ def test_no_such_axis():
         lejax.parallel(
             lejax.importance(4), mesh, axis_name="devices", data_axis_name="rows"
         )
-
-
-def test_rbg_keys():
-    """Their generator makes a chunk at a time: equal chunks are equal numbers."""
-    sampler = lejax.importance(64, chunk_size=8)
-    key = jax.random.key(3, impl="rbg")
-    step = lejax.step_fn(network, sampler, TAU)
-    shared = lejax.step_fn(network, lejax.parallel(sampler), TAU)
-    assert_same(jax.jit(shared)(PARAMS, key, BATCH), jax.jit(step)(PARAMS, key, BATCH))
 
 
 def test_a_traced_loss():
@@ -155,4 +189,5 @@ if __name__ == "__main__":
     on_two_axes(2, 2)
     jax.config.update("jax_disable_most_optimizations", False)
     what_is_sent(4)
+    split_parameters_reduced(pytest.MonkeyPatch())
     split_parameters(pytest.MonkeyPatch())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import workers
+from experiments import interruption, workers
 
 
 def sleep(tick):
@@ -22,8 +22,9 @@ def sleep(tick):
 def main():
     """Say which processes there are, and be busy."""
     tasks = {"a": (), "b": ()}
-    for _ in workers.spread(sleep, tasks, 2, lambda pid: print(pid, flush=True)):
-        pass
+    with interruption.deferred():
+        for _ in workers.spread(sleep, tasks, 2, lambda pid: print(pid, flush=True)):
+            pass
 
 
 def alive(pid):
@@ -32,16 +33,52 @@ def alive(pid):
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+def kill_the_parent(parent, pids):
+    """Without a chance to tell its workers."""
+    del pids
+    parent.send_signal(signal.SIGKILL)
+
+
+def kill_a_worker(parent, pids):
+    """The parent says so, and does not wait for the other."""
+    os.kill(pids[0], signal.SIGKILL)
+    _, said = parent.communicate(timeout=30)
+    assert parent.returncode == 1
+    assert "A worker process died" in said
+    assert "Traceback" not in said
+
+
+def interrupt_twice(parent, pids):
+    """Ctrl-C, by a terminal to all of them: first a request, then an order."""
+    parent.send_signal(signal.SIGINT)
+    assert "SIGINT: finishing the current block" in parent.stdout.readline() + (
+        parent.stdout.readline()
+    )
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+        assert alive(pid)
+    parent.send_signal(signal.SIGINT)
+    parent.communicate(timeout=30)
+    assert parent.returncode == -signal.SIGINT
+
+
 @pytest.mark.skipif(not Path("/proc").exists(), reason="processes are seen in /proc")
-def test_workers_end_with_their_parent():
-    """Where it is killed without a chance to tell them."""
+@pytest.mark.parametrize("end", [kill_the_parent, kill_a_worker, interrupt_twice])
+def test_workers_end_with_their_parent(end):
+    """However it ends, no worker keeps its core busy."""
     command = [sys.executable, "-m", "tests.test_workers"]
     root = Path(__file__).parents[1]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as parent:
+    with subprocess.Popen(
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as parent:
         assert parent.stdout is not None
         pids = [int(parent.stdout.readline()) for _ in range(2)]
         assert all(map(alive, pids))
-        parent.send_signal(signal.SIGKILL)
+        end(parent, pids)
     patience = time.monotonic() + 30
     while any(map(alive, pids)) and time.monotonic() < patience:
         time.sleep(0.1)
