@@ -1,4 +1,4 @@
-"""The one training loop: all seeds of a run at once, in jitted blocks of updates."""
+"""The one training loop: all seeds of a run, in jitted blocks of updates."""
 
 from __future__ import annotations
 
@@ -144,7 +144,9 @@ def train(
     rates = run.learning_rates and np.asarray([rate for _, rate in grid], np.float32)
 
     def mapped(function: Callable[..., Any], of_grid: Any, of_seeds: Any) -> Any:
-        return jax.jit(jax.vmap(jax.vmap(function, of_seeds), of_grid))
+        # One after the other: the draws of all at once would not stay in the cache.
+        alone = jax.custom_batching.sequential_vmap(function)
+        return jax.jit(jax.vmap(jax.vmap(alone, of_seeds), of_grid))
 
     only = grid[0][0]
 
