@@ -79,8 +79,11 @@ def gone_on(said: str) -> dict[str, int]:
 def start(folder: Path) -> subprocess.Popen[str]:
     """The run, begun or gone on with."""
     code = f"from experiments import kills; kills.run(kills.Path({str(folder)!r}))"
+    # Most of a short life would be compilation.
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
     return subprocess.Popen(
         [sys.executable, "-c", code],
+        env=os.environ | kept,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

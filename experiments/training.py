@@ -26,8 +26,8 @@ class Evaluation(NamedTuple):
         updates: how many there have been, not counting those of `sgd_updates`.
         accuracy: the test accuracy after them, (grid, seeds); the grid is that of τ and
             the learning rate.
-        seconds: of the block before, for all that runs at once; compilation is not in
-            it. NaN at the start.
+        seconds: of the block before, for the whole grid and all seeds; compilation is
+            not in it. NaN at the start.
         evaluations_per_update: of the loss or its gradient, in each of the runs.
         fingerprint: of all parameters: the same where they are, bit for bit.
     """
@@ -144,9 +144,10 @@ def train(
     rates = run.learning_rates and np.asarray([rate for _, rate in grid], np.float32)
 
     def mapped(function: Callable[..., Any], of_grid: Any, of_seeds: Any) -> Any:
-        # One after the other: the draws of all at once would not stay in the cache.
-        alone = jax.custom_batching.sequential_vmap(function)
-        return jax.jit(jax.vmap(jax.vmap(alone, of_seeds), of_grid))
+        # On a CPU one after the other: draws of all at once would not stay in its cache.
+        if jax.default_backend() == "cpu":
+            function = jax.custom_batching.sequential_vmap(function)
+        return jax.jit(jax.vmap(jax.vmap(function, of_seeds), of_grid))
 
     only = grid[0][0]
 

@@ -56,7 +56,8 @@ def importance(
             pair is two; an odd one out is unpaired.
         chunk_size: how many evaluations run at once under `vmap`, a pair at the least;
             memory grows with it, never with J. By default as many as the cache holds;
-            it changes nothing but speed and rounding.
+            it changes nothing but speed and rounding. A `jax.vmap` around, over seeds
+            say, runs as many chunks at once: on a CPU `jax.lax.map` is the faster loop.
         antithetic: draw pairs x ± √τ ε. Less noise per normal drawn, always; False is
             the paper's plain sampling.
         axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose

@@ -184,8 +184,12 @@ def test_sigterm_saves_and_exits(tmp_path):
             "with interruption.deferred():\n"
             f"    kills.run(kills.Path({str(folder)!r}), {workers}, every=0.5)"
         )
-        command = [sys.executable, "-c", code]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     expected = None
     for workers in (1, 2):
