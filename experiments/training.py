@@ -144,7 +144,7 @@ def train(
     rates = run.learning_rates and np.asarray([rate for _, rate in grid], np.float32)
 
     def mapped(function: Callable[..., Any], of_grid: Any, of_seeds: Any) -> Any:
-        # On a CPU one after the other: draws of all at once would not stay in its cache.
+        # On a CPU one after the other: draws of all at once would leave its cache.
         if jax.default_backend() == "cpu":
             function = jax.custom_batching.sequential_vmap(function)
         return jax.jit(jax.vmap(jax.vmap(function, of_seeds), of_grid))

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import jax
 import matplotlib as mpl
 import pytest
 
 mpl.use("agg")
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
+
+
+def pytest_configure(config):
+    """What one test compiles no other has to: here, in workers and in subprocesses."""
+    if COMPILED not in os.environ:
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        os.environ[COMPILED] = folder.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(autouse=True)
