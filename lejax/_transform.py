@@ -58,6 +58,11 @@ def local_entropy(
     1 of the paper. Call `update(updates, state, params, value_fn=..., batch=...)`;
     `value_fn` is f: `value_fn(params, batch)`, or `value_fn(params)` without a batch.
 
+    Parameters may be of half precision: estimates are summed in float32, and returned
+    in the parameters' dtype. Where √τ is small against the spacing s of their numbers,
+    x + √τ ε is rounded at random, to x + √τ ε on average: no bias, but noise that is
+    about √(1 + 0.8 s/√τ) times that of float32.
+
     Args:
         sampler: `importance` or `sgld`.
         tau: τ, the variance of the smoothing, in squared units of the parameters: a

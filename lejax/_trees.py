@@ -116,10 +116,39 @@ def _large_draw(key: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def translate(params: PyTree, displacement: PyTree) -> PyTree:
-    """x + u, added in at least float32 and returned in the dtypes of x."""
-    return jax.tree.map(
-        lambda x, u: (x.astype(u.dtype) + u).astype(x.dtype), params, displacement
+    """x + u, added in at least float32 and returned in the dtypes of x.
+
+    Of half precision it is a neighbour at random, x + u on average: the nearest one
+    would be x itself, for every u that is small against the spacing there.
+    """
+
+    def moved(x: jax.Array, u: jax.Array) -> jax.Array:
+        point = x.astype(u.dtype) + u
+        if jnp.finfo(x.dtype).bits < jnp.finfo(u.dtype).bits:
+            return _rounded_at_random(point, u, x.dtype)
+        return point.astype(x.dtype)
+
+    return jax.tree.map(moved, params, displacement)
+
+
+def _rounded_at_random(point: jax.Array, u: jax.Array, dtype: Any) -> jax.Array:
+    """Upwards or downwards, in proportion; as for u so, mirrored, for -u."""
+    here, u = jax.lax.stop_gradient((point, u))
+    kept = jnp.finfo(dtype)
+    # Not by a cast and back, which XLA takes for superfluous.
+    nearest = jax.lax.reduce_precision(here, kept.nexp, kept.nmant)
+    lost = here - nearest
+    towards = jnp.where(lost > 0, jnp.inf, -jnp.inf).astype(dtype)
+    beyond = jnp.nextafter(nearest.astype(dtype), towards).astype(here.dtype)
+    # The dice are the bits of |u| itself, well mixed: no key has to come this far.
+    bits = jax.lax.bitcast_convert_type(jnp.abs(u), jnp.uint32)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)
+    dice = (bits >> 8).astype(here.dtype) / 2**24
+    chosen = jnp.where(
+        jnp.abs(lost) > dice * jnp.abs(beyond - nearest), beyond, nearest
     )
+    return (point + (chosen - here)).astype(dtype)
 
 
 def scaled(tree: PyTree, factor: Any) -> PyTree:

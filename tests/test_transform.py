@@ -245,64 +245,6 @@ def test_an_ensemble_by_vmap_over_keys():
     )
 
 
-@every_sampler
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_dtypes_of_parameters_are_kept(name, dtype):
-    with jax.enable_x64(dtype == "float64"):
-        p = jax.tree.map(lambda leaf: leaf.astype(dtype), params())
-        tx = transformation(name)
-        state = tx.init(p)
-        updates, new = tx.update(
-            None, state, p, value_fn=loss, batch=BATCH.astype(dtype)
-        )
-        assert signature(updates) == signature(p)
-        assert signature(new) == signature(state)
-        assert all(bool(jnp.isfinite(u).all()) for u in jax.tree.leaves(updates))
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_parameters_are_averaged_in_float32(dtype):
-    """The sums of 4000 draws in half precision would be far off."""
-
-    def f(x):
-        return jnp.sum((x.astype(jnp.float32) - 0.5) ** 2)
-
-    x = jnp.zeros(8, dtype)
-    for make, sampler in (
-        (lejax.local_entropy, lejax.importance(4000)),
-        (lejax.heat, lejax.pathwise(4000)),
-        (lejax.heat, lejax.score_function(4000)),
-    ):
-
-        def gradient(x, make=make, sampler=sampler):
-            tx = make(sampler, 0.05, key=jax.random.key(0))
-            return jax.jit(lambda x: tx.update(None, tx.init(x), x, value_fn=f)[0])(x)
-
-        half, single = gradient(x), gradient(x.astype(jnp.float32))
-        assert half.dtype == dtype
-        # The same draws; the loss sees them rounded to half precision.
-        np.testing.assert_allclose(
-            half.astype(jnp.float32), single, rtol=0.01, atol=0.01
-        )
-
-
-def test_leaves_of_different_widths():
-    with jax.enable_x64(True):
-        p = {"w": params()["w"], "b": params()["b"].astype(jnp.float64)}
-
-        def f(p, batch):
-            return loss(jax.tree.map(lambda x: x.astype(jnp.float32), p), batch)
-
-        for name in SAMPLERS:
-            tx = transformation(name)
-            update = jax.jit(
-                lambda s, tx=tx: tx.update(None, s, p, value_fn=f, batch=BATCH)
-            )
-            updates, state = update(tx.init(p))
-            assert signature(updates) == signature(p)
-            assert signature(state) == signature(tx.init(p))
-
-
 @pytest.mark.standard
 def test_gradients_are_accumulated_behind_the_sampler():
     """MultiSteps behind it averages k estimates, and evaluates nothing in vain."""
