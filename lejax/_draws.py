@@ -22,7 +22,7 @@ from lejax._trees import PyTree, is_large, scaled
 # The default chunk, in numbers of its noise: on a CPU it should stay in the cache, but
 # a few large draws at once keep all cores busy; an accelerator wants more work at once.
 # The units bound what the loss needs for each.
-CHUNK_NUMBERS_CPU = 2**18
+CHUNK_NUMBERS_CPU = 2**17
 FEW_UNITS, FEW_NUMBERS = 8, 2**20
 CHUNK_NUMBERS_ACCELERATOR = 2**25
 CHUNK_UNITS = 2**10
