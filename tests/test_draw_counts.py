@@ -94,7 +94,7 @@ def test_signs_save_normals():
 
 
 @pytest.mark.parametrize(
-    ("size", "limit"), [(1, 2**10), (2**12, 2**6), (2**17, 8), (2**18, 4), (2**21, 1)]
+    ("size", "limit"), [(1, 2**10), (2**12, 2**5), (2**17, 8), (2**18, 4), (2**21, 1)]
 )
 def test_draws_of_a_chunk_on_a_cpu(monkeypatch, size, limit):
     """A cache full, or a few large ones, and one at the least."""
