@@ -63,10 +63,11 @@ def fingerprints(folder: Path) -> dict[str, str] | None:
 def last_checkpoints(folder: Path) -> dict[str, int]:
     """The block of the last checkpoint of every unfinished run."""
     found = {}
-    for run in folder.glob("checkpoints/*"):
-        blocks = [int(path.name) for path in run.iterdir() if path.name.isdigit()]
-        if blocks:
-            found[run.name] = max(blocks)
+    # Folders may vanish on the way: `os.walk` does not mind.
+    for name, inside, _ in os.walk(folder / "checkpoints"):
+        blocks = [int(block) for block in inside if block.isdigit()]
+        if blocks and Path(name).parent.name == "checkpoints":
+            found[Path(name).name] = max(blocks)
     return found
 
 
@@ -111,10 +112,14 @@ def main(config: Config) -> None:
         kills: list[dict[str, Any]] = []
         while len(kills) < config.kills:
             before = last_checkpoints(killed)
+            began = time.monotonic()
             process = start(killed)
-            wait = float(rng.uniform(0.1, 1.0) * span)
+            # In turn: some time after it saved again, and at whatever it is.
+            if len(kills) % 2 == 0:
+                while last_checkpoints(killed) == before and process.poll() is None:
+                    time.sleep(0.01)
             try:
-                process.wait(wait)
+                process.wait(float(rng.uniform(0, 0.4) * span))
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
                 said, _ = process.communicate()
@@ -122,12 +127,12 @@ def main(config: Config) -> None:
                 assert from_block.items() <= before.items(), (from_block, before)
                 kills.append(
                     {
-                        "seconds": round(wait, 2),
+                        "seconds": round(time.monotonic() - began, 2),
                         "went_on_from_block": from_block,
                         "left_at_block": last_checkpoints(killed),
                     }
                 )
-                print(f"killed: {kills[-1]}")
+                print(f"killed: {kills[-1]}", flush=True)
             else:
                 # It finished before: from the start once more.
                 finish(process)
