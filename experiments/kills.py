@@ -91,11 +91,12 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for its end, which must be a good one."""
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for its end, which must be a good one, and hear what it said."""
     said, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"A run ended with status {process.returncode}:\n{said}")
+    return said
 
 
 def main(config: Config) -> None:
@@ -114,12 +115,14 @@ def main(config: Config) -> None:
             before = last_checkpoints(killed)
             began = time.monotonic()
             process = start(killed)
-            # In turn: some time after it saved again, and at whatever it is.
+            # In turn: soon after it saved again, and at whatever it is.
+            longest = 0.4 * span
             if len(kills) % 2 == 0:
+                longest = 0.1 * span
                 while last_checkpoints(killed) == before and process.poll() is None:
                     time.sleep(0.01)
             try:
-                process.wait(float(rng.uniform(0, 0.4) * span))
+                process.wait(rng.uniform(0, longest))
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
                 said, _ = process.communicate()
@@ -139,7 +142,9 @@ def main(config: Config) -> None:
                 found = fingerprints(killed)
                 assert found == expected, (found, expected)
                 (killed / "killed.json").unlink()
-        finish(start(killed))
+        before = last_checkpoints(killed)
+        from_block = gone_on(finish(start(killed)))
+        assert from_block == before, (from_block, before)
         found = fingerprints(killed)
     same = found == expected
     print(
@@ -150,6 +155,7 @@ def main(config: Config) -> None:
         config,
         seconds_undisturbed=round(span, 1),
         kills=kills,
+        last_went_on_from_block=from_block,
         fingerprints=found,
         identical=same,
     )
