@@ -137,6 +137,22 @@ def test_a_truncated_checkpoint(begun, capsys):
     assert capsys.readouterr().out.count("cannot be read") == checkpoints.KEPT
 
 
+def test_a_checkpoint_that_another_process_cannot_read(begun, capsys, monkeypatch):
+    """None of them goes on from it."""
+    keep, go_on, expected = begun
+    kept = keep()
+    answers, alone = [[True]], checkpoints.hosts.any_of
+    monkeypatch.setattr(
+        checkpoints.hosts,
+        "any_of",
+        lambda *flags: answers.pop() if answers else alone(*flags),
+    )
+    assert _last(go_on(kept)).fingerprint == expected.fingerprint
+    said = capsys.readouterr().out
+    assert f"{kept.folder / '3'} cannot be read" in said
+    assert f"{kept.folder.name}: goes on from block 2." in said
+
+
 @contextlib.contextmanager
 def full_disk():
     """No file can grow."""
