@@ -7,6 +7,8 @@ import functools
 import http.server
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -98,6 +100,13 @@ def test_options_that_cannot_be_run():
         Options(coordinator="here:1234", processes=2, rank=2)
     with pytest.raises(SystemExit, match="--workers must be at least 1, got 0"):
         Options(workers=0)
+
+
+def test_an_environment_that_is_no_number():
+    environment = os.environ | {"JAX_NUM_PROCESSES": "abc"}
+    command = [sys.executable, "-c", "import experiments.options"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stderr == "JAX_NUM_PROCESSES must be a whole number, got 'abc'.\n"
 
 
 def test_the_settings_are_the_paper_s():
