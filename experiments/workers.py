@@ -92,6 +92,7 @@ def spread(
     }
     children = multiprocessing.active_children()
     interrupted: interruption.InterruptedRunError | None = None
+    broken = False
     try:
         while pending:
             done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -108,11 +109,12 @@ def spread(
                 except interruption.InterruptedRunError as error:
                     interrupted = error  # another one may be at its end
                 except BrokenProcessPool:
-                    break
+                    broken = True
                 else:
                     yield label, result
-            # The pool itself may overlook the death of a process that it just started.
-            if not all(child.is_alive() for child in children):
+            # Each may be the first to see a death: the pool overlooks that of a process
+            # that it just started, and sees files close before a process is gone.
+            if broken or not all(child.is_alive() for child in children):
                 raise SystemExit(
                     "A worker process died, for want of memory perhaps: the same "
                     "command goes on from the last checkpoints, and needs less with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -83,6 +84,19 @@ def test_workers_end_with_their_parent(end):
     while any(map(alive, pids)) and time.monotonic() < patience:
         time.sleep(0.1)
     assert not any(map(alive, pids))
+
+
+def die(tick):
+    """As the kernel ends a process that takes too much memory."""
+    del tick
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_death_that_only_the_pool_sees(monkeypatch):
+    """A process whose files are closed may still count as alive: nothing is lost."""
+    monkeypatch.setattr(multiprocessing, "active_children", list)
+    with pytest.raises(SystemExit, match="A worker process died"):
+        list(workers.spread(die, {"a": (), "b": ()}, 2, print))
 
 
 if __name__ == "__main__":
