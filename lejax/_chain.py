@@ -10,7 +10,7 @@ import optax
 
 from lejax import _complement as complement
 from lejax._axes import varying
-from lejax._complement import ComplementPoint, ComplementSum
+from lejax._complement import ComplementMean, ComplementPoint
 from lejax._draws import largest_divisor
 from lejax._objective import Coordinates
 from lejax._trees import PyTree, all_finite, compute_dtype, scaled
@@ -25,6 +25,7 @@ class Langevin(NamedTuple):
         temperature: T_j, likewise.
         warm_start: whether the chain starts at a given position, or at x.
         sample_complement: whether its mean is drawn where the loss does not see it.
+        averaging: α of an exponential average; None for weights ε_j.
         noise_at_once: how many moves' noise is drawn together.
     """
 
@@ -33,6 +34,7 @@ class Langevin(NamedTuple):
     temperature: Any
     warm_start: bool
     sample_complement: bool
+    averaging: Any
     noise_at_once: int
 
 
@@ -50,8 +52,9 @@ class Chain(NamedTuple):
         candidate: where the chain would go.
         point: where it is.
         gradient: of the loss, there.
-        total: Σ_j ε_j y_j over the points so far, where the loss sees them.
-        unseen_total: the law of the rest of that sum.
+        mean: of the points so far, where the loss sees them.
+        unseen_mean: the law of the rest of that mean.
+        weight: Σ_j ε_j over them.
         started: whether a start was accepted.
         refused: the number of points that were not finite.
     """
@@ -59,8 +62,9 @@ class Chain(NamedTuple):
     candidate: Point
     point: Point
     gradient: PyTree
-    total: PyTree
-    unseen_total: ComplementSum
+    mean: PyTree
+    unseen_mean: ComplementMean
+    weight: jax.Array
     started: jax.Array
     refused: jax.Array
 
@@ -69,7 +73,7 @@ class Outcome(NamedTuple):
     """What a chain leaves.
 
     Attributes:
-        mean: Σ_j ε_j y_j / Σ_j ε_j, where the loss sees it.
+        mean: of its points, where the loss sees it.
         unseen_mean: the rest of it; None where it is not drawn.
         end: its last point, as parameters.
         refused: the number of points that were not finite.
@@ -113,8 +117,12 @@ def run_chain(
         # Until a start is accepted the candidate is x itself.
         started = chain.started | finite
         step, heat = at(plan.step_size, j), at(plan.temperature, j)
-        total = optax.tree.add(chain.total, scaled(y, step))
-        unseen, unseen_total = complement.visited(unseen, chain.unseen_total, step)
+        weight = chain.weight + step
+        share = step / weight
+        if plan.averaging is not None:
+            share = jnp.where(j == 0, 1, jnp.asarray(plan.averaging, dtype))
+        mean = optax.tree.add(chain.mean, scaled(optax.tree.sub(y, chain.mean), share))
+        unseen, unseen_mean = complement.visited(unseen, chain.unseen_mean, share)
         drift = optax.tree.add(scaled(gradient, beta), scaled(y, 1 / tau))
         # A move that is not stable is no number, and so refused.
         move = jnp.where(stable(step), step, jnp.nan)
@@ -131,8 +139,8 @@ def run_chain(
         refused = chain.refused + jnp.where(finite, 0, 1).astype(dtype)
         point = Point(y, unseen)
         return Chain(
-            candidate, point, gradient, total, unseen_total, started, refused
-        ), step
+            candidate, point, gradient, mean, unseen_mean, weight, started, refused
+        ), None
 
     at_x = Point(space.zeros, complement.point(0, dtype))
     first, first_unseen = at_x, optax.tree.zeros_like(space.origin)
@@ -156,26 +164,26 @@ def run_chain(
         candidate=first,
         point=at_x,
         gradient=space.zeros,
-        total=space.zeros,
-        unseen_total=complement.no_sum(dtype),
+        mean=space.zeros,
+        unseen_mean=complement.no_mean(dtype),
+        weight=jnp.zeros((), dtype),
         started=jnp.zeros((), bool),
         refused=jnp.zeros((), dtype),
     )
     size = largest_divisor(plan.num_steps, plan.noise_at_once)
     steps = jnp.arange(plan.num_steps).reshape(-1, size)
-    chain, weights = jax.lax.scan(block, varying(chain, space.axis_name), steps)
-    mean = scaled(chain.total, 1 / weights.sum())
+    chain, _ = jax.lax.scan(block, varying(chain, space.axis_name), steps)
     end, unseen_mean = space.lift(chain.point.seen), None
     if space.outside is not None and (plan.warm_start or plan.sample_complement):
-        unseen_end, unseen_total = complement.draw(
+        unseen_end, mean = complement.draw(
             jax.random.fold_in(key, plan.num_steps),
             space,
             first_unseen,
             chain.point.unseen,
-            chain.unseen_total if plan.sample_complement else None,
+            chain.unseen_mean if plan.sample_complement else None,
         )
         end = optax.tree.add(end, unseen_end)
         if plan.sample_complement:
-            unseen_mean = scaled(unseen_total, 1 / weights.sum())
+            unseen_mean = mean
     end = optax.tree.add(space.origin, end)
-    return Outcome(mean, unseen_mean, end, chain.refused)
+    return Outcome(chain.mean, unseen_mean, end, chain.refused)

@@ -1,7 +1,7 @@
 """A Langevin chain where the loss is flat: known in closed form but for its start.
 
 There the moves are y ← r y + N(0, s²), r = 1 - ε/2τ and s² = Tε, so that the points and
-their weighted sum are Gaussian given y_1, with variances that two recursions follow.
+their running mean are Gaussian given y_1, with variances that two recursions follow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ComplementPoint(NamedTuple):
     Attributes:
         decay: ρ.
         variance: v.
-        covariance: of the point and the weighted sum Σ_j ε_j y_j so far.
+        covariance: of the point and the mean of the points so far.
     """
 
     decay: jax.Array
@@ -30,8 +30,8 @@ class ComplementPoint(NamedTuple):
     covariance: jax.Array
 
 
-class ComplementSum(NamedTuple):
-    """The weighted sum of points, σ y_1 + N(0, v).
+class ComplementMean(NamedTuple):
+    """The running mean of points, σ y_1 + N(0, v).
 
     Attributes:
         decay: σ.
@@ -48,9 +48,9 @@ def point(decay: float, dtype: Any) -> ComplementPoint:
     return ComplementPoint(jnp.asarray(decay, dtype), zero, zero)
 
 
-def no_sum(dtype: Any) -> ComplementSum:
-    """The sum of no points."""
-    return ComplementSum(jnp.zeros((), dtype), jnp.zeros((), dtype))
+def no_mean(dtype: Any) -> ComplementMean:
+    """The mean before its first point, of which it takes nothing over."""
+    return ComplementMean(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
 
 def moved(
@@ -65,13 +65,17 @@ def moved(
 
 
 def visited(
-    point: ComplementPoint, total: ComplementSum, weight: jax.Array
-) -> tuple[ComplementPoint, ComplementSum]:
-    """The same point, after `weight` times it was added to the sum."""
-    more = weight * (2 * point.covariance + weight * point.variance)
-    total = ComplementSum(total.decay + weight * point.decay, total.variance + more)
-    covariance = point.covariance + weight * point.variance
-    return point._replace(covariance=covariance), total
+    point: ComplementPoint, mean: ComplementMean, share: jax.Array
+) -> tuple[ComplementPoint, ComplementMean]:
+    """The same point, after the mean moved by a share of its distance to it."""
+    kept = 1 - share
+    covariance = kept * point.covariance + share * point.variance
+    mean = ComplementMean(
+        kept * mean.decay + share * point.decay,
+        kept * (kept * mean.variance + 2 * share * point.covariance)
+        + share * share * point.variance,
+    )
+    return point._replace(covariance=covariance), mean
 
 
 def draw(
@@ -79,20 +83,20 @@ def draw(
     space: Coordinates,
     first: PyTree,
     point: ComplementPoint,
-    total: ComplementSum | None,
+    mean: ComplementMean | None,
 ) -> tuple[PyTree, PyTree]:
-    """The last point and the sum, jointly, for the start `first`.
+    """The last point and the mean, jointly, for the start `first`.
 
-    One draw of the whole space; a second for the sum, or the sum's mean of 0 under q
-    where it is not asked for.
+    One draw of the whole space; a second for the mean, or 0, which it is under q, where
+    it is not asked for.
     """
     spread = jnp.sqrt(point.variance)
     noise = scaled(complement_noise(jax.random.fold_in(key, 0), space), spread)
     end = optax.tree.add(scaled(first, point.decay), noise)
-    if total is None:
+    if mean is None:
         return end, optax.tree.zeros_like(end)
     slope = point.covariance / jnp.where(point.variance > 0, point.variance, 1)
-    rest = jnp.maximum(total.variance - slope * point.covariance, 0)
+    rest = jnp.maximum(mean.variance - slope * point.covariance, 0)
     more = complement_noise(jax.random.fold_in(key, 1), space)
     given_end = optax.tree.add(scaled(noise, slope), scaled(more, jnp.sqrt(rest)))
-    return end, optax.tree.add(scaled(first, total.decay), given_end)
+    return end, optax.tree.add(scaled(first, mean.decay), given_end)

@@ -15,7 +15,7 @@ from lejax._info import Info, make_info
 from lejax._objective import Coordinates
 from lejax._sampler import Sampler, make_sampler
 from lejax._trees import PyTree, compute_dtype, widen
-from lejax._validate import positive_count, positive_or_schedule
+from lejax._validate import positive, positive_count, positive_or_schedule
 
 
 class SGLDState(NamedTuple):
@@ -24,6 +24,16 @@ class SGLDState(NamedTuple):
     Attributes:
         position: x_J, in the shapes of the parameters and at least float32; of several
             chains, or with an axis, on a leading axis: those of this member.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> sampler = lejax.sgld(50, 0.1, num_chains=2)
+        >>> state = sampler.init(jnp.ones(3))
+        >>> _, state, _ = sampler.step(
+        ...     jax.random.key(0), state, jnp.ones(3), value_fn=jnp.sum, tau=1.0
+        ... )
+        >>> print(state.position.shape)
+        (2, 3)
     """
 
     position: PyTree
@@ -34,6 +44,7 @@ def sgld(
     step_size: Any,
     *,
     temperature: Any = 1.0,
+    averaging: Any = None,
     num_chains: int = 1,
     warm_start: bool = True,
     inner_batches: bool = False,
@@ -61,7 +72,9 @@ def sgld(
             refused, the chain stays at x, and the update is zero.
         temperature: T_j, a positive number or a schedule. 1 samples q; T_j = ε_j gives
             η_j the standard deviation ε_j; a small constant is the thermal noise of
-            Entropy-SGD.
+            `entropy_sgd`.
+        averaging: α in (0, 1], to forget the first points: the estimate is then μ_J of
+            μ_1 = x_1, μ_j = (1 - α) μ_{j-1} + α x_j, and not the mean weighted by ε_j.
         num_chains: C ≥ 1, independent chains of J points each, of which the average is
             the estimate.
         warm_start: start at the previous update's last point; False starts at x. The
@@ -90,9 +103,10 @@ def sgld(
 
     Raises:
         ValueError: `num_steps` or `num_chains` is not a positive integer; `step_size`
-            or `temperature` is not positive; `step_size` ≥ 4τ; with `inner_batches`,
-            the leaves of the batch have no common leading axis; an axis is not bound,
-            or both are the same; the state is that of another number of chains.
+            or `temperature` is not positive; `averaging` is not in (0, 1]; `step_size`
+            ≥ 4τ; with `inner_batches`, the leaves of the batch have no common leading
+            axis; an axis is not bound, or both are the same; the state is that of
+            another number of chains.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Example:
@@ -106,12 +120,17 @@ def sgld(
 
     References:
         Garcia Trillos, Kaplan, Sanz-Alonso, section 5.1.1, Algorithm 3; Chaudhari et
-        al., *Entropy-SGD* (thermal noise).
+        al., *Entropy-SGD* (thermal noise, averaging).
     """
     num_steps = positive_count("num_steps", num_steps)
     num_chains = positive_count("num_chains", num_chains)
     first_step_size = positive_or_schedule("step_size", step_size)
     positive_or_schedule("temperature", temperature)
+    if averaging is not None and (positive("averaging", averaging) or 0) > 1:
+        raise ValueError(
+            f"averaging must be at most 1, got {averaging!r}; it is the share of a new "
+            "point in the average: pass for example averaging=0.75."
+        )
 
     def check(tau: float) -> None:
         if first_step_size is not None and first_step_size >= 4 * tau:
@@ -173,6 +192,7 @@ def sgld(
             temperature,
             warm_start,
             sample_complement,
+            averaging,
             noise_at_once=max(1, chunk_limit(space.zeros) // chains),
         )
         found = jax.vmap(

@@ -140,11 +140,12 @@ def chain(replicates, seed, **options):
     return np.asarray(found, np.float64), np.asarray(end, np.float64)
 
 
-def test_sgld():
+@pytest.mark.parametrize("averaging", [None, 0.4])
+def test_sgld(averaging):
     """Mean and covariance of the chain's end; in law asked for, of its average too."""
-    found, end = chain(20_000, 0, reduction=False)
-    reduced, reduced_end = chain(20_000, 1)
-    in_law, in_law_end = chain(20_000, 2, sample_complement=True)
+    found, end = chain(20_000, 0, averaging=averaging, reduction=False)
+    reduced, reduced_end = chain(20_000, 1, averaging=averaging)
+    in_law, in_law_end = chain(20_000, 2, averaging=averaging, sample_complement=True)
     assert_same_mean(reduced_end, end)
     assert_same_covariance(reduced_end, end)
     both, in_law_both = np.hstack([found, end]), np.hstack([in_law, in_law_end])
@@ -168,24 +169,23 @@ def test_sgld():
 
 
 def test_the_unseen_part_of_a_chain_by_linear_algebra():
-    """Points and their weighted sum as linear maps of the start and the noises."""
+    """Points and their running mean as linear maps of the start and the noises."""
     rng = np.random.default_rng(0)
-    rates, variances, weights = rng.uniform(0.2, 1, (3, 5))
-    y, total = np.zeros(6), np.zeros(6)  # coefficients of y_1 and of five noises
+    rates, variances, shares = rng.uniform(0.2, 1, (3, 5))
+    y, mean = np.zeros(6), np.zeros(6)  # coefficients of y_1 and of five noises
     y[0] = 1
-    point = complement.point(1, jnp.float32)
-    summed = complement.no_sum(jnp.float32)
+    point, running = complement.point(1, jnp.float32), complement.no_mean(jnp.float32)
     for j in range(5):
-        total += weights[j] * y
-        point, summed = complement.visited(point, summed, jnp.float32(weights[j]))
+        mean += shares[j] * (y - mean)
+        point, running = complement.visited(point, running, jnp.float32(shares[j]))
         y *= rates[j]
         y[1 + j] = np.sqrt(variances[j])
         point = complement.moved(
             point, jnp.float32(rates[j]), jnp.float32(variances[j])
         )
     np.testing.assert_allclose(
-        [*point, *summed],
-        [y[0], y[1:] @ y[1:], y[1:] @ total[1:], total[0], total[1:] @ total[1:]],
+        [*point, *running],
+        [y[0], y[1:] @ y[1:], y[1:] @ mean[1:], mean[0], mean[1:] @ mean[1:]],
         rtol=1e-5,
     )
 

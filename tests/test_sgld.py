@@ -13,7 +13,7 @@ import lejax
 
 
 def linear_chain(curvature, x, start, tau, beta, steps, temperatures):
-    """Mean and variance of the end, and mean of the ε-weighted average, of the chain
+    """Mean and variance of the end, and means of the points, of the chain
     x' = x_j - (ε/2)[βa x_j + (x_j - x)/τ] + N(0, Tε) for f = a x²/2: exact."""
     mean, variance, visited = start, 0.0, [start]
     for step, temperature in zip(steps[:-1], temperatures[:-1], strict=True):
@@ -21,7 +21,7 @@ def linear_chain(curvature, x, start, tau, beta, steps, temperatures):
         contraction = 1 - step / 2 * (beta * curvature + 1 / tau)
         variance = contraction**2 * variance + temperature * step
         visited.append(mean)
-    return mean, variance, np.average(visited, weights=steps)
+    return mean, variance, visited
 
 
 SCHEDULES = {
@@ -41,9 +41,10 @@ def test_the_chain_is_the_recursion(tau, beta, num_steps, schedule):
     curvature, x, start = 0.8, 1.5, 0.7
     steps = np.array([step_size(j) for j in range(num_steps)])
     temperatures = np.array([temperature(j) for j in range(num_steps)])
-    end, variance, average = linear_chain(
+    end, variance, visited = linear_chain(
         curvature, x, start, tau, beta, steps, temperatures
     )
+    average = np.average(visited, weights=steps)
     sampler = lejax.sgld(
         num_steps,
         lambda j: step_size(j.astype(jnp.float32)),
@@ -66,6 +67,39 @@ def test_the_chain_is_the_recursion(tau, beta, num_steps, schedule):
     assert_mean(displacement, average - x, bias=rounding)
     assert_mean(position, end, bias=rounding)
     assert_mean((position - end) ** 2, variance, bias=rounding)
+
+
+@pytest.mark.parametrize("averaging", [0.3, 1.0])
+@pytest.mark.parametrize(("tau", "beta"), [(0.3, 1.0), (1.7, 2.5)])
+def test_the_first_points_are_forgotten(tau, beta, averaging):
+    """μ ← (1 - α) μ + α x_j from μ_1 = x_1 on, in mean and variance."""
+    num_steps, step_size, curvature, x = 6, 0.2, 0.8, 1.5
+    rate = 1 - step_size / 2 * (beta * curvature + 1 / tau)
+    # The mean, and the coefficients of the noises, of the point and of the average.
+    point = np.zeros(num_steps)
+    point[0] = x
+    average = point
+    for j in range(1, num_steps):
+        point = rate * point
+        point[0] += step_size / 2 * x / tau
+        point[j] = np.sqrt(step_size)
+        average = (1 - averaging) * average + averaging * point
+    sampler = lejax.sgld(num_steps, step_size, averaging=averaging, warm_start=False)
+
+    def step(key):
+        return sampler.step(
+            key,
+            (),
+            jnp.array(x),
+            value_fn=lambda x: 0.5 * curvature * x**2,
+            tau=tau,
+            beta=beta,
+        )[0]
+
+    displacement = replicate(step, 4000)
+    assert_mean(displacement, average[0] - x, bias=1e-5)
+    noise = displacement - (average[0] - x)
+    assert_mean(noise**2, average[1:] @ average[1:], bias=1e-5)
 
 
 @pytest.mark.parametrize("name", ONE_DIMENSIONAL)

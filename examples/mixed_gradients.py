@@ -1,0 +1,51 @@
+"""One chain, two kinds of gradient, and a leaf that has none.
+
+The gates meet the loss by their sign alone, and are trained on its local entropy; what
+reads them, by back-propagation; the integer table is not trained.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import lejax
+
+points = jax.random.normal(jax.random.key(0), (1000, 2))
+labels = (points[:, 0] * points[:, 1] > 0).astype(jnp.int32)
+keys = jax.random.split(jax.random.key(1), 3)
+params = {
+    "gates": jax.random.normal(keys[0], (2, 16)),  # meets the loss as a sign alone
+    "levels": jnp.array([-1, 1]),
+    "out": {"w": jax.random.normal(keys[1], (16, 2)) / 4, "b": jnp.zeros(2)},
+}
+sampled = {"gates": True, "levels": False, "out": False}
+
+
+def loss(params, batch):
+    points, labels = batch
+    fires = (points @ params["gates"] + jnp.linspace(-1, 1, 16) > 0).astype(jnp.int32)
+    hidden = params["levels"][fires].astype(jnp.float32)
+    logits = hidden @ params["out"]["w"] + params["out"]["b"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+smooth = lejax.local_entropy(
+    lejax.importance(200), tau=0.05, beta=20.0, key=keys[2], mask=sampled
+)
+tx = optax.chain(smooth, optax.sgd(0.5))
+
+
+@jax.jit
+def update(params, state, batch):
+    grads = jax.grad(loss, allow_int=True)(params, batch)
+    grads["levels"] = jnp.zeros_like(params["levels"])  # its own would be float0
+    updates, state = tx.update(grads, state, params, value_fn=loss, batch=batch)
+    return optax.apply_updates(params, updates), state
+
+
+print(f"loss before: {loss(params, (points, labels)):.2f}")
+state = tx.init(params)
+for key in jax.random.split(jax.random.key(2), 300):
+    rows = jax.random.randint(key, (100,), 0, 1000)
+    params, state = update(params, state, (points[rows], labels[rows]))
+print(f"loss after: {loss(params, (points, labels)):.2f}")

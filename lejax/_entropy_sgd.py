@@ -1,0 +1,106 @@
+"""Entropy-SGD of Chaudhari et al., ready to use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lejax._sgld import sgld
+from lejax._transform import local_entropy
+from lejax._validate import positive, positive_count
+
+
+def entropy_sgd(
+    learning_rate: Any,
+    tau: Any,
+    *,
+    key: jax.Array,
+    num_steps: int = 20,
+    inner_learning_rate: float = 0.1,
+    noise: float = 1e-4,
+    averaging: float = 0.75,
+    momentum: float = 0.9,
+    inner_batches: bool = True,
+    has_aux: Any = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Entropy-SGD: a short Langevin chain, then a step towards its average.
+
+    With γ = 1/τ and L inner steps that start at x' = μ = x,
+
+        x' ← x' - η' [∇f(x') + γ (x' - x)] + √η' ε N(0, I),   μ ← (1 - α) μ + α x',
+
+    and then x ← x - η (x - μ) with Nesterov's momentum. It is a whole optimiser: `sgld`
+    in `local_entropy`, times τ, and `optax.sgd` behind. With a mask, in other chains, or
+    with other samplers, use `local_entropy` itself.
+
+    Args:
+        learning_rate: η, a number or a schedule: the share of the way to μ that a step
+            goes. It is ηγ where the authors' paper, unlike their code, leaves γ in the
+            gradient.
+        tau: τ = 1/γ, a variance, or a schedule. Their scoping γ_0 (1 + γ_1)^k is
+            `lejax.scoping(1 / gamma_0, gamma_1)`, with γ_0 = 1e-4 and γ_1 = 1e-3 for
+            instance.
+        key: a typed key, `jax.random.key(seed)`.
+        num_steps: L ≥ 1, the gradients in an update but for one: that of the last point
+            only tells whether it is finite.
+        inner_learning_rate: η' > 0, half of the `step_size` of `sgld`.
+        noise: ε > 0, the thermal noise.
+        averaging: α in (0, 1], the weight of the newest point. The authors' code gives
+            it 0.25, where their paper has 0.75.
+        momentum: that of Nesterov, outside the chain.
+        inner_batches: the batch has a leading axis of L batches, one for each inner
+            step; False uses the whole batch in all.
+        has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
+
+    Returns:
+        An `optax.GradientTransformationExtraArgs`, to be called like `local_entropy`;
+        `optax.tree.get(state, "info")` tells about the last update.
+
+    Raises:
+        ValueError: `num_steps` is not a positive integer; `inner_learning_rate`,
+            `noise`, `averaging` or `tau` is not positive, or too large, as in `sgld`.
+        TypeError: `key` is not a typed key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lejax, optax
+        >>> def loss(x, batch):
+        ...     return jnp.mean((x - batch) ** 2) / 2
+        >>> batches = jnp.ones((20, 8, 3))  # 20 batches of 8
+        >>> tx = lejax.entropy_sgd(
+        ...     0.5, lejax.scoping(1e4, 1e-3), key=jax.random.key(0), momentum=0.0
+        ... )
+        >>> x = jnp.zeros(3)
+        >>> updates, state = tx.update(
+        ...     None, tx.init(x), x, value_fn=loss, batch=batches
+        ... )
+        >>> print(optax.apply_updates(x, updates).round(2))
+        [0.24 0.24 0.24]
+
+    References:
+        Chaudhari et al., *Entropy-SGD: Biasing gradient descent into wide valleys*,
+        Algorithm 1.
+    """
+    num_steps = positive_count("num_steps", num_steps)
+    positive("inner_learning_rate", inner_learning_rate)
+    positive("noise", noise)
+    sampler = sgld(
+        num_steps + 1,  # points
+        2 * inner_learning_rate,
+        temperature=noise**2 / 2,
+        averaging=averaging,
+        warm_start=False,
+        inner_batches=inner_batches,
+    )
+
+    def as_schedule(value: Any) -> Callable[[Any], Any]:
+        return value if callable(value) else lambda count: jnp.asarray(value)
+
+    return optax.chain(
+        local_entropy(sampler, tau, key=key, has_aux=has_aux),
+        optax.scale_by_schedule(as_schedule(tau)),
+        optax.sgd(learning_rate, momentum=momentum or None, nesterov=True),
+    )

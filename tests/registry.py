@@ -1,0 +1,79 @@
+"""Every public factory at work on one small problem, for the tests that hold for all."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import lejax
+
+
+class Entry(NamedTuple):
+    """A transformation `make(tau, key=..., **options)`, and the factories it is of."""
+
+    make: Callable[..., Any]
+    uses: set[Callable[..., Any]]
+
+
+def smoothing(regularization, sampler, *args, **options):
+    make = functools.partial(regularization, sampler(*args, **options))
+    return Entry(make, {regularization, sampler})
+
+
+def of_all_devices(tau, **options):
+    sampler = lejax.parallel(lejax.importance(20))
+    return lejax.local_entropy(sampler, tau, **options)
+
+
+def scoped(tau, **options):
+    tau = tau if callable(tau) else lejax.scoping(tau, 0.1)
+    return lejax.local_entropy(lejax.importance(20), tau, **options)
+
+
+def entropy_sgd(tau, **options):
+    return lejax.entropy_sgd(0.5, tau, num_steps=4, inner_batches=False, **options)
+
+
+# Where `mask` and `beta` are arguments, and the state is a `SmoothingState`.
+SMOOTHINGS = {
+    "importance": smoothing(lejax.local_entropy, lejax.importance, 20),
+    "sgld": smoothing(lejax.local_entropy, lejax.sgld, 5, 0.01),
+    "sgld, cold": smoothing(
+        lejax.local_entropy, lejax.sgld, 5, 0.01, warm_start=False, averaging=0.5
+    ),
+    "sgld, chains": smoothing(lejax.local_entropy, lejax.sgld, 5, 0.01, num_chains=2),
+    "robbins_monro": smoothing(lejax.heat, lejax.robbins_monro, 3, 4, 0.5),
+    "pathwise": smoothing(lejax.heat, lejax.pathwise, 4),
+    "score_function": smoothing(lejax.heat, lejax.score_function, 20),
+    "parallel": Entry(of_all_devices, {lejax.parallel}),
+    "scoping": Entry(scoped, {lejax.scoping}),
+}
+TRANSFORMATIONS = SMOOTHINGS | {"entropy_sgd": Entry(entropy_sgd, {lejax.entropy_sgd})}
+every_smoothing = pytest.mark.parametrize("name", SMOOTHINGS)
+every_transformation = pytest.mark.parametrize("name", TRANSFORMATIONS)
+
+
+def transformation(name, tau=0.1, seed=7, **options):
+    return TRANSFORMATIONS[name].make(tau, key=jax.random.key(seed), **options)
+
+
+def params():
+    return {"w": jnp.array([[1.0, -1.0], [0.5, 2.0]]), "b": jnp.array([0.1, -0.2])}
+
+
+def loss(params, batch):
+    return jnp.mean((batch @ params["w"] + params["b"]) ** 2)
+
+
+BATCH = jnp.array([[1.0, 2.0], [0.0, -1.0], [3.0, 1.0]])
+
+
+def signature(tree):
+    """Structure, shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(jnp.shape(leaf), leaf.dtype) for leaf in leaves]

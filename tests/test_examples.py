@@ -1,0 +1,30 @@
+"""The recipes for frameworks: short, and they train."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.mark.standard
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path, capsys):
+    assert len(path.read_text().splitlines()) <= 60
+    assert f"(examples/{path.name})" in README
+    names = runpy.run_path(str(path), run_name="__main__")
+    said = capsys.readouterr().out
+    print(said)
+    if path.stem == "orbax_checkpoint":
+        assert said.endswith("the same: True\n")
+        assert (names["state_again"][0].step == 20).all()
+        return
+    # What it is trained on falls: from chance, or an untrained network, to a tenth.
+    first, *_, last = map(float, re.findall(r"\d+\.\d+", said.split(":", 1)[-1]))
+    assert last < 0.15, said
+    del first

@@ -1,0 +1,233 @@
+"""Whatever the loss does: parameters stay finite, the info is truthful.
+
+Each program is compiled once; values, seeds, τ, β and the way in which the loss fails
+are its inputs, which hypothesis makes up.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+import lejax
+
+pytestmark = pytest.mark.compiles
+
+J = 12
+SAMPLERS = {
+    "importance": lambda **chunk: lejax.importance(J, **chunk),
+    "importance, plain": lambda **chunk: lejax.importance(
+        J, antithetic=False, **chunk
+    ),
+    "importance, shared": lambda **chunk: lejax.importance(
+        J, signs_per_draw=3, **chunk
+    ),
+    "score_function": lambda **chunk: lejax.score_function(J, **chunk),
+    "pathwise": lambda **chunk: lejax.pathwise(J, **chunk),
+    "robbins_monro": lambda **chunk: lejax.robbins_monro(3, 4, 0.5),
+    "sgld": lambda **chunk: lejax.sgld(J, 0.01),
+    "sgld, cold": lambda **chunk: lejax.sgld(
+        J // 2, 0.01, num_chains=2, averaging=0.5, warm_start=False
+    ),
+}
+LAYOUTS = {
+    "vector": ({"x": ((3,), "float32")}, None),
+    "half": ({"a": ((2, 3), "bfloat16"), "b": ((), "bfloat16")}, 2),
+    "half, narrow": ({"x": ((4,), "float16")}, 4),
+    "mixed": ({"w": ((5, 2), "float32"), "b": ((2,), "bfloat16")}, 5),
+    "double": ({"a": ((2,), "float64"), "b": ((1, 1), "float64")}, None),
+}
+ROWS = np.array([[1.0, 0.0, -2.0, 0.5, 1.5], [0.0, 3.0, 0.5, -1.0, 1.0]])
+
+
+class Failure(NamedTuple):
+    """Where `share` says so the loss is `special`; else it is a function of x."""
+
+    share: float
+    special: float
+    scale: float
+    offset: float
+    rounded: bool
+
+
+def loss(params, failure):
+    dtype = failure.scale.dtype
+    wide = {name: leaf.astype(dtype) for name, leaf in params.items()}
+    if "w" in wide:
+        wide["w"] = jnp.asarray(ROWS, dtype) @ wide["w"]
+    total = sum(jnp.sum(jnp.sin(leaf) + leaf / 2) for leaf in wide.values())
+    value = jnp.where(failure.rounded, jnp.round(total), total)
+    fails = jnp.mod(97 * total, 1) < failure.share
+    regular = failure.scale * value + failure.offset
+    return jnp.where(fails, failure.special, regular)
+
+
+@functools.cache
+def program(name, layout):
+    """Two updates, of parameters, a seed, τ, β and a failure; and what they tell."""
+    chunk = LAYOUTS[layout][1]
+    sampler = SAMPLERS[name](**({} if chunk is None else {"chunk_size": chunk}))
+    heat = sampler.regularization == "heat"
+
+    @jax.jit
+    def run(params, seed, tau, beta, failure):
+        key = jax.random.key(seed)
+        if heat:
+            smooth, rate = lejax.heat(sampler, tau, key=key), tau
+        else:
+            smooth = lejax.local_entropy(sampler, tau, key=key, beta=beta)
+            rate = beta * tau
+        tx = optax.chain(smooth, optax.sgd(rate))
+        state, infos, trail = tx.init(params), [], []
+        for _ in range(2):
+            given = {"value_fn": loss, "batch": failure}
+            updates, state = tx.update(None, state, params, **given)
+            params = optax.apply_updates(params, updates)
+            infos.append(state[0].info)
+            trail.append((updates, params, state[0].sampler))
+        return infos, trail
+
+    return run
+
+
+NUMBERS = st.one_of(
+    st.floats(-3, 3, allow_subnormal=False),
+    st.sampled_from([0.0, -0.0, 1e-6, -1e2, 1e4, 1e30, -1e38]),
+)
+FAILURES = st.builds(
+    Failure,
+    share=st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0]),
+    special=st.sampled_from([np.nan, np.inf, -np.inf, 1e38, -1e38, -0.0, 7.0]),
+    scale=st.sampled_from([0.0, -0.0, 1e-30, 1.0, -1.0, 1e4, 1e38]),
+    offset=st.sampled_from([0.0, -0.0, -1.0, 1e6, 1e38, -1e38]),
+    rounded=st.booleans(),
+)
+POWERS = st.integers(-8, 4).map(lambda power: 10.0**power)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", SAMPLERS)
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(
+    numbers=st.lists(NUMBERS, min_size=12, max_size=12),
+    seed=st.integers(0, 2**31 - 1),
+    tau=POWERS,
+    beta=POWERS,
+    failure=FAILURES,
+)
+def test_nothing_is_lost(name, layout, numbers, seed, tau, beta, failure):
+    with jax.enable_x64(layout == "double"):
+        wide = jnp.float64 if layout == "double" else jnp.float32
+        params, left = {}, list(numbers)
+        for leaf, (shape, dtype) in LAYOUTS[layout][0].items():
+            size = int(np.prod(shape))
+            values, left = left[:size], left[size:]
+            limit = float(jnp.finfo(dtype).max)
+            params[leaf] = jnp.asarray(np.clip(values, -limit, limit), dtype).reshape(
+                shape
+            )
+        given_failure = Failure(
+            *(jnp.asarray(x, wide) for x in failure[:-1]), jnp.asarray(failure.rounded)
+        )
+        infos, trail = program(name, layout)(
+            params, seed, jnp.asarray(tau, wide), jnp.asarray(beta, wide), given_failure
+        )
+        for info, (updates, after, kept) in zip(infos, trail, strict=True):
+            for leaf in jax.tree.leaves((updates, after, kept)):
+                assert jnp.isfinite(leaf).all()
+            assert_truthful(name, failure, info, updates)
+
+
+def assert_truthful(name, failure, info, updates):
+    info = jax.tree.map(float, info)
+    assert info.num_evaluations == J
+    assert 0 <= info.nonfinite_fraction <= 1
+    assert not info.standard_error < 0
+    still = all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
+    if failure.share == 1 and not np.isfinite(failure.special):
+        assert info.nonfinite_fraction == 1
+        assert still
+        if "sgld" not in name:
+            assert not np.isfinite(info.objective)
+            assert info.effective_sample_size == 0
+    if failure.share == 1 and np.isfinite(failure.special):
+        assert info.nonfinite_fraction == 0
+    if "sgld" in name:  # which knows no more
+        assert np.isnan([*info[:3]]).all()
+        return
+    assert 0 <= info.effective_sample_size <= J * (1 + 1e-5)
+    if failure.share == 1 and abs(failure.special) < 10:
+        # A constant loss is its own smoothing, and asks for no step.
+        assert info.objective == pytest.approx(failure.special, abs=1e-5)
+        assert info.effective_sample_size == pytest.approx(J)
+    if np.isfinite(info.objective) and failure.share == 0:
+        assert info.effective_sample_size > 0 or still
+
+
+@functools.cache
+def displacement_of(*args, sampler=lejax.importance, **options):
+    """A step of a sampler in double precision, compiled."""
+    made = sampler(*args, **options)
+
+    @jax.jit
+    def run(params, seed, tau, beta, failure):
+        key = jax.random.key(seed)
+        if sampler is lejax.pathwise:
+            key = jax.random.fold_in(key, 0)  # as the first step of Robbins-Monro
+        return made.step(
+            key,
+            made.init(params),
+            params,
+            value_fn=loss,
+            batch=failure,
+            tau=tau,
+            **({"beta": beta} if made.regularization == "local entropy" else {}),
+        )[0]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["chunks", "small β", "first step"])
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(
+    numbers=st.lists(st.floats(-3, 3, allow_subnormal=False), min_size=3, max_size=3),
+    seed=st.integers(0, 2**31 - 1),
+    tau=st.sampled_from([1e-4, 0.3, 5.0]),
+    beta=POWERS,
+    failure=FAILURES,
+)
+def test_samplers_agree(kind, numbers, seed, tau, beta, failure):
+    """On the same draws, also where some of them fail."""
+    ordinary = failure._replace(scale=1.0, offset=min(max(failure.offset, -1.0), 1.0))
+    if kind == "chunks":
+        one = displacement_of(J)
+        other = displacement_of(J, chunk_size=4)
+    elif kind == "small β":
+        # The weights are 1 - βf to first order. A large loss has no such weight; what
+        # heat leaves out of its average has weight 0.
+        one = displacement_of(J, signs_per_draw=1)
+        other = displacement_of(J, sampler=lejax.score_function)
+        ordinary = ordinary._replace(special=7.0)
+        beta = 1e-7
+    else:
+        one = displacement_of(J, sampler=lejax.pathwise)
+        other = displacement_of(1, J, 1.0, sampler=lejax.robbins_monro)
+    with jax.enable_x64(True):
+        arrays = Failure(*map(jnp.asarray, ordinary))
+        given = (jnp.asarray(numbers), seed, jnp.asarray(tau), jnp.asarray(beta))
+        params = {"x": given[0]}
+        found, expected = (
+            np.asarray(run(params, *given[1:], arrays)["x"]) for run in (one, other)
+        )
+        if kind == "small β":
+            found = found / beta
+        scale = max(np.abs(expected).max(), 1e-6)
+        np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5)
