@@ -11,7 +11,7 @@ import optax
 from lejax import _accumulator
 from lejax._axes import make_axes
 from lejax._draws import Plan, fold_draws
-from lejax._info import Info, make_info
+from lejax._info import Info, make_info, unknown
 from lejax._objective import Coordinates, complement_noise
 from lejax._sampler import Sampler, make_sampler
 from lejax._trees import PyTree, compute_dtype, scaled
@@ -148,7 +148,7 @@ def importance(
             objective=-found.log_mean / beta,
             standard_error=jnp.where(
                 found.effective_sample_size < TRUSTED_SAMPLE_SIZE,
-                jnp.nan,
+                unknown(dtype),
                 found.log_mean_error / beta,
             ),
             effective_sample_size=found.effective_sample_size,

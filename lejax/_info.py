@@ -13,7 +13,8 @@ from lejax._trees import PyTree
 class Info(NamedTuple):
     """What one update tells about itself; every field is a scalar but `aux`.
 
-    A quantity that the sampler cannot estimate is NaN; each sampler says which.
+    A quantity that the sampler cannot estimate is NaN; each sampler says which. Under
+    `jax.debug_nans`, which would stop at it, it is the largest number of its dtype.
 
     Attributes:
         objective: the estimate of F_τ(x), of F_{τ,β}(x), or of the heat-regularised
@@ -31,6 +32,15 @@ class Info(NamedTuple):
         nonfinite_fraction: the share of evaluations (for chains: of steps) that were
             lost because something was not finite.
         aux: the second output of `value_fn` at the centre point, with `has_aux`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> smoothed = lejax.value_and_grad(jnp.square, lejax.importance(1000), tau=0.5)
+        >>> (_, info), _ = jax.jit(smoothed)(jnp.array(3.0), jax.random.key(0))
+        >>> print(f"F = {info.objective:.1f} ± {info.standard_error:.1f}")
+        F = 4.8 ± 0.1
+        >>> print(f"{info.effective_sample_size:.0f} of {info.num_evaluations} count")
+        INFO of 1000 count
     """
 
     objective: jax.Array
@@ -44,16 +54,26 @@ class Info(NamedTuple):
 def make_info(
     dtype: Any,
     num_evaluations: int,
-    objective: Any = jnp.nan,
-    standard_error: Any = jnp.nan,
-    effective_sample_size: Any = jnp.nan,
-    nonfinite_fraction: Any = jnp.nan,
+    objective: Any = None,
+    standard_error: Any = None,
+    effective_sample_size: Any = None,
+    nonfinite_fraction: Any = None,
 ) -> Info:
     """An `Info` of fixed dtypes, so that the state of an optimiser never changes."""
+
+    def known(value: Any) -> jax.Array:
+        return unknown(dtype) if value is None else jnp.asarray(value, dtype)
+
     return Info(
-        jnp.asarray(objective, dtype),
-        jnp.asarray(standard_error, dtype),
-        jnp.asarray(effective_sample_size, dtype),
+        known(objective),
+        known(standard_error),
+        known(effective_sample_size),
         jnp.asarray(num_evaluations, jnp.int32),
-        jnp.asarray(nonfinite_fraction, dtype),
+        known(nonfinite_fraction),
     )
+
+
+def unknown(dtype: Any) -> jax.Array:
+    """What stands for a number that nothing is known of."""
+    debugging = jax.config.jax_debug_nans
+    return jnp.asarray(jnp.finfo(dtype).max if debugging else jnp.nan, dtype)

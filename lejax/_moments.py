@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lejax._info import Info, make_info
+from lejax._info import Info, make_info, unknown
 
 
 class LossMoments(NamedTuple):
@@ -45,7 +45,7 @@ class LossMoments(NamedTuple):
         # The factor P/(P - 1), P units, makes few of them honest.
         factor = units / jnp.where(several, units - 1, 1)
         variance = factor * jnp.maximum(self.deviation_square, 0) / (size * size)
-        return jnp.where(several, jnp.sqrt(variance), jnp.nan)
+        return jnp.where(several, jnp.sqrt(variance), unknown(dtype))
 
     def failed_fraction(self) -> jax.Array:
         """The share of draws that were left out."""
@@ -115,11 +115,11 @@ def sum_over(axis_name: str, mean: jax.Array, acc: Any) -> Any:
 
 def mean_info(moments: LossMoments, num_evaluations: int) -> Info:
     """The info of an average: over the draws that were finite, so conditional."""
-    nothing = moments.size == 0
+    nothing, dtype = moments.size == 0, moments.mean.dtype
     return make_info(
-        moments.mean.dtype,
+        dtype,
         num_evaluations,
-        objective=jnp.where(nothing, jnp.nan, moments.mean),
+        objective=jnp.where(nothing, unknown(dtype), moments.mean),
         standard_error=moments.standard_error(),
         effective_sample_size=moments.size,
         nonfinite_fraction=moments.failed_fraction(),

@@ -111,11 +111,18 @@ def _explain(
             f"value_fn{signature} cannot be called with {takes} ({mismatch}); "
             f"{mend}, or change value_fn."
         ) from error
-    shapes = jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), batch)
+    def shapes(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), tree)
+
     error.add_note(
-        f"value_fn failed on params and a batch of shapes {shapes}; "
-        "see that they are what value_fn expects."
+        f"value_fn failed on params of shapes {shapes(params)} and a batch of shapes "
+        f"{shapes(batch)}; see that they are what value_fn expects."
     )
+    if getattr(params, "ndim", None) == 1:
+        error.add_note(
+            "If optax.flatten made params one vector, let it wrap only what follows: "
+            "optax.chain(lejax.local_entropy(...), optax.flatten(optax.adam(1e-3)))."
+        )
 
 
 class Coordinates(NamedTuple):

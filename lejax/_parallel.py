@@ -23,6 +23,10 @@ def parallel(
 ) -> Sampler:
     """The same sampler, its draws or chains shared by all devices.
 
+    Of importance weights w, L devices and J draws, say, each device sums J/L:
+
+        δ̂ = Σ_l v_l / Σ_l S_l,   v_l = Σ_j w_j (X_j - x),   S_l = Σ_j w_j.
+
     It goes where the sampler went, with the same arguments, inside `jax.jit` or not;
     the estimate is the same to rounding, however many devices share the draws. Along
     the mesh's axis `axis_name` every device holds the parameters, the batch and the

@@ -35,7 +35,15 @@ class ReductionReport(NamedTuple):
     """All leaves; printed, a table.
 
     Attributes:
-        leaves: one report each.
+        leaves: one report each, with `name`, `shape`, `reduced_shape` and `reason`.
+
+    Example:
+        >>> import jax.numpy as jnp, lejax
+        >>> def loss(w, x):
+        ...     return jnp.mean(x @ w)
+        >>> report = lejax.reduction_report(loss, jnp.zeros(100), jnp.ones((20, 100)))
+        >>> print(report.size, report.reduced_size, report.leaves[0].reason)
+        100 20 20 rows meet 100 inputs
     """
 
     leaves: tuple[LeafReport, ...]
@@ -78,8 +86,11 @@ def reduction_report(
     """Which leaves of the parameters the samplers draw in fewer dimensions, and why.
 
     A leaf W that the loss meets only in products A W with rows A (m, n) that depend on
-    no parameter, m < n, is drawn as QᵀW, Aᵀ = Q R: in m of n directions, exactly. The
-    first dense layer is such a leaf, on batches that are smaller than its inputs; an
+    no parameter, m < n, is drawn in m of n directions, exactly:
+
+        A W = Rᵀ U,   Aᵀ = Q R,   U = QᵀW ~ N(Qᵀx, τI) where W ~ N(x, τI).
+
+    The first dense layer is such a leaf, on batches that are smaller than its inputs; an
     embedding table, of which a batch reads m of n rows, is another. A row of A that is
     not finite makes every sample fail that meets it. Derivatives that somebody takes
     through a sampler with respect to A hold Q fixed: that of F_τ is unbiased, that of

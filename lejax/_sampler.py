@@ -36,6 +36,17 @@ class Sampler(NamedTuple):
         inner_batches: whether a batch is a stack of batches that take turns.
         over: `over(axis_name, data_axis_name)` is the same sampler for the members of
             named axes, as if it had been made with these arguments.
+
+    Example:
+        By hand: the displacement of f(x) = x²/2 is -τ/(1 + τ) x.
+
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> sampler, x = lejax.importance(20_000), jnp.array(3.0)
+        >>> displacement, _, _ = sampler.step(
+        ...     jax.random.key(0), sampler.init(x), x, value_fn=lambda x: x**2 / 2, tau=0.5
+        ... )
+        >>> print(sampler.name, sampler.regularization, f"{displacement:.1f}")
+        importance local entropy -1.0
     """
 
     init: Callable[[PyTree], PyTree]

@@ -14,7 +14,7 @@ from lejax._validate import positive
 
 
 def scoping(init_value: float, rate: float) -> Callable[[Any], jax.Array]:
-    """The scoping schedule of the paper,
+    """The scoping schedule of the paper.
 
         τ(k) = τ_0 / (1 + τ_1)^k,   k = 0, 1, ….
 

@@ -32,6 +32,18 @@ class SmoothingState(NamedTuple):
             that a restored state goes on bit for bit.
         sampler: the state of the sampler.
         info: the info of the last update; NaN before the first.
+
+    Example:
+        It is the first part of the state of a chain that begins with either:
+
+        >>> import jax, jax.numpy as jnp, lejax, optax
+        >>> smooth = lejax.heat(lejax.pathwise(2), tau=0.1, key=jax.random.key(0))
+        >>> tx = optax.chain(smooth, optax.sgd(0.5))
+        >>> x = jnp.ones(3)
+        >>> given = dict(value_fn=lambda x: jnp.sum(x**2))
+        >>> _, state = tx.update(None, tx.init(x), x, **given)
+        >>> print(state[0].step, optax.tree.get(state, "info").num_evaluations)
+        1 2
     """
 
     step: jax.Array
@@ -63,6 +75,11 @@ def local_entropy(
     x + √τ ε is rounded at random, to x + √τ ε on average: no bias, but noise that is
     about √(1 + 0.8 s/√τ) times that of float32.
 
+    To accumulate over k batches, put the accumulation behind: the mean of k estimates
+    is `optax.chain(lejax.local_entropy(...), multi)` with `multi =
+    optax.MultiSteps(optax.sgd(...), k).gradient_transformation()`. Around it,
+    `MultiSteps` evaluates k times and keeps the last estimate alone.
+
     Args:
         sampler: `importance` or `sgld`.
         tau: τ, the variance of the smoothing, in squared units of the parameters: a
@@ -77,7 +94,8 @@ def local_entropy(
             kept in `state.info.aux`, at the price of one more evaluation. True leaves
             it None before the first update; an example of aux (arrays, or
             `jax.ShapeDtypeStruct`s) instead of True keeps the structure of the state
-            the same from the start, as `jax.lax.scan` needs it.
+            the same from the start, as `jax.lax.scan` needs it. f(x) itself is had by
+            `value_fn` returning (f, (f, ...)).
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with a `SmoothingState`, whose `info`

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import assert_mean
-from test_transform import (
+from registry import (
     BATCH,
-    SAMPLERS,
-    every_sampler,
+    TRANSFORMATIONS,
+    every_transformation,
     loss,
     params,
     signature,
@@ -22,7 +22,7 @@ import lejax
 pytestmark = pytest.mark.compiles
 
 
-@every_sampler
+@every_transformation
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_dtypes_of_parameters_are_kept(name, dtype):
     with jax.enable_x64(dtype == "float64"):
@@ -70,7 +70,7 @@ def test_leaves_of_different_widths():
         def f(p, batch):
             return loss(jax.tree.map(lambda x: x.astype(jnp.float32), p), batch)
 
-        for name in SAMPLERS:
+        for name in TRANSFORMATIONS:
             tx = transformation(name)
             update = jax.jit(
                 lambda s, tx=tx: tx.update(None, s, p, value_fn=f, batch=BATCH)

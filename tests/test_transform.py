@@ -1,4 +1,4 @@
-"""The optax transformations: chains, masks, aux, schedules, and unchanging states."""
+"""What the optax transformations add to others: masks, aux, schedules, states."""
 
 from __future__ import annotations
 
@@ -7,80 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from registry import (
+    BATCH,
+    every_smoothing,
+    every_transformation,
+    loss,
+    params,
+    signature,
+    transformation,
+)
 
 import lejax
 
 pytestmark = pytest.mark.compiles
 
-SAMPLERS = {
-    "importance": (lejax.local_entropy, lejax.importance(20)),
-    "sgld": (lejax.local_entropy, lejax.sgld(5, 0.01)),
-    "sgld, cold": (lejax.local_entropy, lejax.sgld(5, 0.01, warm_start=False)),
-    "robbins_monro": (lejax.heat, lejax.robbins_monro(3, 4, 0.5)),
-    "pathwise": (lejax.heat, lejax.pathwise(4)),
-    "score_function": (lejax.heat, lejax.score_function(20)),
-}
-every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
-
-def transformation(name, tau=0.1, **options):
-    make, sampler = SAMPLERS[name]
-    return make(sampler, tau, key=jax.random.key(7), **options)
-
-
-def params():
-    return {"w": jnp.array([[1.0, -1.0], [0.5, 2.0]]), "b": jnp.array([0.1, -0.2])}
-
-
-def loss(params, batch):
-    return jnp.mean((batch @ params["w"] + params["b"]) ** 2)
-
-
-BATCH = jnp.array([[1.0, 2.0], [0.0, -1.0], [3.0, 1.0]])
-
-
-def signature(tree):
-    """Structure, shapes and dtypes."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, [(jnp.shape(leaf), leaf.dtype) for leaf in leaves]
-
-
-@every_sampler
-def test_state_never_changes_and_nothing_is_traced_twice(name):
-    traces = []
-
-    def counted(params, batch):
-        traces.append(1)
-        return loss(params, batch)
-
-    tx = optax.chain(transformation(name), optax.sgd(1e-2, momentum=0.9))
-
-    @jax.jit
-    def update(params, state, batch):
-        updates, state = tx.update(None, state, params, value_fn=counted, batch=batch)
-        return optax.apply_updates(params, updates), state
-
-    p, state = params(), tx.init(params())
-    before = signature((p, state))
-    p, state = update(p, state, BATCH)
-    first = len(traces)
-    for _ in range(3):
-        p, state = update(p, state, BATCH)
-        assert signature((p, state)) == before
-    assert len(traces) == first
-    assert state[0].step == 4
-
-    def body(carry, _):
-        return update(*carry, BATCH), None
-
-    (_, scanned), _ = jax.lax.scan(body, (params(), tx.init(params())), length=4)
-    for one, other in zip(
-        jax.tree.leaves(scanned[0].info), jax.tree.leaves(state[0].info), strict=True
-    ):
-        np.testing.assert_allclose(one, other, rtol=1e-4)
-
-
-@every_sampler
+@every_transformation
 def test_a_restored_state_goes_on_bit_for_bit(name):
     tx = transformation(name)
     update = jax.jit(lambda p, s: tx.update(None, s, p, value_fn=loss, batch=BATCH))
@@ -107,23 +49,7 @@ def test_a_restored_state_goes_on_bit_for_bit(name):
     assert (first["w"] != update(params(), state)[0]["w"]).any()
 
 
-@every_sampler
-def test_updates_are_replaced_and_extra_arguments_ignored(name):
-    tx = transformation(name)
-    state = tx.init(params())
-    kept = dict(value_fn=loss, batch=BATCH)
-    alone, _ = tx.update(None, state, params(), **kept)
-    ones = jax.tree.map(jnp.ones_like, params())
-    replaced, _ = tx.update(
-        ones, state, params(), value=jnp.zeros(()), grad=ones, loss=3, **kept
-    )
-    jax.tree.map(np.testing.assert_array_equal, alone, replaced)
-    named = optax.named_chain(("smooth", tx), ("sgd", optax.sgd(1.0)))
-    updates, _ = named.update(None, named.init(params()), params(), **kept)
-    jax.tree.map(lambda u, g: np.testing.assert_array_equal(u, -g), updates, alone)
-
-
-@every_sampler
+@every_smoothing
 @pytest.mark.parametrize("as_function", [True, False])
 def test_mask_perturbs_these_leaves_and_passes_the_others_on(name, as_function):
     """The masked update is that of the selected leaves alone; b keeps its gradient."""
@@ -174,7 +100,7 @@ def test_back_propagated_and_sampled_gradients_share_a_chain():
     assert loss(p, BATCH) < 0.1 * loss(params(), BATCH)
 
 
-@every_sampler
+@every_smoothing
 def test_aux_is_that_of_the_centre(name):
     def with_aux(params, batch):
         return loss(params, batch), {"norm": jnp.sum(params["b"] ** 2)}
@@ -209,69 +135,56 @@ def test_tau_and_learning_rate_by_one_schedule():
         np.testing.assert_allclose(x, y, rtol=1e-5)
 
 
-@pytest.mark.standard
-def test_injected_hyperparameters_change_without_a_new_trace():
-    make = optax.inject_hyperparams(lejax.local_entropy)
-    key = jax.random.key(0)
-    tx = make(lejax.importance(50), tau=0.1, beta=1.0, key=key)
-    update = jax.jit(lambda s: tx.update(None, s, params(), value_fn=loss, batch=BATCH))
-    state = tx.init(params())
-    update(state)
-    for name, value in {"tau": 0.4, "beta": 2.0}.items():
-        state.hyperparams[name] = jnp.full_like(state.hyperparams[name], value)
-    updates, _ = update(state)
-    assert update._cache_size() == 1
-    other = lejax.local_entropy(lejax.importance(50), 0.4, beta=2.0, key=key)
-    expected, _ = other.update(
-        None, other.init(params()), params(), value_fn=loss, batch=BATCH
+@every_smoothing
+def test_a_dropout_key_is_common_to_all_samples(name):
+    """It is a part of the batch, so an update is that of one thinned network."""
+
+    def keep(key):
+        return jax.random.bernoulli(key, 0.5, (3, 2))
+
+    def thinned(params, batch, kept):
+        return jnp.mean(jnp.where(kept, batch @ params["w"] + params["b"], 0) ** 2)
+
+    key, tx = jax.random.key(5), transformation(name)
+    found, _ = tx.update(
+        None,
+        tx.init(params()),
+        params(),
+        value_fn=lambda p, batch: thinned(p, batch[0], keep(batch[1])),
+        batch=(BATCH, key),
+    )
+    expected, _ = tx.update(
+        None,
+        tx.init(params()),
+        params(),
+        value_fn=lambda p, batch: thinned(p, batch, keep(key)),
+        batch=BATCH,
     )
     jax.tree.map(
-        lambda u, e: np.testing.assert_allclose(u, e, rtol=1e-4), updates, expected
+        lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-6),
+        found,
+        expected,
     )
 
 
-def test_an_ensemble_by_vmap_over_keys():
-    def first_update(key):
-        tx = lejax.local_entropy(lejax.importance(20), 0.1, key=key)
-        return tx.update(None, tx.init(params()), params(), value_fn=loss, batch=BATCH)[
-            0
-        ]
+def test_loss_and_aux_cost_one_evaluation():
+    """What `num_evaluations` says is how often the loss was evaluated."""
+    calls = []
 
-    keys = jax.random.split(jax.random.key(0), 3)
-    updates = jax.vmap(first_update)(keys)
-    assert updates["w"].shape == (3, 2, 2)
-    np.testing.assert_allclose(
-        updates["w"][1], first_update(keys[1])["w"], rtol=1e-4, atol=1e-5
+    def host_loss(x):
+        calls.append(x)
+        return np.float32(np.sum(x**2))
+
+    def value_fn(x):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        value = jax.pure_callback(host_loss, shape, x, vmap_method="sequential")
+        return value, {"loss": value}
+
+    tx = lejax.local_entropy(
+        lejax.importance(20), 0.1, key=jax.random.key(0), has_aux=True
     )
-
-
-@pytest.mark.standard
-def test_gradients_are_accumulated_behind_the_sampler():
-    """MultiSteps behind it averages k estimates, and evaluates nothing in vain."""
-    multi = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
-    tx = optax.chain(transformation("importance"), multi)
-    alone = transformation("importance")
-    state, own = tx.init(params()), alone.init(params())
-    grads = []
-    for _ in range(2):
-        kept = dict(value_fn=loss, batch=BATCH)
-        updates, state = tx.update(None, state, params(), **kept)
-        grad, own = alone.update(None, own, params(), **kept)
-        grads.append(grad)
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
-    jax.tree.map(
-        lambda u, g: np.testing.assert_allclose(u, -0.1 * g, rtol=1e-4), updates, mean
-    )
-
-
-def test_no_key_is_consumed_twice():
-    with jax.debug_key_reuse(True):
-        for name in SAMPLERS:
-            tx = transformation(name)
-            update = jax.jit(
-                lambda s, tx=tx: tx.update(
-                    None, s, params(), value_fn=loss, batch=BATCH
-                )
-            )
-            _, state = update(tx.init(params()))
-            update(state)
+    x = jnp.array([1.0, 2.0])
+    update = jax.jit(lambda state: tx.update(None, state, x, value_fn=value_fn)[1])
+    info = jax.block_until_ready(update(tx.init(x))).info
+    assert len(calls) == info.num_evaluations == 21
+    assert info.aux["loss"] == 5
