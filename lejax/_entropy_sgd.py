@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from lejax._sgld import sgld
-from lejax._transform import local_entropy
+from lejax._transform import smoothed
 from lejax._validate import positive, positive_count
 
 
@@ -23,7 +21,7 @@ def entropy_sgd(
     inner_learning_rate: float = 0.1,
     noise: float = 1e-4,
     averaging: float = 0.75,
-    momentum: float = 0.9,
+    momentum: float | None = 0.9,
     inner_batches: bool = True,
     has_aux: Any = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -33,9 +31,13 @@ def entropy_sgd(
 
         x' ← x' - η' [∇f(x') + γ (x' - x)] + √η' ε N(0, I),   μ ← (1 - α) μ + α x',
 
-    and then x ← x - η (x - μ) with Nesterov's momentum. It is a whole optimiser: `sgld`
-    in `local_entropy`, times τ, and `optax.sgd` behind. With a mask, in other chains, or
-    with other samplers, use `local_entropy` itself.
+    and then x ← x - η (x - μ) with Nesterov's momentum. A whole optimiser: `optax.sgd`
+    behind τ times the gradient of `local_entropy` by `sgld`. With a mask, in another
+    chain or with another sampler, use `local_entropy` itself. The noise of μ, of mean 0,
+    is left out where the loss cannot see (see `reduction` of `sgld`).
+
+    To change numbers at run time, `optax.inject_hyperparams(lejax.entropy_sgd,
+    static_args="num_steps")`.
 
     Args:
         learning_rate: η, a number or a schedule: the share of the way to μ that a step
@@ -51,7 +53,7 @@ def entropy_sgd(
         noise: ε > 0, the thermal noise.
         averaging: α in (0, 1], the weight of the newest point. The authors' code gives
             it 0.25, where their paper has 0.75.
-        momentum: that of Nesterov, outside the chain.
+        momentum: that of Nesterov, outside the chain; None for none.
         inner_batches: the batch has a leading axis of L batches, one for each inner
             step; False uses the whole batch in all.
         has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
@@ -71,7 +73,7 @@ def entropy_sgd(
         ...     return jnp.mean((x - batch) ** 2) / 2
         >>> batches = jnp.ones((20, 8, 3))  # 20 batches of 8
         >>> tx = lejax.entropy_sgd(
-        ...     0.5, lejax.scoping(1e4, 1e-3), key=jax.random.key(0), momentum=0.0
+        ...     0.5, lejax.scoping(1e4, 1e-3), key=jax.random.key(0), momentum=None
         ... )
         >>> x = jnp.zeros(3)
         >>> updates, state = tx.update(
@@ -96,11 +98,7 @@ def entropy_sgd(
         inner_batches=inner_batches,
     )
 
-    def as_schedule(value: Any) -> Callable[[Any], Any]:
-        return value if callable(value) else lambda count: jnp.asarray(value)
-
     return optax.chain(
-        local_entropy(sampler, tau, key=key, has_aux=has_aux),
-        optax.scale_by_schedule(as_schedule(tau)),
-        optax.sgd(learning_rate, momentum=momentum or None, nesterov=True),
+        smoothed(sampler, tau, key, 1.0, None, has_aux, per_tau=False),
+        optax.sgd(learning_rate, momentum=momentum, nesterov=True),
     )

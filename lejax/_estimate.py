@@ -43,8 +43,12 @@ def estimate_gradient(
     tau: Any,
     beta: Any,
     has_aux: bool,
+    per_tau: bool = True,
 ) -> tuple[PyTree, PyTree, Info]:
-    """-δ̂/(βτ) in the dtypes of params, zero where it would not be finite."""
+    """-δ̂/(βτ) in the dtypes of params, zero where it would not be finite.
+
+    -δ̂/β without `per_tau`: half precision holds it where it may not hold the gradient.
+    """
     aux, loss = None, loss_function(value_fn)
     if has_aux:
         centre = first_batch(batch) if sampler.inner_batches else batch
@@ -59,7 +63,7 @@ def estimate_gradient(
     tau, beta = jnp.asarray(tau, dtype), jnp.asarray(beta, dtype)
     grads = jax.tree.map(
         lambda g, p: g.astype(p.dtype),
-        scaled(displacement, -1 / (beta * tau)),
+        scaled(displacement, -1 / (beta * tau) if per_tau else -1 / beta),
         params,
     )
     finite = all_finite(grads)

@@ -13,8 +13,8 @@ from lejax._trees import PyTree
 class Info(NamedTuple):
     """What one update tells about itself; every field is a scalar but `aux`.
 
-    A quantity that the sampler cannot estimate is NaN; each sampler says which. Under
-    `jax.debug_nans`, which would stop at it, it is the largest number of its dtype.
+    A quantity that the sampler cannot estimate is NaN; each sampler says which. In what
+    is traced under `jax.debug_nans`, which would stop there, it is the largest number.
 
     Attributes:
         objective: the estimate of F_τ(x), of F_{τ,β}(x), or of the heat-regularised
@@ -37,10 +37,10 @@ class Info(NamedTuple):
         >>> import jax, jax.numpy as jnp, lejax
         >>> smoothed = lejax.value_and_grad(jnp.square, lejax.importance(1000), tau=0.5)
         >>> (_, info), _ = jax.jit(smoothed)(jnp.array(3.0), jax.random.key(0))
-        >>> print(f"F = {info.objective:.1f} ± {info.standard_error:.1f}")
-        F = 4.8 ± 0.1
-        >>> print(f"{info.effective_sample_size:.0f} of {info.num_evaluations} count")
-        INFO of 1000 count
+        >>> print(f"F = {info.objective:.0f}, by {info.num_evaluations} evaluations")
+        F = 5, by 1000 evaluations
+        >>> print(bool(info.effective_sample_size > 10), info.nonfinite_fraction)
+        True 0.0
     """
 
     objective: jax.Array

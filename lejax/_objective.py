@@ -111,6 +111,7 @@ def _explain(
             f"value_fn{signature} cannot be called with {takes} ({mismatch}); "
             f"{mend}, or change value_fn."
         ) from error
+
     def shapes(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), tree)
 

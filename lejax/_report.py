@@ -90,7 +90,7 @@ def reduction_report(
 
         A W = Rᵀ U,   Aᵀ = Q R,   U = QᵀW ~ N(Qᵀx, τI) where W ~ N(x, τI).
 
-    The first dense layer is such a leaf, on batches that are smaller than its inputs; an
+    The first dense layer is such a leaf, on batches smaller than its inputs; an
     embedding table, of which a batch reads m of n rows, is another. A row of A that is
     not finite makes every sample fail that meets it. Derivatives that somebody takes
     through a sampler with respect to A hold Q fixed: that of F_τ is unbiased, that of

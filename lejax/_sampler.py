@@ -43,7 +43,7 @@ class Sampler(NamedTuple):
         >>> import jax, jax.numpy as jnp, lejax
         >>> sampler, x = lejax.importance(20_000), jnp.array(3.0)
         >>> displacement, _, _ = sampler.step(
-        ...     jax.random.key(0), sampler.init(x), x, value_fn=lambda x: x**2 / 2, tau=0.5
+        ...     jax.random.key(0), (), x, value_fn=lambda x: x**2 / 2, tau=0.5
         ... )
         >>> print(sampler.name, sampler.regularization, f"{displacement:.1f}")
         importance local entropy -1.0

@@ -136,7 +136,7 @@ def local_entropy(
         Garcia Trillos, Kaplan, Sanz-Alonso, section 3; Chaudhari et al., *Entropy-SGD*.
     """
     check_sampler(sampler, "local entropy")
-    return _smoothed(sampler, tau, key, beta, mask, has_aux)
+    return smoothed(sampler, tau, key, beta, mask, has_aux)
 
 
 def heat(
@@ -188,12 +188,19 @@ def heat(
         Garcia Trillos, Kaplan, Sanz-Alonso, section 4.
     """
     check_sampler(sampler, "heat")
-    return _smoothed(sampler, tau, key, 1.0, mask, has_aux)
+    return smoothed(sampler, tau, key, 1.0, mask, has_aux)
 
 
-def _smoothed(
-    sampler: Sampler, tau: Any, key: jax.Array, beta: Any, mask: Any, has_aux: Any
+def smoothed(
+    sampler: Sampler,
+    tau: Any,
+    key: jax.Array,
+    beta: Any,
+    mask: Any,
+    has_aux: Any,
+    per_tau: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
+    """What the transformations share; without `per_tau`, τ times the gradient."""
     check_smoothing(sampler, positive_or_schedule("tau", tau), beta)
     typed_key(key)
     like = has_aux if not isinstance(has_aux, bool) else None
@@ -234,6 +241,7 @@ def _smoothed(
             tau=tau(state.step) if callable(tau) else tau,
             beta=beta,
             has_aux=has_aux is True or like is not None,
+            per_tau=per_tau,
         )
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)

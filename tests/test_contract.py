@@ -52,6 +52,11 @@ def assert_close(one, other, rtol=1e-4, atol=1e-6):
     )
 
 
+def assert_differ(one, other):
+    """By more than rounding."""
+    assert not np.allclose(one, other, rtol=1e-3)
+
+
 @functools.cache
 def alone(name, updates=2):
     """The first updates of a transformation by itself, at the same parameters."""
@@ -126,13 +131,11 @@ def test_updates_are_replaced_and_extra_arguments_ignored(name):
 
 
 WRAPPERS = {
-    "chain": lambda tx: optax.chain(tx, optax.identity()),
     "named_chain": lambda tx: optax.named_chain(("lejax", tx), ("no", optax.scale(1))),
     "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
     "conditionally_transform": lambda tx: optax.transforms.conditionally_transform(
         tx, lambda step: step < 5
     ),
-    "with_extra_args_support": optax.with_extra_args_support,
 }
 
 
@@ -140,7 +143,8 @@ WRAPPERS = {
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrappers(name, wrapper):
     tx = WRAPPERS[wrapper](transformation(name))
-    update = jax.jit(lambda state: tx.update(zeros(), state, params(), **GIVEN))
+    updates = None if wrapper == "named_chain" else zeros()
+    update = jax.jit(lambda state: tx.update(updates, state, params(), **GIVEN))
     state = tx.init(params())
     for expected in alone(name):
         found, new = update(state)
@@ -151,6 +155,7 @@ def test_wrappers(name, wrapper):
 
 
 @every_transformation
+@pytest.mark.standard
 def test_flatten(name):
     """Behind it, as always; around it, where the loss takes the flat vector."""
     flat, unflatten = jax.flatten_util.ravel_pytree(params())
@@ -158,12 +163,11 @@ def test_flatten(name):
     updates, _ = jax.jit(
         lambda state: behind.update(zeros(), state, params(), **GIVEN)
     )(behind.init(params()))
-    assert_close(jax.tree.map(jnp.sign, updates), {"w": 0, "b": 0} | jax.tree.map(
-        lambda leaf: -jnp.sign(leaf), alone(name)[0]
-    ))
+    first = jax.tree.map(lambda leaf: -1e-3 * jnp.sign(leaf), alone(name)[0])
+    assert_close(updates, first, rtol=1e-3)
 
     around = optax.flatten(transformation(name))
-    with pytest.raises(Exception, match="") as raised:
+    with pytest.raises(TypeError) as raised:
         around.update(zeros(), around.init(params()), params(), **GIVEN)
     assert "optax.flatten" in "".join(raised.value.__notes__)
     own = transformation(name)
@@ -237,19 +241,41 @@ def test_injected_hyperparameters_change_without_a_new_trace(name):
         return make(learning_rate, rate, tau=tau, **options)
 
     injected = optax.inject_hyperparams(build)(**values)
-    update = jax.jit(lambda s: injected.update(zeros(), s, params(), **GIVEN))
+    update = jax.jit(lambda s: injected.update(None, s, params(), **GIVEN))
     state = injected.init(params())
     before, _ = update(state)
     for hyperparameter in values:
         changed = {**values, hyperparameter: 2 * values[hyperparameter]}
-        new = optax.tree.set(state, **{hyperparameter: changed[hyperparameter]})
-        new = jax.tree.map(lambda n, s: jnp.asarray(n, s.dtype), new, state)
+        old = optax.tree.get(state, hyperparameter)
+        new = optax.tree.set(state, **{hyperparameter: 2 * old})
         found, _ = update(new)
         tx = build(**changed)
         expected, _ = tx.update(zeros(), tx.init(params()), params(), **GIVEN)
         assert_close(found, expected, rtol=1e-3)
-        assert (found["w"] != before["w"]).any(), hyperparameter
+        assert_differ(found["w"], before["w"])
     assert update._cache_size() == 1
+
+
+@pytest.mark.standard
+def test_injected_hyperparameters_of_the_factories_themselves():
+    """The typed key is an argument like any other; numbers that shape it are static."""
+    key = jax.random.key(7)
+    made = {
+        "tau": optax.inject_hyperparams(lejax.local_entropy)(
+            lejax.importance(20), tau=0.1, key=key
+        ),
+        "averaging": optax.inject_hyperparams(
+            lejax.entropy_sgd, static_args="num_steps"
+        )(0.5, 0.1, key=key, num_steps=4, averaging=0.3, inner_batches=False),
+    }
+    for hyperparameter, tx in made.items():
+        update = jax.jit(lambda s, tx=tx: tx.update(None, s, params(), **GIVEN))
+        state = tx.init(params())
+        before, _ = update(state)
+        old = optax.tree.get(state, hyperparameter)
+        found, _ = update(optax.tree.set(state, **{hyperparameter: 2 * old}))
+        assert_differ(found["w"], before["w"])
+        assert update._cache_size() == 1
 
 
 @every_transformation
@@ -261,10 +287,11 @@ def test_an_ensemble_by_vmap_over_keys(name):
     keys = jnp.stack([jax.random.key(seed) for seed in (3, 7)])
     updates = jax.jit(jax.vmap(first_update))(keys)
     assert_close(jax.tree.map(lambda leaf: leaf[1], updates), alone(name)[0])
-    assert (updates["w"][0] != updates["w"][1]).any()
+    assert_differ(*updates["w"])
 
 
 @every_transformation
+@pytest.mark.standard
 def test_tree_get_and_set(name):
     tx = optax.chain(transformation(name), optax.adam(1e-3))
     state = tx.init(params())
@@ -276,25 +303,33 @@ def test_tree_get_and_set(name):
     assert info.num_evaluations > 0
     # The step is folded into the key, so it alone changes the draws.
     first, second = (optax.tree.get(update(s), "mu")["w"] for s in (state, later))
-    assert (first != second).any()
+    assert_differ(first, second)
 
 
 @contextlib.contextmanager
 def set_to(option, value):
-    before = jax.config.read(option)
+    before = getattr(jax.config, option)
     jax.config.update(option, value)
-    yield
-    jax.config.update(option, before)
+    try:
+        yield
+    finally:
+        jax.config.update(option, before)
 
 
 @every_transformation
 @pytest.mark.parametrize(
-    "option", ["jax_debug_key_reuse", "jax_debug_nans", "jax_debug_infs",
-               "jax_enable_checks"]
+    ("option", "jit"),
+    [
+        ("jax_debug_key_reuse", True),
+        ("jax_debug_nans", True),
+        ("jax_debug_nans", False),  # every operation's result is looked at
+        ("jax_debug_infs", True),
+        ("jax_enable_checks", True),
+    ],
 )
-@pytest.mark.parametrize("jit", [False, True])
 def test_debugging(name, option, jit):
     """No key is consumed twice, nothing is NaN that a user would look for."""
+    expected = alone(name)[0]
     with set_to(option, True):
         tx = transformation(name)
 
@@ -303,7 +338,7 @@ def test_debugging(name, option, jit):
 
         update = jax.jit(update) if jit else update
         updates, state = update(tx.init(params()))
-        assert_close(updates, alone(name)[0])
+        assert_close(updates, expected)
         update(state)
 
 

@@ -19,12 +19,8 @@ def test_example(path, capsys):
     assert f"(examples/{path.name})" in README
     names = runpy.run_path(str(path), run_name="__main__")
     said = capsys.readouterr().out
-    print(said)
     if path.stem == "orbax_checkpoint":
         assert said.endswith("the same: True\n")
         assert (names["state_again"][0].step == 20).all()
         return
-    # What it is trained on falls: from chance, or an untrained network, to a tenth.
-    first, *_, last = map(float, re.findall(r"\d+\.\d+", said.split(":", 1)[-1]))
-    assert last < 0.15, said
-    del first
+    assert float(re.findall(r"\d+\.\d+", said)[-1]) < 0.15  # mistakes

@@ -93,7 +93,7 @@ def test_two_processes_share_an_experiment(tmp_path, start):
         )
 
 
-@pytest.mark.parametrize(("victim", "method"), [(0, "IS"), (1, "SGLD"), (0, "HR")])
+@pytest.mark.parametrize(("victim", "method"), [(0, "IS"), (1, "SGLD")])
 def test_the_other_stops_when_one_dies(tmp_path, start, victim, method):
     """Within a minute, with a message; the run then goes on from its checkpoint.
 

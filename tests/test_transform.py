@@ -173,7 +173,7 @@ def test_loss_and_aux_cost_one_evaluation():
 
     def host_loss(x):
         calls.append(x)
-        return np.float32(np.sum(x**2))
+        return np.sum(np.asarray(x) ** 2)
 
     def value_fn(x):
         shape = jax.ShapeDtypeStruct((), jnp.float32)
