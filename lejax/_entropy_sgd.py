@@ -33,7 +33,7 @@ def entropy_sgd(
 
     and then x ← x - η (x - μ) with Nesterov's momentum. A whole optimiser: `optax.sgd`
     behind τ times the gradient of `local_entropy` by `sgld`. With a mask, in another
-    chain or with another sampler, use `local_entropy` itself. The noise of μ, of mean 0,
+    chain or with another sampler, use `local_entropy` itself. The noise of μ, mean 0,
     is left out where the loss cannot see (see `reduction` of `sgld`).
 
     To change numbers at run time, `optax.inject_hyperparams(lejax.entropy_sgd,

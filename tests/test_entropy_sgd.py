@@ -96,3 +96,23 @@ def test_the_thermal_noise(gamma):
     mean = ETA * (average[0] - x)
     assert_mean(found, mean, bias=1e-5)
     assert_mean((found - mean) ** 2, ETA**2 * (average[1:] @ average[1:]), bias=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_holds_a_step_at_small_gamma(dtype):
+    """The gradient itself, γ (x - μ), would be nothing there, and τ infinite."""
+
+    def step(x):
+        tx = lejax.entropy_sgd(
+            0.1, 1e5, key=jax.random.key(0), inner_batches=False, momentum=None
+        )
+
+        def f(x):
+            return jnp.sum((x.astype(jnp.float32) - 1) ** 2)
+
+        return tx.update(None, tx.init(x), x, value_fn=f)[0]
+
+    x = jnp.array([1.5, -2.0, 0.25])
+    found, expected = step(x.astype(dtype)), step(x)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0.02)
