@@ -21,9 +21,9 @@ def mistakes(params, batch):
 
 tx = optax.chain(
     lejax.local_entropy(
-        lejax.importance(200), tau=0.05, beta=50.0, key=jax.random.key(2)
+        lejax.importance(200), tau=0.05, beta=100.0, key=jax.random.key(2)
     ),
-    optax.sgd(2.5),
+    optax.sgd(5.0),
 )
 
 

@@ -29,9 +29,9 @@ def mistakes(params, batch):
 state = TrainState.create(
     apply_fn=network.apply,
     params=network.init(jax.random.key(1), points),
-    tx=optax.sgd(2.5),
+    tx=optax.sgd(5.0),
 )
-smoothed = lejax.value_and_grad(mistakes, lejax.importance(200), tau=0.05, beta=50.0)
+smoothed = lejax.value_and_grad(mistakes, lejax.importance(200), tau=0.05, beta=100.0)
 
 
 @jax.jit

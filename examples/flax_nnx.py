@@ -27,9 +27,9 @@ def mistakes(model, batch):
 
 model = Network(nnx.Rngs(0))
 smooth = lejax.local_entropy(
-    lejax.importance(200), tau=0.05, beta=50.0, key=jax.random.key(1)
+    lejax.importance(200), tau=0.05, beta=100.0, key=jax.random.key(1)
 )
-optimizer = nnx.Optimizer(model, optax.chain(smooth, optax.sgd(2.5)), wrt=nnx.Param)
+optimizer = nnx.Optimizer(model, optax.chain(smooth, optax.sgd(5.0)), wrt=nnx.Param)
 
 
 @nnx.jit

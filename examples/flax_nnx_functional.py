@@ -32,7 +32,7 @@ graph, params, rest = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
 
 def value_fn(params, batch):
     points, labels, key, rest = batch
-    model = nnx.merge(graph, params, rest)
+    model = nnx.merge(graph, params, rest, copy=True)
     loss = optax.softmax_cross_entropy_with_integer_labels(model(points, key), labels)
     loss = loss.mean()
     return loss, (loss, nnx.state(model, nnx.Not(nnx.Param)))

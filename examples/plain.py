@@ -27,9 +27,9 @@ def mistakes(params, batch):
 
 tx = optax.chain(
     lejax.local_entropy(
-        lejax.importance(num_samples=200), tau=0.05, beta=50.0, key=jax.random.key(1)
+        lejax.importance(num_samples=200), tau=0.05, beta=100.0, key=jax.random.key(1)
     ),
-    optax.sgd(2.5),  # beta * tau: the paper's Algorithm 1
+    optax.sgd(5.0),  # beta * tau: the paper's Algorithm 1
 )
 
 

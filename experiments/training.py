@@ -144,8 +144,10 @@ def train(
     rates = run.learning_rates and np.asarray([rate for _, rate in grid], np.float32)
 
     def mapped(function: Callable[..., Any], of_grid: Any, of_seeds: Any) -> Any:
-        # On a CPU one after the other: draws of all at once would leave its cache.
-        if jax.default_backend() == "cpu":
+        # On a CPU one after the other, as draws of all at once would leave its cache;
+        # but moves on the small network are tiny, and cheaper for all at once.
+        tiny = not run.hidden and run.method in ("SGLD", "HR")
+        if jax.default_backend() == "cpu" and not tiny:
             function = jax.custom_batching.sequential_vmap(function)
         return jax.jit(jax.vmap(jax.vmap(function, of_seeds), of_grid))
 

@@ -36,7 +36,8 @@ def scoped(tau, **options):
 
 
 def entropy_sgd(tau, **options):
-    return lejax.entropy_sgd(0.5, tau, num_steps=4, inner_batches=False, **options)
+    options = {"num_steps": 4, "noise": 0.5, "inner_batches": False, **options}
+    return lejax.entropy_sgd(0.5, tau, **options)
 
 
 # Where `mask` and `beta` are arguments, and the state is a `SmoothingState`.

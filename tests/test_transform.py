@@ -97,7 +97,7 @@ def test_back_propagated_and_sampled_gradients_share_a_chain():
         return (optax.apply_updates(p, updates), state), None
 
     (p, _), _ = jax.lax.scan(update, (params(), tx.init(params())), length=100)
-    assert loss(p, BATCH) < 0.1 * loss(params(), BATCH)
+    assert loss(p, BATCH) < 0.2 * loss(params(), BATCH)
 
 
 @every_smoothing
