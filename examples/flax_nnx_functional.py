@@ -38,9 +38,8 @@ def value_fn(params, batch):
     return loss, (loss, nnx.state(model, nnx.Not(nnx.Param)))
 
 
-sampler = lejax.sgld(20, 0.005)
-tx = lejax.local_entropy(sampler, 0.02, key=jax.random.key(1), has_aux=True)
-tx = optax.chain(tx, optax.adam(0.02))
+smooth = lejax.heat(lejax.pathwise(4), tau=0.01, key=jax.random.key(1), has_aux=True)
+tx = optax.chain(smooth, optax.adam(0.02))
 
 
 @jax.jit
