@@ -171,7 +171,7 @@ def run_chain(
         refused=jnp.zeros((), dtype),
     )
     size = largest_divisor(plan.num_steps, plan.noise_at_once)
-    steps = jnp.arange(plan.num_steps).reshape(-1, size)
+    steps = jnp.arange(plan.num_steps, dtype=jnp.int32).reshape(-1, size)
     chain, _ = jax.lax.scan(block, varying(chain, space.axis_name), steps)
     end, unseen_mean = space.lift(chain.point.seen), None
     if space.outside is not None and (plan.warm_start or plan.sample_complement):

@@ -107,7 +107,7 @@ def fold_draws(
         return scaled(noise, scale)
 
     def chunk(first: Any, size: int, block: _Block) -> PyTree:
-        units = first + jnp.arange(size)
+        units = first + jnp.arange(size, dtype=jnp.int32)
         displacements = draw(units, block.copies)
         outputs: list[PyTree] = []
         # A loop over the signs, not a vmap: what they have in common is computed once.
@@ -136,7 +136,9 @@ def fold_draws(
         def body(total, first, size=size, block=block):
             return merge(total, chunk(first, size, block)), None
 
-        total, _ = jax.lax.scan(body, total, offset + size * jnp.arange(full))
+        total, _ = jax.lax.scan(
+            body, total, offset + size * jnp.arange(full, dtype=jnp.int32)
+        )
         if share % size:
             total = merge(total, chunk(offset + full * size, share % size, block))
     return total if space.axis_name is None else merge_over(total, space.axis_name)

@@ -120,7 +120,7 @@ def robbins_monro(
             failed = jnp.where(accept, found.moments.failed_fraction(), 1)
             return optax.tree.where(accept, proposal, y), (found.moments, failed)
 
-        steps = jnp.arange(num_steps)
+        steps = jnp.arange(num_steps, dtype=jnp.int32)
         end, (moments, failed) = jax.lax.scan(move, space.zeros, steps)
         at_start = jax.tree.map(lambda leaf: leaf[0], moments)
         info = mean_info(at_start, num_steps * num_samples)._replace(

@@ -170,7 +170,8 @@ def sgld(
         dtype = compute_dtype(space.zeros)
         chains = share(space.axis_name)
 
-        numbers = member(space.axis_name) * chains + jnp.arange(chains)
+        own = jnp.arange(chains, dtype=jnp.int32)
+        numbers = member(space.axis_name) * chains + own
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
         positions = state.position if warm_start else None
         if lone(space.axis_name):
