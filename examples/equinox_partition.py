@@ -38,5 +38,6 @@ state = tx.init(params)
 for key in jax.random.split(jax.random.key(3), 300):
     rows = jax.random.randint(key, (100,), 0, 1000)
     params, state = update(params, state, (points[rows], labels[rows]))
-print(f"effective samples of 200: {state[0].info.effective_sample_size:.0f}")
+info = optax.tree.get(state, "info")
+print(f"effective samples of 200: {info.effective_sample_size:.0f}")
 print(f"mistakes: {before:.2f} -> {mistakes(params, (points, labels)):.2f}")

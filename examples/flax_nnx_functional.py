@@ -45,7 +45,7 @@ tx = optax.chain(smooth, optax.adam(0.02))
 @jax.jit
 def update(params, state, batch):
     updates, state = tx.update(None, state, params, value_fn=value_fn, batch=batch)
-    loss, rest = state[0].info.aux
+    loss, rest = optax.tree.get(state, "info").aux
     return optax.apply_updates(params, updates), state, loss, rest
 
 

@@ -38,7 +38,9 @@ def train(params, state, batches):
     def update(carry, batch):
         params, state = carry
         updates, state = tx.update(None, state, params, value_fn=mistakes, batch=batch)
-        return (optax.apply_updates(params, updates), state), state[0].info
+        return (optax.apply_updates(params, updates), state), optax.tree.get(
+            state, "info"
+        )
 
     return jax.lax.scan(update, (params, state), batches)
 

@@ -75,5 +75,6 @@ def make_info(
 
 def unknown(dtype: Any) -> jax.Array:
     """What stands for a number that nothing is known of."""
-    debugging = jax.config.jax_debug_nans
+    option = "jax_debug_nans"  # an attribute that type checkers do not see
+    debugging = getattr(jax.config, option)
     return jnp.asarray(jnp.finfo(dtype).max if debugging else jnp.nan, dtype)
