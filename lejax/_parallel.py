@@ -32,7 +32,8 @@ def parallel(
     the mesh's axis `axis_name` every device holds the parameters, the batch and the
     key, makes and evaluates its part of the draws, and an all-reduce merges the d
     numbers of the displacement and a few more, however many the draws are
-    (`robbins_monro`: in every move).
+    (`robbins_monro`: in every move). What comes back lies on the mesh, so the second
+    call of a jitted update is traced anew, the later ones are not.
 
     Other axes of the mesh are left to `jax.jit`: parameters that are split along one,
     because no device holds all of them, stay split, and so do their perturbations,
