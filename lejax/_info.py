@@ -75,6 +75,5 @@ def make_info(
 
 def unknown(dtype: Any) -> jax.Array:
     """What stands for a number that nothing is known of."""
-    option = "jax_debug_nans"  # an attribute that type checkers do not see
-    debugging = getattr(jax.config, option)
+    debugging = jax.debug_nans.value
     return jnp.asarray(jnp.finfo(dtype).max if debugging else jnp.nan, dtype)
