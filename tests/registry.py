@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import lejax
@@ -83,3 +84,34 @@ def signature(tree):
     """Structure, shapes and dtypes."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, [(jnp.shape(leaf), leaf.dtype) for leaf in leaves]
+
+
+GIVEN = {"value_fn": loss, "batch": BATCH}
+
+
+def zeros():
+    """What wrappers need that map over the incoming updates."""
+    return jax.tree.map(jnp.zeros_like, params())
+
+
+def assert_close(one, other, rtol=1e-4, atol=1e-6):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other
+    )
+
+
+def assert_differ(one, other):
+    """By more than rounding."""
+    assert not np.allclose(one, other, rtol=1e-3)
+
+
+@functools.cache
+def alone(name, updates=2):
+    """The first updates of a transformation by itself, at the same parameters."""
+    tx = transformation(name)
+    step = jax.jit(lambda state: tx.update(zeros(), state, params(), **GIVEN))
+    state, found = tx.init(params()), []
+    for _ in range(updates):
+        update, state = step(state)
+        found.append(update)
+    return found
