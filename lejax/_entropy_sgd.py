@@ -9,7 +9,7 @@ import optax
 
 from lejax._sgld import sgld
 from lejax._transform import smoothed
-from lejax._validate import positive, positive_count
+from lejax._validate import positive, positive_count, positive_or_schedule
 
 
 def entropy_sgd(
@@ -47,8 +47,8 @@ def entropy_sgd(
             `lejax.scoping(1 / gamma_0, gamma_1)`, with γ_0 = 1e-4 and γ_1 = 1e-3 for
             instance.
         key: a typed key, `jax.random.key(seed)`.
-        num_steps: L ≥ 1, the gradients in an update but for one: that of the last point
-            only tells whether it is finite.
+        num_steps: L ≥ 1, the inner steps. An update takes L + 1 gradients: the last one
+            only tells whether the last point is finite.
         inner_learning_rate: η' > 0, half of the `step_size` of `sgld`.
         noise: ε > 0, the thermal noise.
         averaging: α in (0, 1], the weight of the newest point. The authors' code gives
@@ -64,7 +64,8 @@ def entropy_sgd(
 
     Raises:
         ValueError: `num_steps` is not a positive integer; `inner_learning_rate`,
-            `noise`, `averaging` or `tau` is not positive, or too large, as in `sgld`.
+            `noise`, `averaging` or `tau` is not positive; `averaging` is above 1, or
+            `inner_learning_rate` ≥ 2τ.
         TypeError: `key` is not a typed key.
 
     Example:
@@ -87,8 +88,15 @@ def entropy_sgd(
         Algorithm 1.
     """
     num_steps = positive_count("num_steps", num_steps)
-    positive("inner_learning_rate", inner_learning_rate)
+    rate = positive("inner_learning_rate", inner_learning_rate)
+    first_tau = positive_or_schedule("tau", tau)
     positive("noise", noise)
+    # As `sgld` would say of its step size, in the words of this function.
+    if rate is not None and first_tau is not None and rate >= 2 * first_tau:
+        raise ValueError(
+            f"inner_learning_rate is {rate}, but the inner chain diverges unless it is "
+            f"below 2 * tau = {2 * first_tau}; lower inner_learning_rate or raise tau."
+        )
     sampler = sgld(
         num_steps + 1,  # points
         2 * inner_learning_rate,
@@ -97,7 +105,6 @@ def entropy_sgd(
         warm_start=False,
         inner_batches=inner_batches,
     )
-
     return optax.chain(
         smoothed(sampler, tau, key, 1.0, None, has_aux, per_tau=False),
         optax.sgd(learning_rate, momentum=momentum, nesterov=True),

@@ -60,6 +60,16 @@ def test_signs_per_draw():
         lejax.importance(10, signs_per_draw=33)
 
 
+def test_averaging():
+    with pytest.raises(ValueError, match=r"averaging must be at most 1, got 1.5.*0.75"):
+        lejax.sgld(4, 0.1, averaging=1.5)
+
+
+def test_an_inner_chain_that_diverges():
+    with pytest.raises(ValueError, match=r"inner_learning_rate is 0.2.*raise tau"):
+        lejax.entropy_sgd(0.1, 0.1, key=KEY, inner_learning_rate=0.2)
+
+
 def test_score_function_needs_two_draws():
     with pytest.raises(
         ValueError, match="num_samples must be an integer of at least 2"
@@ -76,6 +86,7 @@ def test_positive_numbers(bad):
             lambda: transformation(tau=bad),
             lambda: transformation(tau=lambda k: bad),
             lambda: lejax.heat(heat, bad, key=KEY),
+            lambda: lejax.entropy_sgd(0.1, bad, key=KEY),
             lambda: lejax.step_fn(loss, sampler, bad),
             lambda: lejax.value_and_grad(loss, sampler, bad),
             lambda: sampler.step(KEY, (), X, value_fn=loss, tau=bad),
@@ -92,8 +103,13 @@ def test_positive_numbers(bad):
         ],
         "temperature": [lambda: lejax.sgld(4, 0.1, temperature=bad)],
         "init_value": [lambda: lejax.scoping(bad, 0.1)],
+        "inner_learning_rate": [
+            lambda: lejax.entropy_sgd(0.1, 1.0, key=KEY, inner_learning_rate=bad)
+        ],
+        "noise": [lambda: lejax.entropy_sgd(0.1, 1.0, key=KEY, noise=bad)],
     }
     if bad is not None:
+        calls["averaging"] = [lambda: lejax.sgld(4, 0.1, averaging=bad)]
         calls["smoothing"] = [lambda: lejax.robbins_monro(4, 4, 0.1, smoothing=bad)]
     for name, makers in calls.items():
         for make in makers:
