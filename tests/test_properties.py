@@ -96,10 +96,11 @@ NUMBERS = st.one_of(
     st.floats(-3, 3, allow_subnormal=False),
     st.sampled_from([0.0, -0.0, 1e-6, -1e2, 1e4, 1e30, -1e37]),
 )
+SPECIAL = [np.nan, np.inf, -np.inf, 1e38, -1e38, -0.0, 7.0]
 FAILURES = st.builds(
     Failure,
     share=st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0]),
-    special=st.sampled_from([np.nan, np.inf, -np.inf, 1e38, -1e38, -0.0, 7.0]),
+    special=st.sampled_from(SPECIAL),
     scale=st.sampled_from([0.0, -0.0, 1e-30, 1.0, -1.0, 1e4, 1e38]),
     offset=st.sampled_from([0.0, -0.0, -1.0, 1e6, 1e38, -1e38]),
     rounded=st.booleans(),
@@ -107,8 +108,22 @@ FAILURES = st.builds(
 POWERS = st.integers(-8, 4).map(lambda power: 10.0**power)
 
 
+def with_corners(test):
+    """What sixty examples may miss: each value everywhere and in places, overflow."""
+    ordinary = {"numbers": list(np.linspace(-2, 2, 12)), "seed": 3, "beta": 1.0}
+    for share in (0.5, 1.0):
+        for special in SPECIAL:
+            failure = Failure(share, special, 1.0, 0.0, False)
+            test = hypothesis.example(**ordinary, tau=0.1, failure=failure)(test)
+    steep = Failure(0.0, 0.0, 1e38, 0.0, False)
+    return hypothesis.example(**(ordinary | {"beta": 1e-4}), tau=1e-8, failure=steep)(
+        test
+    )
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", SAMPLERS)
+@with_corners
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 @hypothesis.given(
     numbers=st.lists(NUMBERS, min_size=12, max_size=12),
@@ -195,7 +210,7 @@ def displacement_of(*args, sampler=lejax.importance, **options):
     return run
 
 
-@pytest.mark.parametrize("kind", ["chunks", "small β", "first step"])
+@pytest.mark.parametrize("kind", ["chunks", "small beta", "first step"])
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
 @hypothesis.given(
     numbers=st.lists(st.floats(-3, 3, allow_subnormal=False), min_size=3, max_size=3),
@@ -210,7 +225,7 @@ def test_samplers_agree(kind, numbers, seed, tau, beta, failure):
     if kind == "chunks":
         one = displacement_of(J)
         other = displacement_of(J, chunk_size=4)
-    elif kind == "small β":
+    elif kind == "small beta":
         # The weights are 1 - βf to first order. A large loss has no such weight; what
         # heat leaves out of its average has weight 0.
         one = displacement_of(J, signs_per_draw=1)
@@ -227,7 +242,7 @@ def test_samplers_agree(kind, numbers, seed, tau, beta, failure):
         found, expected = (
             np.asarray(run(params, *given[1:], arrays)["x"]) for run in (one, other)
         )
-        if kind == "small β":
+        if kind == "small beta":
             found = found / beta
         scale = max(np.abs(expected).max(), np.sqrt(tau))
         np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)

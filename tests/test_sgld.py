@@ -73,23 +73,23 @@ def test_the_chain_is_the_recursion(tau, beta, num_steps, schedule):
 @pytest.mark.parametrize(("tau", "beta"), [(0.3, 1.0), (1.7, 2.5)])
 def test_the_first_points_are_forgotten(tau, beta, averaging):
     """μ ← (1 - α) μ + α x_j from μ_1 = x_1 on, in mean and variance."""
-    num_steps, step_size, curvature, x = 6, 0.2, 0.8, 1.5
+    num_steps, step_size, curvature, x, start = 6, 0.2, 0.8, 1.5, 0.7
     rate = 1 - step_size / 2 * (beta * curvature + 1 / tau)
     # The mean, and the coefficients of the noises, of the point and of the average.
     point = np.zeros(num_steps)
-    point[0] = x
+    point[0] = start
     average = point
     for j in range(1, num_steps):
         point = rate * point
         point[0] += step_size / 2 * x / tau
         point[j] = np.sqrt(step_size)
         average = (1 - averaging) * average + averaging * point
-    sampler = lejax.sgld(num_steps, step_size, averaging=averaging, warm_start=False)
+    sampler = lejax.sgld(num_steps, step_size, averaging=averaging)
 
     def step(key):
         return sampler.step(
             key,
-            (),
+            lejax.SGLDState(jnp.array(start)),
             jnp.array(x),
             value_fn=lambda x: 0.5 * curvature * x**2,
             tau=tau,
