@@ -115,7 +115,7 @@ def with_corners(test):
         for special in SPECIAL:
             failure = Failure(share, special, 1.0, 0.0, False)
             test = hypothesis.example(**ordinary, tau=0.1, failure=failure)(test)
-    steep = Failure(0.0, 0.0, 1e38, 0.0, False)
+    steep = Failure(0.0, 0.0, 1e30, 0.0, False)
     return hypothesis.example(**(ordinary | {"beta": 1e-4}), tau=1e-8, failure=steep)(
         test
     )
