@@ -1,19 +1,23 @@
-"""All tables and figures, one after the other; what is there is not computed again."""
+"""All tables and figures; what is there is not computed again."""
 
 from __future__ import annotations
 
-import importlib
-
-from experiments import hosts, interruption
-from experiments.command import execute
+from experiments import hosts, interruption, workers
+from experiments.command import execute, printed, run
 from experiments.options import Options
 
-EXPERIMENTS = (
+# Programs of one thread, mostly, of which two go side by side: the longest first.
+SINGLE = (
+    "monotonicity",
+    "section_5_1_2",
+    "section_5_2",
     "figures_2_1_2_2",
+    "theorems_3_2_4_2",
     "figure_5_1",
     "theorems_3_1_4_1",
-    "theorems_3_2_4_2",
-    "section_5_2",
+)
+# What is timed runs alone; the others spread their runs themselves.
+STUDIES = (
     "table_6_2",
     "tuning",
     "table_6_1",
@@ -25,21 +29,35 @@ EXPERIMENTS = (
     "figure_6_4",
     "figure_6_5",
     "stability",
-    "section_5_1_2",
-    "monotonicity",
 )
+EXPERIMENTS = SINGLE + STUDIES
+
+
+def stop_if_asked() -> None:
+    """Between experiments, since not every one has blocks after which to stop."""
+    if any(hosts.any_of(interruption.requested())):
+        raise interruption.InterruptedRunError(
+            "Stopped. The same command goes on from here."
+        )
 
 
 def main(options: Options) -> None:
     """Run them all."""
-    for number, name in enumerate(EXPERIMENTS, start=1):
-        print(f"\n[{number}/{len(EXPERIMENTS)}] {name}")
-        importlib.import_module(f"experiments.{name}").main(options)
-        # Not every experiment has blocks after which it could stop.
-        if any(hosts.any_of(interruption.requested())):
-            raise interruption.InterruptedRunError(
-                "Stopped. The same command goes on from here."
-            )
+    numbers = iter(range(1, len(EXPERIMENTS) + 1))
+
+    def announce(name: str) -> None:
+        print(f"\n[{next(numbers)}/{len(EXPERIMENTS)}] {name}", flush=True)
+
+    tasks = {name: (name, options) for name in SINGLE}
+    count = workers.count(options)
+    for name, said in workers.spread(printed, tasks, count, lambda updates: None):
+        announce(name)
+        print(said, end="", flush=True)
+        stop_if_asked()
+    for name in STUDIES:
+        announce(name)
+        run(name, options)
+        stop_if_asked()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,15 @@
-"""An experiment as a command: its options, its end by a signal, its other processes."""
+"""An experiment as a command: its options, its end by a signal, its other processes.
+
+And by its name, here or in a worker.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 from collections.abc import Callable
+from typing import Any
 
 from experiments import hosts, interruption
 from experiments.options import Options, parse
@@ -13,3 +20,16 @@ def execute(main: Callable[[Options], None], description: str | None) -> None:
     # In this order: `jax.distributed` takes SIGTERM for itself.
     with hosts.together(parse(description)) as options, interruption.deferred():
         main(options)
+
+
+def run(name: str, options: Options) -> None:
+    """Run an experiment."""
+    importlib.import_module(f"experiments.{name}").main(options)
+
+
+def printed(name: str, options: Options, tick: Any) -> str:
+    """Run an experiment in a worker, and hand over what it says."""
+    del tick
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run(name, options)
+    return said.getvalue()

@@ -26,12 +26,12 @@ ROWS: dict[str, tuple[Method, Column]] = {
 
 
 def main(options: Options) -> None:
-    """Train at all τ of a range at once, print the ends, plot a panel for each."""
+    """Train at all τ at once, print the ends, plot a panel for each range."""
     updates = options.updates or 300
+    taus = tuple(sorted({tau for taus in RANGES.values() for tau in taus}))
     runs = {
-        f"{row}, {part}": Run(method, column, tau=taus, hidden=0, updates=updates)
+        row: Run(method, column, tau=taus, hidden=0, updates=updates)
         for row, (method, column) in ROWS.items()
-        for part, taus in RANGES.items()
     }
     found = study("figure_6_4", runs, options, seeds=3)
     print(f"\nFigure 6.4: test accuracy after {updates} updates, by τ")
@@ -43,10 +43,10 @@ def main(options: Options) -> None:
             "mean": mean.round(4).tolist(),
             "half_width": np.nan_to_num(width).round(4).tolist(),
         }
-        cells = zip(curves.run.tau, mean, width, strict=True)
-        print(
-            f"{label:<30}" + "  ".join(f"{t:g}: {m:.2f}±{w:.2f}" for t, m, w in cells)
-        )
+        of_tau = dict(zip(taus, zip(mean, width, strict=True), strict=True))
+        for part, some in RANGES.items():
+            cells = "  ".join("{:g}: {:.2f}±{:.2f}".format(t, *of_tau[t]) for t in some)
+            print(f"{label + ', ' + part:<30}{cells}")
     results.add(options.output / "figure_6_4.json", table=ends)
 
     shades = mpl.colormaps["viridis"](np.linspace(0.85, 0.05, 5))
@@ -54,11 +54,10 @@ def main(options: Options) -> None:
     with plotting.figure(path, len(ROWS), 3, figsize=(12.5, 13.5)) as (_, axes):
         for panels, row in zip(axes, ROWS, strict=True):
             for panel, part in zip(panels, RANGES, strict=True):
-                curves = found[f"{row}, {part}"]
+                curves = found[row]
                 names = []
-                for tau, accuracy, shade in zip(
-                    curves.run.tau, curves.accuracy, shades, strict=True
-                ):
+                for tau, shade in zip(RANGES[part], shades, strict=True):
+                    accuracy = curves.accuracy[taus.index(tau)]
                     mean = plotting.curve(panel, curves.updates, accuracy, shade)
                     names.append((mean[-1], f"{tau:g}", shade))
                 last = curves.updates[-1]

@@ -137,8 +137,7 @@ def study(
         path = options.output / f"{name}.json"
         results.write_json(path, options, data=chosen.name, runs=ordered)
 
-    # What takes seconds does not repay the start of a process.
-    count = options.workers or (1 if options.quick else workers.default_count())
+    count = workers.count(options)
     total = sum(run.updates for run in missing.values())
     with tqdm(total=total, unit="update", disable=not missing) as bar:
         bar.set_description(name)

@@ -29,6 +29,7 @@ def runs(options: Options) -> dict[str, Run]:
         found[method] = Run(method, **few)
     for method in methods:
         found[f"{method}, lejax"] = Run(method, "lejax", **few)
+    few["updates"] = options.updates or ROUNDS  # of a second or two
     for method in methods:
         found[f"{method}, direct"] = Run(method, direct=True, **few)
     return found

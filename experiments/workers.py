@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from experiments import interruption
+from experiments.options import Options
 
 Tick = Callable[[int], Any]
 _progress: Any = None  # in a worker: the queue to which its progress goes
@@ -30,9 +31,11 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def default_count() -> int:
+def count(options: Options) -> int:
     """One worker to a core; an accelerator is not shared."""
-    return len(cores()) if jax.default_backend() == "cpu" else 1
+    # What takes seconds does not repay the start of a process.
+    alone = options.quick or jax.default_backend() != "cpu"
+    return options.workers or (1 if alone else len(cores()))
 
 
 def _start(free: Any, progress: Any, stop: Any) -> None:
