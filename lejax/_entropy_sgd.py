@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from lejax._sgld import sgld
@@ -65,7 +66,7 @@ def entropy_sgd(
     Raises:
         ValueError: `num_steps` is not a positive integer; `inner_learning_rate`,
             `noise`, `averaging` or `tau` is not positive; `averaging` is above 1, or
-            `inner_learning_rate` ≥ 2τ.
+            `inner_learning_rate` ≥ 2τ; the batch is not of `num_steps` batches.
         TypeError: `key` is not a typed key.
 
     Example:
@@ -105,7 +106,22 @@ def entropy_sgd(
         warm_start=False,
         inner_batches=inner_batches,
     )
-    return optax.chain(
+    tx = optax.chain(
         smoothed(sampler, tau, key, 1.0, None, has_aux, per_tau=False),
         optax.sgd(learning_rate, momentum=momentum, nesterov=True),
     )
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        shapes = [jnp.shape(x) for x in jax.tree.leaves(extra_args.get("batch"))]
+        # Any leading axis would do for `sgld`: that of the examples, by mistake.
+        if inner_batches and any(shape[:1] != (num_steps,) for shape in shapes):
+            raise ValueError(
+                f"batch has leaves of shapes {shapes}, but with inner_batches their "
+                f"leading axis is that of num_steps={num_steps} batches; stack so "
+                "many, or pass inner_batches=False for one ordinary batch."
+            )
+        return tx.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)

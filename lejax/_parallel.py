@@ -32,7 +32,8 @@ def parallel(
     the mesh's axis `axis_name` every device holds the parameters, the batch and the
     key, makes and evaluates its part of the draws, and an all-reduce merges the d
     numbers of the displacement and a few more, however many the draws are
-    (`robbins_monro`: in every move). What comes back lies on the mesh, so the second
+    (`robbins_monro`: in every move). Of `sgld` whole chains are shared, so one with
+    `num_chains=1` is not made faster. What comes back lies on the mesh, so the second
     call of a jitted update is traced anew, the later ones are not.
 
     Other axes of the mesh are left to `jax.jit`: parameters that are split along one,

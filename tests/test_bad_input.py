@@ -262,6 +262,12 @@ def test_batches():
     for batch in ((jnp.ones(3), jnp.ones(4)), jnp.array(1.0), None):
         with pytest.raises(ValueError, match="one leading axis of inner batches"):
             update(sampler=chain, batch=batch, value_fn=lambda x, b: jnp.sum(x))
+    tx = lejax.entropy_sgd(0.1, 1.0, key=KEY, num_steps=4)
+    ordinary = {"value_fn": lambda x, b: jnp.sum(x * b), "batch": jnp.ones((32, 3))}
+    with pytest.raises(
+        ValueError, match=r"\(32, 3\).*num_steps=4.*inner_batches=False"
+    ):
+        tx.update(None, tx.init(X), X, **ordinary)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,9 @@ FAILURES = st.builds(
 POWERS = st.integers(-8, 4).map(lambda power: 10.0**power)
 
 
+STEEP = {"beta": 1e-4, "tau": 1e-8, "failure": Failure(0.0, 0.0, 1e30, 0.0, False)}
+
+
 def with_corners(test):
     """What sixty examples may miss: each value everywhere and in places, overflow."""
     ordinary = {"numbers": list(np.linspace(-2, 2, 12)), "seed": 3, "beta": 1.0}
@@ -115,10 +118,7 @@ def with_corners(test):
         for special in SPECIAL:
             failure = Failure(share, special, 1.0, 0.0, False)
             test = hypothesis.example(**ordinary, tau=0.1, failure=failure)(test)
-    steep = Failure(0.0, 0.0, 1e30, 0.0, False)
-    return hypothesis.example(**(ordinary | {"beta": 1e-4}), tau=1e-8, failure=steep)(
-        test
-    )
+    return hypothesis.example(**(ordinary | STEEP))(test)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -185,6 +185,19 @@ def assert_truthful(name, numbers, tau, beta, failure, info, updates):
         assert overflowed or info.effective_sample_size == pytest.approx(J)
         if "plain" not in name:
             assert still  # every pair is level
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if "sgld" not in name])
+def test_a_gradient_that_its_dtype_cannot_hold(name):
+    """It is zero, and said to rest on nothing: the loss was finite everywhere."""
+    params = {"x": jnp.linspace(-2, 2, 4, dtype=jnp.float16)}
+    failure = jax.tree.map(jnp.asarray, STEEP["failure"])
+    infos, trail = program(name, "half, narrow")(
+        params, 3, jnp.asarray(STEEP["tau"]), jnp.asarray(STEEP["beta"]), failure
+    )
+    for info, (updates, _) in zip(infos, trail, strict=True):
+        assert (updates["x"] == 0).all()
+        assert info.effective_sample_size == 0
 
 
 @functools.cache

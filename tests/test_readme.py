@@ -18,12 +18,12 @@ EXAMPLES = re.findall(
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == README.count("```python") == 3
+    assert len(EXAMPLES) == README.count("```python") == 4
 
 
 @pytest.mark.standard
 @pytest.mark.parametrize(
-    ("code", "output"), EXAMPLES, ids=["quickstart", "report", "devices"]
+    ("code", "output"), EXAMPLES, ids=["quickstart", "samplers", "report", "devices"]
 )
 def test_example(code, output, capsys):
     assert len(code.splitlines()) <= 30

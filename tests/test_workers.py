@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments import __main__ as whole
 from experiments import interruption, workers
+from experiments.options import Options
 
 
 def sleep(tick):
@@ -97,6 +99,26 @@ def test_a_death_that_only_the_pool_sees(monkeypatch):
     monkeypatch.setattr(multiprocessing, "active_children", list)
     with pytest.raises(SystemExit, match="A worker process died"):
         list(workers.spread(die, {"a": (), "b": ()}, 2, print))
+
+
+@pytest.mark.parametrize("at", ["theorems_3_1_4_1", "tuning"])
+def test_the_whole_study_stops_between_experiments(monkeypatch, tmp_path, at, capsys):
+    """A signal that comes while one runs that has no blocks is met at its end."""
+    ran = []
+
+    def run(name, *rest):
+        ran.append(name)
+        if name == at:
+            signal.raise_signal(signal.SIGTERM)
+        return ""
+
+    monkeypatch.setattr(whole, "printed", run)
+    monkeypatch.setattr(whole, "run", run)
+    with pytest.raises(SystemExit) as ended, interruption.deferred():
+        whole.main(Options(quick=True, data="digits", output=tmp_path))
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert ran == list(whole.EXPERIMENTS[: whole.EXPERIMENTS.index(at) + 1])
+    assert "The same command goes on from here." in capsys.readouterr().out
 
 
 if __name__ == "__main__":
