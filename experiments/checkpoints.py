@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from experiments import hosts, results
 
@@ -70,44 +71,48 @@ class Checkpoints:
         # All processes must go on from the same: the first says from which.
         if not hosts.of_first(self.folder.exists()):
             return None
+        numbers = hosts.whole(like)
         for step in hosts.of_first(sorted(self._open().all_steps(), reverse=True)):
-            found = self._read(step, like)
+            found = self._read(step, numbers)
             # What one of them cannot read, none goes on from.
             unread = hosts.any_of(found is None)[0]
             if found is not None and not unread:
                 print(f"{self.folder.name}: goes on from block {step}.", flush=True)
-                return found
+                state, record = found
+                return hosts.placed(state, like), record
             print(
                 f"checkpoint {self.folder / str(step)} cannot be read: the one before "
                 "is used, if any."
             )
-            self._open().delete(step)
+            if jax.process_index() == 0:
+                self._open().delete(step)
         return None
 
     def save(self, step: int, state: Any, record: Any) -> bool:
         """Keep a state, and say whether that was done: a run that cannot goes on."""
-        failure = None
-        try:
-            done = self._open().save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    record=ocp.args.JsonSave({"about": self.about, "record": record}),
-                ),
-            )
-        except Exception as error:  # a full disk, for one, in several disguises
-            done, failure = False, error
+        numbers = hosts.whole(state)
+        done = True
+        # By one process: what fails in one alone would leave the others waiting.
+        if jax.process_index() == 0:
+            about = {"about": self.about, "record": record}
+            try:
+                done = self._open().save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(numbers),
+                        record=ocp.args.JsonSave(about),
+                    ),
+                )
+            except Exception as error:  # a full disk, for one, in several disguises
+                done = False
+                # Its bookkeeping may be in disorder: the files are what counts.
+                self._manager = None
+                print(
+                    f"could not save a checkpoint in {self.folder} ({error}): the run "
+                    "goes on, and the last good one is kept. Free some space there."
+                )
         self.saved_at = time.monotonic()
-        if hosts.any_of(failure is not None)[0]:
-            # Its bookkeeping may be in disorder: the files are what counts.
-            self._manager = None
-            print(
-                f"could not save a checkpoint in {self.folder} "
-                f"({failure or 'another process'}): the run goes on, and the last good "
-                "one is kept. Free some space there."
-            )
-            return False
-        return done
+        return hosts.of_first(done)
 
     def remove(self) -> None:
         """The run is finished."""
@@ -119,25 +124,32 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            mine = jax.process_index()
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=LatestN(KEPT),
-                    cleanup_tmp_directories=True,
+                    cleanup_tmp_directories=mine == 0,
                     enable_async_checkpointing=False,
+                    create=False,
+                    multiprocessing_options=MultiprocessingOptions(
+                        primary_host=mine,
+                        active_processes={mine},
+                        barrier_sync_key_prefix=f"process_{mine}",
+                    ),
                 ),
             )
         return self._manager
 
-    def _read(self, step: int, like: Any) -> tuple[Any, Any] | None:
+    def _read(self, step: int, numbers: Any) -> tuple[Any, Any] | None:
         def restore(**items: Any) -> Any:
             return self._open().restore(step, args=ocp.args.Composite(**items))
 
         try:
             record = restore(record=ocp.args.JsonRestore()).record
             self._check(record["about"])
-            shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-            state = restore(state=ocp.args.StandardRestore(shapes)).state
+            state = restore(state=ocp.args.StandardRestore(numbers)).state
             return state, record["record"]
         except Exception as error:  # a file may be broken in as many ways as bytes
             print(f"{self.folder / str(step)}: {type(error).__name__}")

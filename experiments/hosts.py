@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -85,3 +86,31 @@ def any_of(*flags: bool) -> list[bool]:
     if jax.process_count() == 1:
         return list(flags)
     return multihost_utils.process_allgather(np.asarray(flags)).any(0).tolist()
+
+
+def whole(tree: Any) -> Any:
+    """All of every array as one of NumPy, in each process; keys as their numbers."""
+    numbers = jax.tree.map(_numbers, tree)
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(numbers, tiled=True)
+    return jax.tree.map(np.asarray, numbers)
+
+
+def placed(numbers: Any, like: Any) -> Any:
+    """The other way: on the devices, and of the types, of `like`."""
+
+    def leaf(array: np.ndarray, like: jax.Array) -> jax.Array:
+        # Not by `device_put`, which would compare the processes, and a NaN with itself.
+        there = jax.make_array_from_callback(
+            array.shape, _numbers(like).sharding, array.__getitem__
+        )
+        if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(there, impl=jax.random.key_impl(like))
+        return there
+
+    return jax.tree.map(leaf, numbers, like)
+
+
+def _numbers(leaf: jax.Array) -> jax.Array:
+    key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if key else leaf

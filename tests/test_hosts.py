@@ -69,16 +69,22 @@ def wait_for_a_checkpoint(both, folder, after):
         time.sleep(0.1)
 
 
-def test_two_processes_share_an_experiment(tmp_path, start):
-    """The same curves as by one; the first process alone speaks and writes."""
+def test_two_processes_share_an_experiment(tmp_path, start, monkeypatch):
+    """The same curves as by one; the first process alone speaks and writes.
+
+    Where it cannot write a checkpoint both go on.
+    """
     methods = "IS,SGLD,HR"
-    both = start(methods, tmp_path / "both")
+    monkeypatch.setenv("SECOND_SAVE_FAILS", "1")
+    both = start(methods, tmp_path / "both", "--checkpoint-seconds", "0")
     said = [process.communicate(timeout=400) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert "Data:" in said[0][0]
+    assert "(No space left on device): the run goes on" in said[0][0]
     # Gloo says of both that they are connected; nothing else comes from the second.
     assert [line for line in said[1][0].splitlines() if "[Gloo]" not in line] == []
 
+    monkeypatch.delenv("SECOND_SAVE_FAILS")
     alone = command(methods, tmp_path / "alone")
     subprocess.run(alone, cwd=ROOT, check=True, timeout=400)
     found, expected = (
