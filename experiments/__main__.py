@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments import hosts, interruption, workers
+from experiments import hosts, workers
 from experiments.command import execute, printed, run
 from experiments.options import Options
 
@@ -33,14 +33,6 @@ STUDIES = (
 EXPERIMENTS = SINGLE + STUDIES
 
 
-def stop_if_asked() -> None:
-    """Between experiments, since not every one has blocks after which to stop."""
-    if any(hosts.any_of(interruption.requested())):
-        raise interruption.InterruptedRunError(
-            "Stopped. The same command goes on from here."
-        )
-
-
 def main(options: Options) -> None:
     """Run them all."""
     numbers = iter(range(1, len(EXPERIMENTS) + 1))
@@ -53,11 +45,10 @@ def main(options: Options) -> None:
     for name, said in workers.spread(printed, tasks, count, lambda updates: None):
         announce(name)
         print(said, end="", flush=True)
-        stop_if_asked()
     for name in STUDIES:
         announce(name)
         run(name, options)
-        stop_if_asked()
+        hosts.stop_if_requested()
 
 
 if __name__ == "__main__":

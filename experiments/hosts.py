@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments import interruption
 from experiments.options import Options
 
 # A process that is not heard of for so long is taken for dead, and the others stop.
@@ -88,6 +89,14 @@ def any_of(*flags: bool) -> list[bool]:
     return multihost_utils.process_allgather(np.asarray(flags)).any(0).tolist()
 
 
+def stop_if_requested() -> None:
+    """In all processes, after what has no blocks: a signal came to one of them."""
+    if any(any_of(interruption.requested())):
+        raise interruption.InterruptedRunError(
+            "Stopped. The same command goes on from here."
+        )
+
+
 def whole(tree: Any) -> Any:
     """All of every array as one of NumPy, in each process; keys as their numbers."""
     numbers = jax.tree.map(_numbers, tree)
@@ -104,7 +113,7 @@ def placed(numbers: Any, like: Any) -> Any:
         there = jax.make_array_from_callback(
             array.shape, _numbers(like).sharding, array.__getitem__
         )
-        if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        if _is_key(like):
             return jax.random.wrap_key_data(there, impl=jax.random.key_impl(like))
         return there
 
@@ -112,5 +121,8 @@ def placed(numbers: Any, like: Any) -> Any:
 
 
 def _numbers(leaf: jax.Array) -> jax.Array:
-    key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if key else leaf
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from experiments import interruption
+from experiments import hosts, interruption
 from experiments.options import Options
 
 Tick = Callable[[int], Any]
@@ -87,6 +87,7 @@ def spread(
     if min(count, len(tasks)) <= 1:
         for label, arguments in tasks.items():
             yield label, function(*arguments, tick)
+            hosts.stop_if_requested()
         return
     pool, progress, stop = _pool(count)
     pending = {
@@ -128,5 +129,6 @@ def spread(
         for child in children:
             child.kill()
         raise
-    if interruption.requested():
-        raise interrupted or interruption.InterruptedRunError("Stopped.")
+    if interrupted:
+        raise interrupted
+    hosts.stop_if_requested()
