@@ -21,8 +21,8 @@ from lejax._moments import (
     empty_moments,
     loss_moments,
     merge_moments,
-    pooled_mean,
-    sum_over,
+    of_members,
+    pooled,
 )
 from lejax._trees import PyTree, inner, scaled
 
@@ -130,27 +130,35 @@ def merge(a: WeightedAccumulator, b: WeightedAccumulator) -> WeightedAccumulator
 
 
 def merge_over(acc: WeightedAccumulator, axis_name: str) -> WeightedAccumulator:
-    """`merge` over the members of a named axis: one pmax, then psums."""
-    top = jax.lax.pmax(acc.max_log_weight, axis_name)
-    acc = _rescaled(acc, top)
-    total = sum_over(axis_name, pooled_mean(acc.moments, axis_name), acc)
-    return total._replace(max_log_weight=top)
+    """`merge` over the members of a named axis: all scalars of all, then one sum."""
+    tops, moments = of_members((acc.max_log_weight, acc.moments), axis_name)
+    top = tops.max()
+    # The moments of all are known already.
+    sums = _rescaled(acc, top)._replace(max_log_weight=None, moments=None)
+    return jax.lax.psum(sums, axis_name)._replace(
+        max_log_weight=top,
+        moments=pooled(_scaled_moments(moments, jnp.exp(tops - top))),
+    )
 
 
 def _rescaled(acc: WeightedAccumulator, top: jax.Array) -> WeightedAccumulator:
     once = jnp.exp(acc.max_log_weight - top)
     twice = once * once
     return acc._replace(
-        moments=acc.moments._replace(
-            mean=acc.moments.mean * once,
-            deviation=acc.moments.deviation * once,
-            deviation_square=acc.moments.deviation_square * twice,
-        ),
+        moments=_scaled_moments(acc.moments, once),
         member_square=acc.member_square * twice,
         difference_square=acc.difference_square * twice,
         moment_square=acc.moment_square * twice,
         moment=scaled(acc.moment, once),
         cross_moment=scaled(acc.cross_moment, twice),
+    )
+
+
+def _scaled_moments(moments: LossMoments, factor: jax.Array) -> LossMoments:
+    return moments._replace(
+        mean=moments.mean * factor,
+        deviation=moments.deviation * factor,
+        deviation_square=moments.deviation_square * factor**2,
     )
 
 

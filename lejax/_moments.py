@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lejax._axes import gathered
 from lejax._info import Info, make_info, unknown
 
 
@@ -97,20 +98,28 @@ def merge_moments(a: LossMoments, b: LossMoments) -> LossMoments:
     return jax.tree.map(jnp.add, about(mean, a), about(mean, b))._replace(mean=mean)
 
 
-def pooled_mean(moments: LossMoments, axis_name: str) -> jax.Array:
-    """The mean of the losses of all members of a named axis."""
-    size = moments.size.astype(moments.mean.dtype)
-    total, size = jax.lax.psum((size * moments.mean, size), axis_name)
-    return total / jnp.maximum(size, 1)
+def of_members(scalars: Any, axis_name: str) -> Any:
+    """The scalars of all members of a named axis, on a leading axis of members.
 
-
-def sum_over(axis_name: str, mean: jax.Array, acc: Any) -> Any:
-    """The sums of all members of a named axis, of which `mean` is the pooled mean.
-
-    `acc` is a NamedTuple with `moments`; its other fields add as they are.
+    In one exchange, whole numbers as the others: exact up to 2^24 in single precision.
     """
-    total = jax.lax.psum(acc._replace(moments=about(mean, acc.moments)), axis_name)
-    return total._replace(moments=total.moments._replace(mean=mean))
+    leaves, structure = jax.tree.flatten(scalars)
+    (dtype,) = {x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)}
+    parts = gathered(jnp.stack([leaf.astype(dtype) for leaf in leaves]), axis_name)
+    return structure.unflatten(
+        part.astype(leaf.dtype) for part, leaf in zip(parts.T, leaves, strict=True)
+    )
+
+
+def pooled(moments: LossMoments) -> LossMoments:
+    """The moments of all members, given as `of_members` returns them."""
+    dtype = moments.mean.dtype
+    share = moments.size.astype(dtype) / jnp.maximum(moments.size.sum(), 1).astype(
+        dtype
+    )
+    mean = share @ moments.mean
+    total = jax.tree.map(lambda leaf: leaf.sum(dtype=leaf.dtype), about(mean, moments))
+    return total._replace(mean=mean)
 
 
 def mean_info(moments: LossMoments, num_evaluations: int) -> Info:

@@ -17,8 +17,8 @@ from lejax._moments import (
     loss_moments,
     mean_info,
     merge_moments,
-    pooled_mean,
-    sum_over,
+    of_members,
+    pooled,
 )
 from lejax._objective import Coordinates
 from lejax._sampler import Sampler, make_sampler
@@ -69,7 +69,8 @@ def mean_gradient(
         )
 
     def merge_over(acc: MeanGradient, axis_name: str) -> MeanGradient:
-        return sum_over(axis_name, pooled_mean(acc.moments, axis_name), acc)
+        moments = pooled(of_members(acc.moments, axis_name))
+        return MeanGradient(moments, jax.lax.psum(acc.total, axis_name))
 
     return fold_draws(
         key,

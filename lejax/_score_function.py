@@ -17,8 +17,8 @@ from lejax._moments import (
     loss_moments,
     mean_info,
     merge_moments,
-    pooled_mean,
-    sum_over,
+    of_members,
+    pooled,
 )
 from lejax._objective import Coordinates
 from lejax._sampler import Sampler, make_sampler
@@ -62,9 +62,9 @@ def _merge(a: Covariance, b: Covariance) -> Covariance:
 
 
 def _merge_over(c: Covariance, axis_name: str) -> Covariance:
-    mean = pooled_mean(c.moments, axis_name)
-    c = c._replace(comoment=_comoment_about(mean, c))
-    return sum_over(axis_name, mean, c)
+    moments = pooled(of_members(c.moments, axis_name))
+    sums = _comoment_about(moments.mean, c), c.offset
+    return Covariance(moments, *jax.lax.psum(sums, axis_name))
 
 
 def score_function(
