@@ -73,7 +73,7 @@ def cases(config: Config) -> tuple[Case, ...]:
     )
 
 
-LIMITED = ("importance", "importance, direct")
+LIMITED = ("importance", "importance, credit", "importance, direct")
 
 Update = Callable[[Any, jax.Array, Any], Any]  # (params, key, batch) -> params
 
@@ -148,6 +148,7 @@ def updates(loss: Callable[..., jax.Array], config: Config) -> dict[str, Update]
     found: dict[str, Update | None] = {
         "SGD step": sgd(loss, config),
         "importance": step(lejax.importance(n)),
+        "importance, credit": step(lejax.importance(n, credit=True)),
         "importance, independent draws": step(lejax.importance(n, signs_per_draw=1)),
         "importance, direct": step(
             lejax.importance(n, signs_per_draw=1, reduction=False)
@@ -277,14 +278,14 @@ def main(args: Sequence[str] | None = None) -> None:
     many = f"importance, J = {config.many_samples}"
     print(f"{many}: {megabytes[many]:.0f} MB")
     print("\nWhere the reduction helps, and where it does not: importance")
-    row = "| {:<32} | {:>10} | {:>10} | {:>8} |"
-    print(row.format("network", "reduced", "direct", "gain"))
-    print(row.format("---", "---", "---", "---"))
+    row = "| {:<32} | {:>10} | {:>10} | {:>8} | {:>12} |"
+    print(row.format("network", "reduced", "direct", "gain", "with credit"))
+    print(row.format("---", "---", "---", "---", "---"))
     for case, spans in times.items():
         found = ratios(spans)
-        reduced, direct = (found[name][0] for name in LIMITED)
-        gain = f"{direct / reduced:.1f}"
-        print(row.format(case, f"{reduced:.0f}", f"{direct:.0f}", gain))
+        reduced, credit, direct = (found[name][0] for name in LIMITED)
+        gain, more = f"{direct / reduced:.1f}", f"{credit / reduced:.2f} times"
+        print(row.format(case, f"{reduced:.0f}", f"{direct:.0f}", gain, more))
     print()
     results.write_json(
         config.output / "benchmark.json",

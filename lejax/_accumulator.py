@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lejax._credit import ByLeaf
 from lejax._draws import Draws
 from lejax._moments import (
     LossMoments,
@@ -41,6 +42,10 @@ class WeightedAccumulator(NamedTuple):
         moment_square: Q2 = Σ|v|², over units.
         moment: Σv.
         cross_moment: r = Σtv.
+        loss_product: ΣDE, E = Σ±(f - b) the signed sum of the losses; with credit by
+            example alone, as the two that follow.
+        loss_square: ΣE².
+        credit: the sum of the control variates.
     """
 
     max_log_weight: jax.Array
@@ -50,6 +55,9 @@ class WeightedAccumulator(NamedTuple):
     moment_square: jax.Array
     moment: PyTree
     cross_moment: PyTree
+    loss_product: jax.Array | None = None
+    loss_square: jax.Array | None = None
+    credit: ByLeaf | None = None
 
 
 class WeightedEstimate(NamedTuple):
@@ -64,6 +72,8 @@ class WeightedEstimate(NamedTuple):
         log_mean_error: its standard error, by independent units.
         effective_sample_size: S²/K.
         failed_fraction: the share of samples whose loss was not finite.
+        credit_factor: the factor of the summed control variates, κβ/J, fitted: that
+            with which the draws' coefficients D/S + κβE/J have the least square.
     """
 
     displacement: PyTree
@@ -73,9 +83,12 @@ class WeightedEstimate(NamedTuple):
     log_mean_error: jax.Array
     effective_sample_size: jax.Array
     failed_fraction: jax.Array
+    credit_factor: jax.Array | None
 
 
-def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
+def empty(
+    zeros: PyTree, dtype: Any, credit: ByLeaf | None = None
+) -> WeightedAccumulator:
     """The accumulator of nothing, the neutral element of `merge`."""
     zero = jnp.zeros((), dtype)
     return WeightedAccumulator(
@@ -86,6 +99,9 @@ def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
         moment_square=zero,
         moment=zeros,
         cross_moment=zeros,
+        loss_product=None if credit is None else zero,
+        loss_square=None if credit is None else zero,
+        credit=credit,
     )
 
 
@@ -120,6 +136,22 @@ def summarise(draws: Draws) -> WeightedAccumulator:
     )
 
 
+def with_credit(
+    acc: WeightedAccumulator, draws: Draws, values: jax.Array, sums: ByLeaf
+) -> WeightedAccumulator:
+    """What `summarise` found for these draws, and the sums of credit by example.
+
+    `values` are f - b, (k, p, g); `sums` the sums of the control variates.
+    """
+    weights = jnp.exp(draws.outputs - acc.max_log_weight)
+    counted = jnp.isfinite(values) & jnp.isfinite(draws.outputs) & draws.valid
+    d = draws.signed(jnp.where(counted, weights, 0))
+    e = draws.signed(jnp.where(counted, values, 0))
+    return acc._replace(
+        loss_product=(d * e).sum(), loss_square=(e * e).sum(), credit=sums
+    )
+
+
 def merge(a: WeightedAccumulator, b: WeightedAccumulator) -> WeightedAccumulator:
     """The accumulator of both: associative and commutative to rounding."""
     top = jnp.maximum(a.max_log_weight, b.max_log_weight)
@@ -151,6 +183,7 @@ def _rescaled(acc: WeightedAccumulator, top: jax.Array) -> WeightedAccumulator:
         moment_square=acc.moment_square * twice,
         moment=scaled(acc.moment, once),
         cross_moment=scaled(acc.cross_moment, twice),
+        loss_product=scaled(acc.loss_product, once),
     )
 
 
@@ -177,6 +210,10 @@ def estimate(acc: WeightedAccumulator) -> WeightedEstimate:
         - 2 * inner(displacement, acc.cross_moment, dtype)
         + inner(displacement, displacement, dtype) * weight_square
     ) / (weight * weight)
+    credit_factor = None
+    if acc.loss_product is not None and acc.loss_square is not None:
+        square = jnp.where(acc.loss_square > 0, acc.loss_square, 1)
+        credit_factor = -acc.loss_product / (weight * square)
     infinite = jnp.where(acc.max_log_weight > 0, jnp.inf, -jnp.inf).astype(dtype)
     return WeightedEstimate(
         displacement=displacement,
@@ -188,4 +225,5 @@ def estimate(acc: WeightedAccumulator) -> WeightedEstimate:
             counts, weight**2 / jnp.where(counts, acc.member_square, 1), 0
         ),
         failed_fraction=moments.failed.astype(dtype) / size,
+        credit_factor=credit_factor,
     )

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._axes import Axes, mean_over, varying
+from lejax._credit import Credit, Seen
 from lejax._trees import (
     PyTree,
     compute_dtype,
@@ -146,6 +147,7 @@ class Coordinates(NamedTuple):
         outside: the part of a displacement of the parameters that lies in the
             complement; None where there is none.
         axis_name: the axis whose members share the draws, if any.
+        credit: what the examples of the batch see, where it is asked for and known.
     """
 
     origin: PyTree
@@ -157,6 +159,7 @@ class Coordinates(NamedTuple):
     lower: Callable[[PyTree], PyTree]
     outside: Callable[[PyTree], PyTree] | None
     axis_name: str | None = None
+    credit: Credit | None = None
 
 
 def over_axes(space: Coordinates, params: PyTree, axes: Axes) -> Coordinates:
@@ -175,7 +178,21 @@ def over_axes(space: Coordinates, params: PyTree, axes: Axes) -> Coordinates:
             evaluate(varying(u, axes.data), *args, **kwargs), axes.data
         )
 
+    credit = space.credit
+    if credit is not None:
+        examine = credit.examine
+
+        def examined(u: PyTree, **kwargs: Any) -> tuple[jax.Array, Seen]:
+            value, seen = examine(varying(u, axes.data), **kwargs)
+            return mean_over(value, axes.data), seen
+
+        credit = credit._replace(
+            examine=examined,
+            zeros=varying(credit.zeros, axes.data),
+            mean_over_data=lambda tree: mean_over(tree, axes.data),
+        )
     return space._replace(
+        credit=credit,
         origin=widen(params),
         zeros=zeros_alike(space.zeros),
         value_fn=averaged(space.value_fn),

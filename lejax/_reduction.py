@@ -12,16 +12,18 @@ The idea's relative is the local reparameterisation trick: Kingma, Salimans and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lejax._axes import members
+from lejax._credit import make_credit
 from lejax._directions import Directions, Rows, seen_from, selection, span
 from lejax._objective import Coordinates, call, first_batch, full_space
 from lejax._program import Operation, Program, trace
+from lejax._sights import find_sights
 from lejax._trees import (
     PyTree,
     compute_dtype,
@@ -104,7 +106,7 @@ def find_reduced(
     return program, find_uses(program, len(jax.tree.leaves(params)), count, parts)
 
 
-def split(program: Program, found: list[Met | str]) -> Split:
+def split(program: Program, found: Sequence[Met | str]) -> Split:
     """What of a program needs to run but once."""
     leaves = program.inputs[: len(found)]
     mets = {
@@ -188,15 +190,24 @@ def reduced_space(
     batch: PyTree,
     inner_batches: bool,
     data_axis_name: str | None = None,
+    *,
+    reduction: bool = True,
+    credit: bool = False,
 ) -> Coordinates:
     """The coordinates that the loss can see on its batch, or on all inner batches.
+
+    Without `reduction` they are the parameters' own. With `credit`, what the examples
+    see goes with them where it is known.
 
     Where the members of an axis hold parts of the batch, the rows of all of them count:
     all must move the parameters in the same directions.
     """
     parts = members(data_axis_name)
     program, found = find_reduced(value_fn, params, batch, inner_batches, parts)
-    if all(isinstance(met, str) for met in found):
+    if not reduction:
+        found = ["turned off"] * len(found)
+    sights = find_sights(program, len(found)) if credit else None
+    if all(isinstance(met, str) for met in found) and not (sights and sights.layers):
         return full_space(value_fn, params, batch, inner_batches, data_axis_name)
     plan = split(program, found)
     leaves, structure = jax.tree.flatten(params)
@@ -236,7 +247,9 @@ def reduced_space(
             for part, leaf in zip(reduced_leaves, jax.tree.leaves(tree), strict=True)
         )
 
-    def displaced(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
+    def at(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> dict[int, Any]:
+        """All values of the program there, by number."""
+
         def at_turn(number: int, value: Any) -> Any:
             return value[j % value.shape[0]] if number in turning else value
 
@@ -256,12 +269,26 @@ def reduced_space(
                 change = jnp.transpose(change, use.order).reshape(at_origin.shape)
                 seen[result] = translate(at_origin, change)
         program.run(plan.every, seen)
+        return seen
+
+    def loss(seen: dict[int, Any]) -> jax.Array:
         return jnp.asarray(seen[program.output]).astype(dtype)
+
+    def displaced(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
+        return loss(at(displacement, j, sign))
 
     zeros = mapped(
         lambda part, leaf: jnp.zeros(part.met.reduced_shape(leaf.shape), leaf.dtype),
         lambda leaf: leaf,
     )(zeros_alike(origin))
+    by_example = None
+    if sights and sights.layers:
+        in_directions = {
+            place: (met.uses[0], coefficients[number, met.uses[0].factor])
+            for place, number in enumerate(plan.leaves)
+            if (met := plan.mets.get(number)) is not None and met.uses
+        }
+        by_example = make_credit(sights, program, values, in_directions, zeros, at)
     mask = mapped(lambda part, u: part.directions.mask(u), lambda u: u)
     return Coordinates(
         origin=origin,
@@ -272,4 +299,5 @@ def reduced_space(
         lift=mapped(ReducedLeaf.lift, lambda u: u),
         lower=mapped(ReducedLeaf.lower, lambda u: u),
         outside=mapped(ReducedLeaf.outside, jnp.zeros_like),
+        credit=by_example,
     )

@@ -1,4 +1,4 @@
-"""What the reduction does with a loss, for a person to read."""
+"""What is read off a loss, for a person: directions, and credit by example."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 
 from lejax._objective import check_objective, first_batch, without_aux
 from lejax._reduction import find_reduced
+from lejax._sights import find_sights
 from lejax._trees import PyTree
 from lejax._uses import Met
 from lejax._validate import float_leaves
@@ -23,19 +24,23 @@ class LeafReport(NamedTuple):
         shape: of the leaf.
         reduced_shape: of its draws.
         reason: how the loss meets it, or why it is not reduced.
+        credit: "by example" where `importance(credit=True)` has a control variate
+            for it, else why it has none.
     """
 
     name: str
     shape: tuple[int, ...]
     reduced_shape: tuple[int, ...]
     reason: str
+    credit: str
 
 
 class ReductionReport(NamedTuple):
     """All leaves; printed, a table.
 
     Attributes:
-        leaves: one report each, with `name`, `shape`, `reduced_shape` and `reason`.
+        leaves: one report each, with `name`, `shape`, `reduced_shape`, `reason` and
+            `credit`.
 
     Example:
         >>> import jax.numpy as jnp, lejax
@@ -91,7 +96,9 @@ def reduction_report(
         A W = Rᵀ U,   Aᵀ = Q R,   U = QᵀW ~ N(Qᵀx, τI) where W ~ N(x, τI).
 
     The first dense layer is such a leaf, on batches smaller than its inputs; an
-    embedding table, of which a batch reads m of n rows, is another. A row of A that is
+    embedding table, of which a batch reads m of n rows, is another. Credit by example
+    (`importance(credit=True)`) is for leaves whose noise the examples of the batch see
+    apart: dense layers, with one row for each example. A row of A that is
     not finite makes every sample fail that meets it. Derivatives that somebody takes
     through a sampler with respect to A hold Q fixed: that of F_τ is unbiased, that of
     the displacement itself is not; turn the reduction off for it.
@@ -133,24 +140,32 @@ def reduction_report(
     first = first_batch(batch) if inner_batches else batch
     check_objective(value_fn, params, first, has_aux=has_aux)
     loss = without_aux(value_fn) if has_aux else value_fn
-    _, found = find_reduced(loss, params, batch, inner_batches)
+    program, found = find_reduced(loss, params, batch, inner_batches)
+    credit = find_sights(program, len(found)).reasons
+    if inner_batches:
+        credit = ("batches take turns",) * len(found)
     return ReductionReport(
         tuple(
-            _leaf_report(jax.tree_util.keystr(path), leaf.shape, met)
-            for (path, leaf), met in zip(
-                jax.tree_util.tree_leaves_with_path(params), found, strict=True
+            _leaf_report(
+                jax.tree_util.keystr(path), leaf.shape, met, why or "by example"
+            )
+            for (path, leaf), met, why in zip(
+                jax.tree_util.tree_leaves_with_path(params), found, credit, strict=True
             )
         )
     )
 
 
-def _leaf_report(name: str, shape: tuple[int, ...], met: Met | str) -> LeafReport:
+def _leaf_report(
+    name: str, shape: tuple[int, ...], met: Met | str, credit: str
+) -> LeafReport:
     if isinstance(met, str):
-        return LeafReport(name, shape, shape, met)
+        return LeafReport(name, shape, shape, met, credit)
     reason = f"{met.rows} rows meet {met.size(shape)} inputs"
     return LeafReport(
         name,
         shape,
         met.reduced_shape(shape),
         reason if met.uses else "the loss does not use it",
+        credit,
     )

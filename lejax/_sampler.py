@@ -78,6 +78,7 @@ def make_sampler(
     init: Callable[[PyTree, Axes], PyTree] = stateless,
     check: Callable[[float], None] = any_tau,
     reduction: bool,
+    credit: bool = False,
     differentiable: bool = False,
     inner_batches: bool = False,
 ) -> Sampler:
@@ -96,6 +97,7 @@ def make_sampler(
             init=init,
             check=check,
             reduction=reduction,
+            credit=credit,
             differentiable=differentiable,
             inner_batches=inner_batches,
         )
@@ -119,10 +121,13 @@ def make_sampler(
         params = float_leaves(params)
         first = first_batch(batch) if inner_batches else batch
         check_objective(value_fn, params, first, differentiable=differentiable)
-        choose = reduced_space if reduction else full_space
         # The loss is read as it will be run: at points that differ over the axes.
         read_at = varying(varying(params, axes.samples), axes.data)
-        space = choose(value_fn, read_at, batch, inner_batches, axes.data)
+        where = value_fn, read_at, batch, inner_batches, axes.data
+        if reduction or credit:
+            space = reduced_space(*where, reduction=reduction, credit=credit)
+        else:
+            space = full_space(*where)
         space = over_axes(space, params, axes)
         # One rounding of τ and β for all that is made of them.
         dtype = compute_dtype(space.zeros)

@@ -150,7 +150,7 @@ def find_uses(
             if number not in views:
                 continue
             leaf, axes = views[number]
-            seen = _view(program, operation, axes)
+            seen = shown_axes(program, operation, axes)
             if seen is not None:
                 views[operation.outputs[0]] = (leaf, seen)
                 ways[leaf].append(operation)
@@ -193,7 +193,7 @@ def find_uses(
     return [judge(leaf, number) for leaf, number in enumerate(numbers)]
 
 
-def _view(
+def shown_axes(
     program: Program, operation: Operation, axes: tuple[int, ...]
 ) -> tuple[int, ...] | None:
     """The axes of a leaf after an operation that only shows it otherwise."""

@@ -44,6 +44,9 @@ def entropy_sgd(tau, **options):
 # Where `mask` and `beta` are arguments, and the state is a `SmoothingState`.
 SMOOTHINGS = {
     "importance": smoothing(lejax.local_entropy, lejax.importance, 20),
+    "importance, credit": smoothing(
+        lejax.local_entropy, lejax.importance, 20, credit=True
+    ),
     "sgld": smoothing(lejax.local_entropy, lejax.sgld, 5, 0.01),
     "sgld, cold": smoothing(
         lejax.local_entropy, lejax.sgld, 5, 0.01, warm_start=False, averaging=0.5

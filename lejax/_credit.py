@@ -1,0 +1,227 @@
+"""Credit by example: a control variate of mean zero for networks.
+
+Let f = Σᵢ sᵢ over the examples of a batch, where sᵢ sees the noise ε of a layer only in
+hᵢᵀε, the product with its own input. Then E[sᵢ ε] = E[sᵢ cᵢ] with the projection
+cᵢ = hᵢ (hᵢᵀε)/|hᵢ|², and
+
+    C = Σᵢ (sᵢ - bᵢ)(ε - cᵢ)
+
+has mean exactly zero for constants bᵢ: what example i lost says nothing about the part
+of the noise that it never saw. The bias that is added to a product is one more number
+of every hᵢ, equal to 1. Node perturbation is the idea's relative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from lejax._directions import seen_from
+from lejax._program import Program
+from lejax._sights import Sight, Sights
+from lejax._trees import PyTree, compute_dtype
+from lejax._uses import Use
+
+# One entry for every leaf: None where the examples see it in no layer.
+ByLeaf: TypeAlias = tuple[jax.Array | None, ...]
+
+
+class Seen(NamedTuple):
+    """What one evaluation shows of the examples.
+
+    Attributes:
+        losses: (B,), what each adds to the loss.
+        inputs: for every layer its inputs hᵢ, with the examples' axis; None where they
+            are the same at every point.
+    """
+
+    losses: jax.Array
+    inputs: tuple[jax.Array | None, ...]
+
+
+class Layer(NamedTuple):
+    """A layer of which each example sees its own part.
+
+    Attributes:
+        leaves: the places of its kernel and, if it has one, of its bias.
+        axis: that of the examples in `seen`.
+        inputs: the hᵢ where they are the same at every point, else None.
+        inputs_axis: the axis of the examples in them.
+        seen: `seen(moves, inputs)`: hᵢᵀε for all examples, of displacements of the
+            leaves; linear in them.
+    """
+
+    leaves: tuple[int, ...]
+    axis: int
+    inputs: jax.Array | None
+    inputs_axis: int
+    seen: Callable[[tuple[jax.Array, ...], jax.Array], jax.Array]
+
+
+class Credit(NamedTuple):
+    """What a space knows of the examples.
+
+    Attributes:
+        examine: `examine(u, sign=1.0)`: the loss at the displacement ±u, and `Seen`.
+        layers: those that the examples see apart.
+        zeros: a sum of nothing, by leaf.
+        at_origin: the bᵢ: what the examples lose where nothing is displaced.
+        mean_over_data: the mean of a tree over the members that hold the data.
+    """
+
+    examine: Callable[..., tuple[jax.Array, Seen]]
+    layers: tuple[Layer, ...]
+    zeros: ByLeaf
+    at_origin: jax.Array
+    mean_over_data: Callable[[Any], Any] = lambda tree: tree
+
+
+def make_credit(
+    sights: Sights,
+    program: Program,
+    values: dict[int, Any],
+    in_directions: dict[int, tuple[Use, jax.Array]],
+    zeros: PyTree,
+    at: Callable[..., dict[int, Any]],
+) -> Credit:
+    """What is known of the examples, for draws in the coordinates of `zeros`.
+
+    `values` are those that no displacement changes, `in_directions` the leaves that are
+    drawn in the directions of known rows, by place, and `at(u, sign=1.0)` is the whole
+    program at ±u.
+    """
+    assert sights.total is not None
+    total, dtype = sights.total, compute_dtype(zeros)
+    others = tuple(axis for axis in total.axes if axis != sights.axis)
+    factor = jnp.asarray(total.sign, dtype)
+    for number, exponent in total.factors:
+        factor = factor * jnp.asarray(values[number], dtype) ** exponent
+    layers = tuple(
+        _layer(sight, program, values, in_directions.get(sight.kernel))
+        for sight in sights.layers
+    )
+
+    def examine(displacement: PyTree, sign: float = 1.0) -> tuple[jax.Array, Seen]:
+        seen = at(displacement, sign=sign)
+        summed = seen[total.number].sum(others).astype(dtype) * factor
+        inputs = tuple(
+            seen[sight.inputs] if layer.inputs is None else None
+            for sight, layer in zip(sights.layers, layers, strict=True)
+        )
+        return jnp.asarray(seen[program.output]).astype(dtype), Seen(summed, inputs)
+
+    known = {leaf for layer in layers for leaf in layer.leaves}
+    at_origin = examine(zeros)[1].losses
+    return Credit(
+        examine=examine,
+        layers=layers,
+        zeros=tuple(
+            leaf if place in known else None
+            for place, leaf in enumerate(jax.tree.leaves(zeros))
+        ),
+        at_origin=jnp.where(jnp.isfinite(at_origin), at_origin, 0),
+    )
+
+
+def _layer(
+    sight: Sight,
+    program: Program,
+    values: dict[int, Any],
+    in_directions: tuple[Use, jax.Array] | None,
+) -> Layer:
+    shape = program.shapes[sight.operation.outputs[0]].shape
+    inputs, inputs_axis = values.get(sight.inputs), sight.inputs_axis
+    if in_directions is not None:
+        inputs, inputs_axis = in_directions[1], 0
+
+    def seen(moves: tuple[jax.Array, ...], inputs: jax.Array) -> jax.Array:
+        kernel, *bias = moves
+        if in_directions is not None:
+            order = in_directions[0].order
+            part = jnp.transpose(seen_from(inputs, kernel), order).reshape(shape)
+        else:
+            for view in sight.kernel_views:
+                (kernel,) = view.bind(kernel)
+            pair = (kernel, inputs) if sight.operand == 0 else (inputs, kernel)
+            (part,) = sight.operation.bind(*pair)
+        for view in sight.result_views:
+            (part,) = view.bind(part)
+        for spread in bias:
+            for view in sight.bias_views:
+                (spread,) = view.bind(spread)
+            part = part + spread
+        return part
+
+    leaves = (sight.kernel,) if sight.bias is None else (sight.kernel, sight.bias)
+    return Layer(leaves, sight.axis, inputs, inputs_axis, seen)
+
+
+def control_variate(
+    credit: Credit, displacements: Any, signs: jax.Array, valid: jax.Array, seen: Seen
+) -> ByLeaf:
+    """ΣC over draws whose leaves are (p, g, ...), evaluated with k signs."""
+    moves = jax.tree.leaves(displacements)
+    total: list[jax.Array | None] = [None] * len(moves)
+    sign = signs.reshape(-1, 1, 1, 1)
+    # An example whose loss is not finite has seen its own part alone, as the others.
+    counts = jnp.isfinite(seen.losses) & valid[..., None]
+    losses = jnp.where(counts, sign * (seen.losses - credit.at_origin), 0)
+    for layer, inputs in zip(credit.layers, seen.inputs, strict=True):
+        mine = tuple(moves[leaf] for leaf in layer.leaves)
+        sums = _of_layer(layer, mine, losses, inputs)
+        for leaf, found in zip(layer.leaves, sums, strict=True):
+            total[leaf] = found
+    return tuple(total)
+
+
+def _of_layer(
+    layer: Layer,
+    moves: tuple[jax.Array, ...],
+    losses: jax.Array,
+    inputs: jax.Array | None,
+) -> list[jax.Array]:
+    """ΣC of one layer's leaves; `losses` are the signed sᵢ - bᵢ, (k, p, g, B)."""
+    fixed = inputs is None
+    if inputs is None:
+        assert layer.inputs is not None
+        inputs, losses = layer.inputs, losses.sum(0)
+    lead = 0 if fixed else 3
+    others = tuple(i for i in range(lead, inputs.ndim) if i != lead + layer.inputs_axis)
+    # |hᵢ|², and 1 for the bias.
+    squares = jnp.square(inputs).sum(others).astype(losses.dtype)
+    squares = squares + len(layer.leaves) - 1
+    # What is not finite there is the earlier noise's doing: no credit at all.
+    finite = jnp.isfinite(squares)
+    losses = jnp.where(finite, losses, 0)
+    rows = jnp.where(jnp.expand_dims(finite, others), inputs, 0)
+    factor = losses / jnp.where(finite & (squares > 0), squares, 1)
+
+    if fixed:
+        seen = jax.vmap(jax.vmap(lambda moves: layer.seen(moves, rows)))(moves)
+    else:
+        seen = jax.vmap(jax.vmap(jax.vmap(layer.seen)), (None, 0))(moves, rows)
+    draws = factor.ndim - 1
+    rest = (i for i in range(draws, seen.ndim) if i != draws + layer.axis)
+    weighted = seen * jnp.expand_dims(factor, tuple(rest)).astype(seen.dtype)
+
+    # The transposed product sums over the examples, and over the draws where they have
+    # inputs of their own.
+    if fixed:
+        of_draws, weighted = rows[None], weighted.sum((0, 1))[None]
+    else:
+        of_draws = rows.reshape(-1, *rows.shape[lead:])
+        weighted = weighted.reshape(-1, *weighted.shape[lead:])
+
+    def given(moves: tuple[jax.Array, ...]) -> jax.Array:
+        return jax.vmap(lambda inputs: layer.seen(moves, inputs))(of_draws)
+
+    zeros = tuple(jnp.zeros(move.shape[2:], move.dtype) for move in moves)
+    (projected,) = jax.vjp(given, zeros)[1](weighted)
+    whole = losses.sum(-1) if fixed else losses.sum((0, -1))
+    return [
+        jnp.tensordot(whole.astype(move.dtype), move, 2) - part
+        for move, part in zip(moves, projected, strict=True)
+    ]
