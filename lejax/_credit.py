@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from lejax._axes import varying
 from lejax._directions import seen_from
 from lejax._program import Program
 from lejax._sights import Sight, Sights
@@ -69,14 +70,15 @@ class Credit(NamedTuple):
         layers: those that the examples see apart.
         zeros: a sum of nothing, by leaf.
         at_origin: the bᵢ: what the examples lose where nothing is displaced.
-        mean_over_data: the mean of a tree over the members that hold the data.
+        data_axis_name: the axis whose members hold parts of the examples, if any. The
+            sums are of a member's own; all of them are the mean over the members.
     """
 
     examine: Callable[..., tuple[jax.Array, Seen]]
     layers: tuple[Layer, ...]
     zeros: ByLeaf
     at_origin: jax.Array
-    mean_over_data: Callable[[Any], Any] = lambda tree: tree
+    data_axis_name: str | None = None
 
 
 def make_credit(
@@ -163,9 +165,10 @@ def control_variate(
     credit: Credit, displacements: Any, signs: jax.Array, valid: jax.Array, seen: Seen
 ) -> ByLeaf:
     """ΣC over draws whose leaves are (p, g, ...), evaluated with k signs."""
-    moves = jax.tree.leaves(displacements)
+    # Every member's own: a transposed product would add up what is common to them.
+    moves = jax.tree.leaves(varying(displacements, credit.data_axis_name))
     total: list[jax.Array | None] = [None] * len(moves)
-    sign = signs.reshape(-1, 1, 1, 1)
+    sign = signs.astype(seen.losses.dtype).reshape(-1, 1, 1, 1)
     # An example whose loss is not finite has seen its own part alone, as the others.
     counts = jnp.isfinite(seen.losses) & valid[..., None]
     losses = jnp.where(counts, sign * (seen.losses - credit.at_origin), 0)
@@ -218,8 +221,8 @@ def _of_layer(
     def given(moves: tuple[jax.Array, ...]) -> jax.Array:
         return jax.vmap(lambda inputs: layer.seen(moves, inputs))(of_draws)
 
-    zeros = tuple(jnp.zeros(move.shape[2:], move.dtype) for move in moves)
-    (projected,) = jax.vjp(given, zeros)[1](weighted)
+    # It is linear, and its point but a type.
+    (projected,) = jax.vjp(given, tuple(move[0, 0] for move in moves))[1](weighted)
     whole = losses.sum(-1) if fixed else losses.sum((0, -1))
     return [
         jnp.tensordot(whole.astype(move.dtype), move, 2) - part

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax import _accumulator
-from lejax._axes import make_axes
+from lejax._axes import make_axes, mean_over
 from lejax._credit import ByLeaf, Credit, control_variate
 from lejax._draws import Draws, Plan, fold_draws
 from lejax._info import Info, make_info, unknown
@@ -161,7 +161,7 @@ def importance(
                 by_example, draws.displacements, draws.signs, draws.valid, seen
             )
             draws = draws._replace(outputs=weights)
-            at_origin = by_example.mean_over_data(by_example.at_origin.sum())
+            at_origin = mean_over(by_example.at_origin.sum(), by_example.data_axis_name)
             values = values - at_origin
             found = _accumulator.summarise(draws)
             return _accumulator.with_credit(found, draws, values, sums)
@@ -221,7 +221,7 @@ def _credited(
 ) -> PyTree:
     """The displacement and its control variate, where that is finite."""
     leaves, structure = jax.tree.flatten(displacement)
-    sums, factor = credit.mean_over_data(sums), found.credit_factor
+    sums, factor = mean_over(sums, credit.data_axis_name), found.credit_factor
     assert factor is not None
     more = [
         leaf if part is None else leaf + part * factor.astype(leaf.dtype)

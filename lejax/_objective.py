@@ -189,7 +189,7 @@ def over_axes(space: Coordinates, params: PyTree, axes: Axes) -> Coordinates:
         credit = credit._replace(
             examine=examined,
             zeros=varying(credit.zeros, axes.data),
-            mean_over_data=lambda tree: mean_over(tree, axes.data),
+            data_axis_name=axes.data,
         )
     return space._replace(
         credit=credit,

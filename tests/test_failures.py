@@ -16,6 +16,7 @@ pytestmark = pytest.mark.compiles
 TAU = 0.25
 GRADIENT_FREE = {
     "importance": lejax.importance(2000),
+    "importance, credit": lejax.importance(2000, credit=True),
     "importance, plain": lejax.importance(2000, antithetic=False),
     "score_function": lejax.score_function(2000),
     "score_function, plain": lejax.score_function(2000, antithetic=False),

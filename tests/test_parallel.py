@@ -17,7 +17,14 @@ from experiments.collectives import collectives
 pytestmark = pytest.mark.compiles
 AUTO, EXPLICIT = jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit
 TAU = 0.3
-SHARED = ["few samples", "signs", "score_function", "one chain", "three chains"]
+SHARED = [
+    "few samples",
+    "signs",
+    "credit",
+    "score_function",
+    "one chain",
+    "three chains",
+]
 
 
 def trained(sampler, batch=BATCH, params=PARAMS):
@@ -50,7 +57,13 @@ def on_all_devices(names):
 
 def on_two_axes():
     """Draws along one axis of a mesh, the batch split along the other."""
-    for name, types in (("pairs", AUTO), ("robbins_monro", AUTO), ("pairs", EXPLICIT)):
+    cases = (
+        ("pairs", AUTO),
+        ("credit", AUTO),
+        ("robbins_monro", AUTO),
+        ("pairs", EXPLICIT),
+    )
+    for name, types in cases:
         mesh = jax.make_mesh((2, 2), ("draws", "rows"), (types, types))
         sampler = lejax.parallel(
             SAMPLERS[name](), mesh, axis_name="draws", data_axis_name="rows"

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.compiles
 J = 12
 SAMPLERS = {
     "importance": lambda **chunk: lejax.importance(J, **chunk),
+    "importance, credit": lambda **chunk: lejax.importance(J, credit=True, **chunk),
     "importance, plain": lambda **chunk: lejax.importance(J, antithetic=False, **chunk),
     "importance, shared": lambda **chunk: lejax.importance(
         J, signs_per_draw=3, **chunk
@@ -40,8 +41,10 @@ LAYOUTS = {
     "half": ({"a": ((2, 3), "bfloat16"), "b": ((), "bfloat16")}, 2),
     "half, narrow": ({"x": ((4,), "float16")}, 4),
     "mixed": ({"w": ((5, 2), "float32"), "b": ((2,), "bfloat16")}, 5),
+    "examples": ({"bias": ((2,), "float32"), "kernel": ((5, 2), "float32")}, 4),
     "double": ({"a": ((2,), "float64"), "b": ((1, 1), "float64")}, None),
 }
+CREDITED = "importance, credit", "examples"
 ROWS = np.array([[1.0, 0.0, -2.0, 0.5, 1.5], [0.0, 3.0, 0.5, -1.0, 1.0]])
 
 
@@ -60,11 +63,15 @@ def loss(params, failure):
     wide = {name: leaf.astype(dtype) for name, leaf in params.items()}
     if "w" in wide:
         wide["w"] = jnp.asarray(ROWS, dtype) @ wide["w"]
-    total = sum(jnp.sum(jnp.sin(leaf) + leaf / 2) for leaf in wide.values())
+    if "kernel" in wide:  # a mean over examples, of which each may fail
+        rows = jnp.asarray(ROWS, dtype) @ wide["kernel"] + wide["bias"]
+        total = jnp.sum(jnp.sin(rows) + rows / 2, -1)
+    else:
+        total = sum(jnp.sum(jnp.sin(leaf) + leaf / 2) for leaf in wide.values())
     value = jnp.where(failure.rounded, jnp.round(total), total)
     fails = (jnp.mod(total, 1) < failure.share) | (failure.share >= 1)
     regular = failure.scale * value + failure.offset
-    return jnp.where(fails, failure.special, regular)
+    return jnp.mean(jnp.where(fails, failure.special, regular))
 
 
 @functools.cache
@@ -152,12 +159,13 @@ def test_nothing_is_lost(name, layout, numbers, seed, tau, beta, failure):
         for info, (updates, kept) in zip(infos, trail, strict=True):
             for leaf in jax.tree.leaves((updates, kept)):
                 assert jnp.isfinite(leaf).all()
-            assert_truthful(name, numbers, tau, beta, failure, info, updates)
+            assert_truthful(name, layout, numbers, tau, beta, failure, info, updates)
 
 
-def assert_truthful(name, numbers, tau, beta, failure, info, updates):
+def assert_truthful(name, layout, numbers, tau, beta, failure, info, updates):
     info = jax.tree.map(float, info)
-    assert info.num_evaluations == J
+    # Credit takes one more, at x, where it finds the examples.
+    assert info.num_evaluations == J + ((name, layout) == CREDITED)
     assert 0 <= info.nonfinite_fraction <= 1
     assert not info.standard_error < 0
     still = all((leaf == 0).all() for leaf in jax.tree.leaves(updates))

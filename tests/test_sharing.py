@@ -14,6 +14,7 @@ pytestmark = pytest.mark.compiles
 SAMPLERS = {
     "importance": lambda **axis: lejax.importance(17, chunk_size=4, **axis),
     "pairs": lambda **axis: lejax.importance(16, chunk_size=4, **axis),
+    "credit": lambda **axis: lejax.importance(17, credit=True, **axis),
     "few samples": lambda **axis: lejax.importance(3, **axis),
     "plain": lambda **axis: lejax.importance(7, antithetic=False, **axis),
     "signs": lambda **axis: lejax.importance(24, signs_per_draw=3, **axis),
