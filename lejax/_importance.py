@@ -14,6 +14,7 @@ from lejax._credit import ByLeaf, Credit, control_variate
 from lejax._draws import Draws, Plan, fold_draws
 from lejax._info import Info, make_info, unknown
 from lejax._objective import Coordinates, complement_noise
+from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
 from lejax._trees import PyTree, all_finite, compute_dtype, scaled
 from lejax._validate import optional_count, positive_count
@@ -207,8 +208,7 @@ def importance(
         run,
         "importance",
         "local entropy",
-        reduction=reduction,
-        credit=credit,
+        coordinates=coordinates(reduction, credit),
         axes=make_axes(axis_name, data_axis_name),
     )
 

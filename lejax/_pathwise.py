@@ -21,6 +21,7 @@ from lejax._moments import (
     pooled,
 )
 from lejax._objective import Coordinates
+from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
 from lejax._trees import PyTree, all_finite, compute_dtype, scaled
 from lejax._validate import optional_count, positive_count
@@ -157,7 +158,7 @@ def pathwise(
         run,
         "pathwise",
         "heat",
-        reduction=reduction,
+        coordinates=coordinates(reduction),
         axes=make_axes(axis_name, data_axis_name),
         differentiable=True,
     )

@@ -12,6 +12,7 @@ The idea's relative is the local reparameterisation trick: Kingma, Salimans and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -182,6 +183,13 @@ def prepare(plan: Split, leaves: list[jax.Array], batches: PyTree) -> Prepared:
     ordered = sorted(plan.factors, key=lambda factor: factor.number in turning)
     found = rows(values, turn=False) + turned
     return Prepared(values, in_turn, dict(zip(ordered, found, strict=True)))
+
+
+def coordinates(reduction: bool, credit: bool = False) -> Callable[..., Coordinates]:
+    """The maker of the coordinates that a sampler is asked to draw in."""
+    if not (reduction or credit):
+        return full_space
+    return functools.partial(reduced_space, reduction=reduction, credit=credit)
 
 
 def reduced_space(

@@ -14,6 +14,7 @@ from lejax._info import Info
 from lejax._moments import mean_info
 from lejax._objective import Coordinates
 from lejax._pathwise import mean_gradient
+from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
 from lejax._trees import PyTree, all_finite, compute_dtype, scaled
 from lejax._validate import (
@@ -133,7 +134,7 @@ def robbins_monro(
         run,
         "robbins_monro",
         "heat",
-        reduction=reduction,
+        coordinates=coordinates(reduction),
         axes=make_axes(axis_name, data_axis_name),
         differentiable=True,
     )

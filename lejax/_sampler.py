@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from lejax._axes import Axes, check_bound, make_axes, varying
 from lejax._info import Info
-from lejax._objective import check_objective, first_batch, full_space, over_axes
-from lejax._reduction import reduced_space
+from lejax._objective import Coordinates, check_objective, first_batch, over_axes
 from lejax._trees import PyTree, compute_dtype
 from lejax._validate import float_leaves, positive, typed_key
 
@@ -77,15 +76,14 @@ def make_sampler(
     axes: Axes,
     init: Callable[[PyTree, Axes], PyTree] = stateless,
     check: Callable[[float], None] = any_tau,
-    reduction: bool,
-    credit: bool = False,
+    coordinates: Callable[..., Coordinates],
     differentiable: bool = False,
     inner_batches: bool = False,
 ) -> Sampler:
     """A sampler from `run(key, state, space, tau, beta)`.
 
-    `run` works in the coordinates `space` and lifts the displacement that it returns.
-    This is the one place where arguments are checked and where coordinates are chosen.
+    `run` works in the coordinates `space`, which `coordinates` makes, and lifts the
+    displacement that it returns. This is the one place where arguments are checked.
     """
 
     def over(axis_name: str | None, data_axis_name: str | None) -> Sampler:
@@ -96,8 +94,7 @@ def make_sampler(
             axes=make_axes(axis_name, data_axis_name),
             init=init,
             check=check,
-            reduction=reduction,
-            credit=credit,
+            coordinates=coordinates,
             differentiable=differentiable,
             inner_batches=inner_batches,
         )
@@ -123,11 +120,7 @@ def make_sampler(
         check_objective(value_fn, params, first, differentiable=differentiable)
         # The loss is read as it will be run: at points that differ over the axes.
         read_at = varying(varying(params, axes.samples), axes.data)
-        where = value_fn, read_at, batch, inner_batches, axes.data
-        if reduction or credit:
-            space = reduced_space(*where, reduction=reduction, credit=credit)
-        else:
-            space = full_space(*where)
+        space = coordinates(value_fn, read_at, batch, inner_batches, axes.data)
         space = over_axes(space, params, axes)
         # One rounding of τ and β for all that is made of them.
         dtype = compute_dtype(space.zeros)

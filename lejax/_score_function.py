@@ -21,6 +21,7 @@ from lejax._moments import (
     pooled,
 )
 from lejax._objective import Coordinates
+from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
 from lejax._trees import PyTree, compute_dtype, scaled
 from lejax._validate import optional_count, positive_count
@@ -159,6 +160,6 @@ def score_function(
         run,
         "score_function",
         "heat",
-        reduction=reduction,
+        coordinates=coordinates(reduction),
         axes=make_axes(axis_name, data_axis_name),
     )

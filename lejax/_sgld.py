@@ -13,6 +13,7 @@ from lejax._chain import Langevin, run_chain
 from lejax._draws import chunk_limit
 from lejax._info import Info, make_info
 from lejax._objective import Coordinates
+from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
 from lejax._trees import PyTree, compute_dtype, widen
 from lejax._validate import positive, positive_count, positive_or_schedule
@@ -230,5 +231,5 @@ def sgld(
         axes=make_axes(axis_name, data_axis_name),
         differentiable=True,
         inner_batches=inner_batches,
-        reduction=reduction,
+        coordinates=coordinates(reduction),
     )

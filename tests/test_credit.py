@@ -306,6 +306,15 @@ def test_no_pairs_no_credit():
         lejax.importance(10, antithetic=False, credit=True)
 
 
+def test_a_loss_with_side_effects_is_left_whole():
+    def loss(params, x):
+        jax.debug.callback(lambda: None)
+        return jnp.mean(dense(params, x) ** 2)
+
+    (reason,) = set(reasons(loss, PARAMS, ROWS))
+    assert reason.startswith("the loss cannot be run in parts")
+
+
 def test_no_sum_over_examples():
     def worst(params, x):
         return jnp.max(dense(params, x) ** 2)
