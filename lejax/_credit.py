@@ -53,6 +53,7 @@ class Layer(NamedTuple):
         inputs_axis: the axis of the examples in them.
         seen: `seen(moves, inputs)`: hᵢᵀε for all examples, of displacements of the
             leaves; linear in them.
+        point: where they are 0.
     """
 
     leaves: tuple[int, ...]
@@ -60,6 +61,7 @@ class Layer(NamedTuple):
     inputs: jax.Array | None
     inputs_axis: int
     seen: Callable[[tuple[jax.Array, ...], jax.Array], jax.Array]
+    point: tuple[jax.Array, ...]
 
 
 class Credit(NamedTuple):
@@ -88,12 +90,13 @@ def make_credit(
     in_directions: dict[int, tuple[Use, jax.Array]],
     zeros: PyTree,
     at: Callable[..., dict[int, Any]],
+    origin: PyTree,
 ) -> Credit:
-    """What is known of the examples, for draws in the coordinates of `zeros`.
+    """What is known of the examples, with sums in the shapes of the leaves of `zeros`.
 
     `values` are those that no displacement changes, `in_directions` the leaves that are
     drawn in the directions of known rows, by place, and `at(u, sign=1.0)` is the whole
-    program at ±u.
+    program at ±u; `origin` is the u that displaces nothing.
     """
     assert sights.total is not None
     total, dtype = sights.total, compute_dtype(zeros)
@@ -102,7 +105,7 @@ def make_credit(
     for number, exponent in total.factors:
         factor = factor * jnp.asarray(values[number], dtype) ** exponent
     layers = tuple(
-        _layer(sight, program, values, in_directions.get(sight.kernel))
+        _layer(sight, program, values, in_directions.get(sight.kernel), zeros)
         for sight in sights.layers
     )
 
@@ -116,7 +119,7 @@ def make_credit(
         return jnp.asarray(seen[program.output]).astype(dtype), Seen(summed, inputs)
 
     known = {leaf for layer in layers for leaf in layer.leaves}
-    at_origin = examine(zeros)[1].losses
+    at_origin = examine(origin)[1].losses
     return Credit(
         examine=examine,
         layers=layers,
@@ -133,6 +136,7 @@ def _layer(
     program: Program,
     values: dict[int, Any],
     in_directions: tuple[Use, jax.Array] | None,
+    zeros: PyTree,
 ) -> Layer:
     shape = program.shapes[sight.operation.outputs[0]].shape
     inputs, inputs_axis = values.get(sight.inputs), sight.inputs_axis
@@ -158,7 +162,8 @@ def _layer(
         return part
 
     leaves = (sight.kernel,) if sight.bias is None else (sight.kernel, sight.bias)
-    return Layer(leaves, sight.axis, inputs, inputs_axis, seen)
+    point = tuple(jax.tree.leaves(zeros)[leaf] for leaf in leaves)
+    return Layer(leaves, sight.axis, inputs, inputs_axis, seen, point)
 
 
 def control_variate(
@@ -187,44 +192,63 @@ def _of_layer(
     inputs: jax.Array | None,
 ) -> list[jax.Array]:
     """ΣC of one layer's leaves; `losses` are the signed sᵢ - bᵢ, (k, p, g, B)."""
-    fixed = inputs is None
     if inputs is None:
-        assert layer.inputs is not None
-        inputs, losses = layer.inputs, losses.sum(0)
-    lead = 0 if fixed else 3
-    others = tuple(i for i in range(lead, inputs.ndim) if i != lead + layer.inputs_axis)
-    # |hᵢ|², and 1 for the bias.
-    squares = jnp.square(inputs).sum(others).astype(losses.dtype)
-    squares = squares + len(layer.leaves) - 1
-    # What is not finite there is the earlier noise's doing: no credit at all.
-    finite = jnp.isfinite(squares)
+        losses = losses.sum(0)
+    rows, squares, finite = met_rows(layer, inputs)
     losses = jnp.where(finite, losses, 0)
-    rows = jnp.where(jnp.expand_dims(finite, others), inputs, 0)
-    factor = losses / jnp.where(finite & (squares > 0), squares, 1)
-
-    if fixed:
+    factor = losses / jnp.where(squares > 0, squares, 1).astype(losses.dtype)
+    if inputs is None:
         seen = jax.vmap(jax.vmap(lambda moves: layer.seen(moves, rows)))(moves)
     else:
         seen = jax.vmap(jax.vmap(jax.vmap(layer.seen)), (None, 0))(moves, rows)
-    draws = factor.ndim - 1
-    rest = (i for i in range(draws, seen.ndim) if i != draws + layer.axis)
-    weighted = seen * jnp.expand_dims(factor, tuple(rest)).astype(seen.dtype)
-
-    # The transposed product sums over the examples, and over the draws where they have
-    # inputs of their own.
-    if fixed:
-        of_draws, weighted = rows[None], weighted.sum((0, 1))[None]
-    else:
-        of_draws = rows.reshape(-1, *rows.shape[lead:])
-        weighted = weighted.reshape(-1, *weighted.shape[lead:])
-
-    def given(moves: tuple[jax.Array, ...]) -> jax.Array:
-        return jax.vmap(lambda inputs: layer.seen(moves, inputs))(of_draws)
-
-    # It is linear, and its point but a type.
-    (projected,) = jax.vjp(given, tuple(move[0, 0] for move in moves))[1](weighted)
-    whole = losses.sum(-1) if fixed else losses.sum((0, -1))
+    weighted = seen * along_examples(layer.axis, factor, seen.ndim).astype(seen.dtype)
+    if inputs is None:
+        weighted = weighted.sum((0, 1))
+    projected = transposed(layer, rows, weighted, tuple(move[0, 0] for move in moves))
+    whole = losses.sum(-1) if inputs is None else losses.sum((0, -1))
     return [
         jnp.tensordot(whole.astype(move.dtype), move, 2) - part
         for move, part in zip(moves, projected, strict=True)
     ]
+
+
+def met_rows(
+    layer: Layer, inputs: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The hᵢ, their |hᵢ|² with 1 for a bias, (..., B), and whether these are finite.
+
+    What is not is the earlier noise's doing: no credit at all, and 0 stands for it.
+    """
+    lead = 0 if inputs is None else 3
+    rows = layer.inputs if inputs is None else inputs
+    assert rows is not None
+    others = tuple(i for i in range(lead, rows.ndim) if i != lead + layer.inputs_axis)
+    squares = jnp.square(rows).sum(others) + (len(layer.leaves) - 1)
+    finite = jnp.isfinite(squares)
+    rows = jnp.where(jnp.expand_dims(finite, others), rows, 0)
+    return rows, jnp.where(finite, squares, 0), finite
+
+
+def along_examples(axis: int, factor: jax.Array, ndim: int) -> jax.Array:
+    """A factor (..., B), the examples on the axis of what they see, of so many axes."""
+    draws = factor.ndim - 1
+    rest = (i for i in range(draws, ndim) if i != draws + axis)
+    return jnp.expand_dims(factor, tuple(rest))
+
+
+def transposed(
+    layer: Layer, rows: jax.Array, weighted: jax.Array, point: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+    """Σ hᵢ vᵢᵀ over the examples, and over the draws where they have rows of their own.
+
+    `weighted` are the vᵢ. What is seen is linear in the leaves: `point` is but a type.
+    """
+    lead = 3 if layer.inputs is None else 0
+    rows = rows.reshape(-1, *rows.shape[lead:]) if lead else rows[None]
+    weighted = weighted.reshape(-1, *weighted.shape[lead:]) if lead else weighted[None]
+
+    def seen(leaves: tuple[jax.Array, ...]) -> jax.Array:
+        return jax.vmap(lambda inputs: layer.seen(leaves, inputs))(rows)
+
+    (projected,) = jax.vjp(seen, point)[1](weighted)
+    return projected

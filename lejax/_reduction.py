@@ -296,7 +296,9 @@ def reduced_space(
             for place, number in enumerate(plan.leaves)
             if (met := plan.mets.get(number)) is not None and met.uses
         }
-        by_example = make_credit(sights, program, values, in_directions, zeros, at)
+        by_example = make_credit(
+            sights, program, values, in_directions, zeros, at, zeros
+        )
     mask = mapped(lambda part, u: part.directions.mask(u), lambda u: u)
     return Coordinates(
         origin=origin,

@@ -24,8 +24,8 @@ class LeafReport(NamedTuple):
         shape: of the leaf.
         reduced_shape: of its draws.
         reason: how the loss meets it, or why it is not reduced.
-        credit: "by example" where `importance(credit=True)` has a control variate
-            for it, else why it has none.
+        credit: "by example" where the examples of the batch see its noise apart, for
+            `importance(credit=True)` and `score_function(credit=True)`; else why not.
     """
 
     name: str
@@ -97,7 +97,7 @@ def reduction_report(
 
     The first dense layer is such a leaf, on batches smaller than its inputs; an
     embedding table, of which a batch reads m of n rows, is another. Credit by example
-    (`importance(credit=True)`) is for leaves whose noise the examples of the batch see
+    (`credit=True` of `importance` and `score_function`) is for leaves whose noise the examples of the batch see
     apart: dense layers, with one row for each example. A row of A that is
     not finite makes every sample fail that meets it. Derivatives that somebody takes
     through a sampler with respect to A hold Q fixed: that of F_τ is unbiased, that of

@@ -48,7 +48,9 @@ class Sight(NamedTuple):
         result_views: those of the product before the bias is added.
         inputs: the number of the h_i.
         inputs_axis: the axis of the examples in them.
-        axis: that in the product, or what it is shown as.
+        axis: that in the result.
+        result: the number of what the noise of the layer moves: the product, or its sum
+            with the bias.
     """
 
     kernel: int
@@ -61,6 +63,7 @@ class Sight(NamedTuple):
     inputs: int
     inputs_axis: int
     axis: int
+    result: int
 
 
 class Sights(NamedTuple):
@@ -150,10 +153,8 @@ def _apart(program: Program, total: Sum, numbers: tuple[int, ...]) -> Sights:
         try:
             sight = _layer(program, leaf, views, operation, number)
             sight = _with_bias(program, sight, numbers, consumers, added)
-            last = (sight.operation, *sight.result_views)[-1].outputs[0]
-            result = last if sight.bias is None else consumers[last][0].outputs[0]
             steps = [step for step in program.operations if step.outputs[0] in before]
-            axis = follow(program, steps, {result: sight.axis}).get(total.number)
+            axis = follow(program, steps, {sight.result: sight.axis}).get(total.number)
             if axis is None or axis not in total.axes:
                 raise UnknownUseError("the sum of the loss is not over its examples")
             layers[leaf] = sight, axis
@@ -229,7 +230,19 @@ def _layer(
             raise UnknownUseError("its product is of half precision")
     others = len(program.shapes[number].shape) - len(contracting[operand])
     axis = others if operand == 0 else 0
-    return Sight(leaf, None, operation, operand, views, (), (), inputs, free[0], axis)
+    return Sight(
+        leaf,
+        None,
+        operation,
+        operand,
+        views,
+        (),
+        (),
+        inputs,
+        free[0],
+        axis,
+        *operation.outputs,
+    )
 
 
 def _with_bias(
@@ -253,7 +266,11 @@ def _with_bias(
             bias, views = added[operation.outputs[0]]
             if _spread(program, numbers[bias], views, result, axis):
                 return sight._replace(
-                    bias=bias, bias_views=views, result_views=tuple(ways), axis=axis
+                    bias=bias,
+                    bias_views=views,
+                    result_views=tuple(ways),
+                    axis=axis,
+                    result=operation.outputs[0],
                 )
         break
     return sight

@@ -55,6 +55,9 @@ SMOOTHINGS = {
     "robbins_monro": smoothing(lejax.heat, lejax.robbins_monro, 3, 4, 0.5),
     "pathwise": smoothing(lejax.heat, lejax.pathwise, 4),
     "score_function": smoothing(lejax.heat, lejax.score_function, 20),
+    "score_function, credit": smoothing(
+        lejax.heat, lejax.score_function, 20, credit=True
+    ),
     "parallel": Entry(of_all_devices, {lejax.parallel}),
     "scoping": Entry(scoped, {lejax.scoping}),
 }

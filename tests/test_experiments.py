@@ -23,6 +23,7 @@ import lejax
 from experiments import (
     benchmark,
     data,
+    forward_only,
     methods,
     models,
     training,
@@ -172,10 +173,28 @@ def test_benchmark(capsys, tmp_path, monkeypatch):
     assert "Device: " in printed
     assert "OpenES of evosax" in printed
     record = json.loads((tmp_path / "benchmark.json").read_text())
-    assert [len(methods) for methods in record["seconds"].values()] == [9, 3, 3, 3]
+    assert [len(methods) for methods in record["seconds"].values()] == [10, 4, 4, 4]
     assert record["peak_resident_megabytes"] == peaks
     errors = record["errors"]
     assert errors["importance, direct"] > errors["importance"] > 0
+
+
+def test_forward_only(nothing_prepared, capsys, tmp_path):
+    """Without a gradient it learns, with back-propagation beside it."""
+    forward_only.main(
+        forward_only.Config(
+            samples=16, updates=(60, 60, 20), evaluations=2, seeds=(0,), output=tmp_path
+        )
+    )
+    kept = json.loads((tmp_path / "forward_only.json").read_text())["curves"]
+    for both in kept.values():
+        for (curve,) in both.values():
+            assert curve["updates"][0] == 0 < curve["updates"][-1]
+            assert curve["seconds"] == sorted(curve["seconds"])
+    shallow = kept["one hidden layer, 60 updates"]["forward only"][0]
+    assert shallow["accuracy"][-1] > 0.7 > 0.3 > shallow["accuracy"][0]
+    assert (tmp_path / "forward_only.png").exists()
+    assert "| one hidden layer, 60 updates |" in capsys.readouterr().out
 
 
 def test_open_es_estimates_the_same_step():

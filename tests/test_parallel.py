@@ -21,6 +21,7 @@ SHARED = [
     "few samples",
     "signs",
     "credit",
+    "forward",
     "score_function",
     "one chain",
     "three chains",
