@@ -86,7 +86,7 @@ class Credit(NamedTuple):
 def make_credit(
     sights: Sights,
     program: Program,
-    values: dict[int, Any],
+    known: dict[int, Any],
     in_directions: dict[int, tuple[Use, jax.Array]],
     zeros: PyTree,
     at: Callable[..., dict[int, Any]],
@@ -94,7 +94,7 @@ def make_credit(
 ) -> Credit:
     """What is known of the examples, with sums in the shapes of the leaves of `zeros`.
 
-    `values` are those that no displacement changes, `in_directions` the leaves that are
+    `known` are the values that no displacement changes, `in_directions` the leaves that are
     drawn in the directions of known rows, by place, and `at(u, sign=1.0)` is the whole
     program at ±u; `origin` is the u that displaces nothing.
     """
@@ -103,9 +103,9 @@ def make_credit(
     others = tuple(axis for axis in total.axes if axis != sights.axis)
     factor = jnp.asarray(total.sign, dtype)
     for number, exponent in total.factors:
-        factor = factor * jnp.asarray(values[number], dtype) ** exponent
+        factor = factor * jnp.asarray(known[number], dtype) ** exponent
     layers = tuple(
-        _layer(sight, program, values, in_directions.get(sight.kernel), zeros)
+        _layer(sight, program, known, in_directions.get(sight.kernel), zeros)
         for sight in sights.layers
     )
 
@@ -118,13 +118,13 @@ def make_credit(
         )
         return jnp.asarray(seen[program.output]).astype(dtype), Seen(summed, inputs)
 
-    known = {leaf for layer in layers for leaf in layer.leaves}
+    of_layers = {leaf for layer in layers for leaf in layer.leaves}
     at_origin = examine(origin)[1].losses
     return Credit(
         examine=examine,
         layers=layers,
         zeros=tuple(
-            leaf if place in known else None
+            leaf if place in of_layers else None
             for place, leaf in enumerate(jax.tree.leaves(zeros))
         ),
         at_origin=jnp.where(jnp.isfinite(at_origin), at_origin, 0),
@@ -134,12 +134,12 @@ def make_credit(
 def _layer(
     sight: Sight,
     program: Program,
-    values: dict[int, Any],
+    known: dict[int, Any],
     in_directions: tuple[Use, jax.Array] | None,
     zeros: PyTree,
 ) -> Layer:
     shape = program.shapes[sight.operation.outputs[0]].shape
-    inputs, inputs_axis = values.get(sight.inputs), sight.inputs_axis
+    inputs, inputs_axis = known.get(sight.inputs), sight.inputs_axis
     if in_directions is not None:
         inputs, inputs_axis = in_directions[1], 0
 

@@ -69,6 +69,7 @@ def forward_space(
 
     results = {sight.result: place for place, sight in enumerate(sights.layers)}
     moving = [n for n, zero in zip(numbers, rest, strict=True) if zero is not None]
+    # What differs between draws.
     unknown = program.dependents([*moving, *results])
     once = [op for op in program.operations if unknown.isdisjoint(op.inputs)]
     every = [op for op in program.operations if not unknown.isdisjoint(op.inputs)]
@@ -85,9 +86,8 @@ def forward_space(
                 place = results[number]
                 sight, rows = sights.layers[place], seen[sights.layers[place].inputs]
                 others = (i for i in range(rows.ndim) if i != sight.inputs_axis)
-                squares = jnp.square(rows).sum(tuple(others)) + int(
-                    sight.bias is not None
-                )
+                squares = jnp.square(rows).sum(tuple(others))
+                squares = squares + int(sight.bias is not None)
                 noise = noises[place] * jnp.asarray(sign, noises[place].dtype)
                 sizes = along_examples(sight.axis, jnp.sqrt(squares), noise.ndim)
                 seen[number] = seen[number] + noise * sizes.astype(noise.dtype)
@@ -104,7 +104,9 @@ def forward_space(
                 disturb(number)
         return seen
 
-    by_example = make_credit(sights, program, values, {}, of_leaves, at, zeros)
+    # Results are known as well, before their noise.
+    fixed = {n: value for n, value in values.items() if n not in unknown}
+    by_example = make_credit(sights, program, fixed, {}, of_leaves, at, zeros)
 
     def noise(key: jax.Array, copies: int) -> PyTree:
         # The examples of every member are its own; the other leaves are common to all.

@@ -296,8 +296,11 @@ def reduced_space(
             for place, number in enumerate(plan.leaves)
             if (met := plan.mets.get(number)) is not None and met.uses
         }
+        # Products at x are known as well, but move with their leaves.
+        unknown = program.dependents(plan.leaves)
+        fixed = {n: value for n, value in values.items() if n not in unknown}
         by_example = make_credit(
-            sights, program, values, in_directions, zeros, at, zeros
+            sights, program, fixed, in_directions, zeros, at, zeros
         )
     mask = mapped(lambda part, u: part.directions.mask(u), lambda u: u)
     return Coordinates(

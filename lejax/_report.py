@@ -96,12 +96,14 @@ def reduction_report(
         A W = Rᵀ U,   Aᵀ = Q R,   U = QᵀW ~ N(Qᵀx, τI) where W ~ N(x, τI).
 
     The first dense layer is such a leaf, on batches smaller than its inputs; an
-    embedding table, of which a batch reads m of n rows, is another. Credit by example
-    (`credit=True` of `importance` and `score_function`) is for leaves whose noise the examples of the batch see
-    apart: dense layers, with one row for each example. A row of A that is
+    embedding table, of which a batch reads m of n rows, is another. A row of A that is
     not finite makes every sample fail that meets it. Derivatives that somebody takes
     through a sampler with respect to A hold Q fixed: that of F_τ is unbiased, that of
     the displacement itself is not; turn the reduction off for it.
+
+    Credit by example (`credit=True` of `importance` and `score_function`) is for leaves
+    whose noise the examples of the batch see apart: dense layers of any depth, with one
+    row for each example.
 
     Args:
         value_fn: the loss, as the samplers get it.

@@ -58,9 +58,13 @@ def reasons(value_fn, params, batch):
     return find_sights(program, len(found)).reasons
 
 
-def mean_of_control_variates(value_fn, params, batch, tau, blocks=1000, draws=500):
+def mean_of_control_variates(
+    value_fn, params, batch, tau, blocks=1000, draws=500, reduction=False
+):
     """ΣC of blocks of antithetic pairs, (blocks, numbers), each of leaf after leaf."""
-    space = reduced_space(value_fn, params, batch, False, reduction=False, credit=True)
+    space = reduced_space(
+        value_fn, params, batch, False, reduction=reduction, credit=True
+    )
     signs = jnp.array([1.0, -1.0])
 
     def block(key):
@@ -299,6 +303,48 @@ def test_the_report_tells():
         of(batch_norm), params, ROWS[None], inner_batches=True
     )
     assert {leaf.credit for leaf in in_turn.leaves} == {"batches take turns"}
+
+
+def linear(params, x):
+    return x @ params["w"] @ params["v"]
+
+
+def test_inputs_that_are_a_product_themselves():
+    """The first layer's product at x is known, but not what the second layer gets."""
+    params = {"v": PARAMS["v"], "w": PARAMS["w"]}
+    assert set(reasons(of(linear), params, ROWS)) == {""}
+    assert_zero(mean_of_control_variates(of(linear), params, ROWS, 0.3, blocks=300))
+    sums = mean_of_control_variates(
+        of(linear), params, ROWS[:2], 0.3, blocks=300, reduction=True
+    )
+    assert_zero(sums)
+
+
+@jax.custom_vjp
+def straight_through(x):
+    return jnp.sign(x)
+
+
+straight_through.defvjp(lambda x: (jnp.sign(x), None), lambda _, g: (g,))
+
+
+def test_custom_derivative_rules_are_looked_into():
+    """Of activations; a rule that lets the examples meet is seen through as well."""
+
+    @jax.custom_jvp
+    def meeting(x):
+        return x - x.mean(0)
+
+    meeting.defjvp(lambda x, t: (meeting(*x), *t))
+    params = {"v": PARAMS["v"], "w": PARAMS["w"]}
+
+    def by(activation):
+        return of(lambda params, x: activation(x @ params["w"]) @ params["v"])
+
+    for activation in (straight_through, jax.nn.relu, jax.nn.silu, jax.nn.gelu):
+        assert set(reasons(by(activation), params, ROWS)) == {""}, activation
+    found = reasons(by(meeting), params, ROWS)
+    assert found == ("", "examples meet in custom_jvp_call")
 
 
 def test_no_pairs_no_credit():

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import assert_mean, replicate
-from test_credit import LOSSES, PARAMS, ROWS, batch_norm, network, normal, of, penalised
+from test_credit import (
+    LOSSES,
+    PARAMS,
+    ROWS,
+    batch_norm,
+    linear,
+    network,
+    normal,
+    of,
+    penalised,
+)
 
 import lejax
 
@@ -72,8 +82,9 @@ def test_the_same_heat_with_less_noise(name):
     assert np.var(ours, 0).sum() < 0.6 * np.var(theirs, 0).sum()
 
 
-@pytest.mark.parametrize("forward", [batch_norm, penalised])
-def test_leaves_in_no_layer_are_drawn_as_ever(forward):
+@pytest.mark.parametrize("forward", [batch_norm, penalised, linear])
+def test_the_same_heat_of_other_networks(forward):
+    """Leaves in no layer among them, and inputs that are a product themselves."""
     params = {"v": PARAMS["v"], "w": PARAMS["w"]}
     ours, info = estimates(of(forward), params, ROWS, 0.1, 50, credit=True)
     theirs, _ = estimates(of(forward), params, ROWS, 0.1, 50)
