@@ -94,9 +94,9 @@ def make_credit(
 ) -> Credit:
     """What is known of the examples, with sums in the shapes of the leaves of `zeros`.
 
-    `known` are the values that no displacement changes, `in_directions` the leaves that are
-    drawn in the directions of known rows, by place, and `at(u, sign=1.0)` is the whole
-    program at ±u; `origin` is the u that displaces nothing.
+    `known` are the values that no displacement changes, `in_directions` the leaves that
+    are drawn in the directions of known rows, by place, and `at(u, sign=1.0)` is the
+    whole program at ±u; `origin` is the u that displaces nothing.
     """
     assert sights.total is not None
     total, dtype = sights.total, compute_dtype(zeros)
