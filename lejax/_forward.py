@@ -28,8 +28,9 @@ from lejax._credit import (
     transposed,
 )
 from lejax._objective import Coordinates
+from lejax._program import Program
 from lejax._reduction import find_reduced, reduced_space
-from lejax._sights import find_sights
+from lejax._sights import Sight, Sights, find_sights
 from lejax._trees import (
     PyTree,
     scaled,
@@ -54,20 +55,22 @@ def forward_space(
     """
     program, found = find_reduced(value_fn, params, batch, inner_batches)
     sights = find_sights(program, len(found))
-    if not sights.layers:
+    layers = _of_the_sum_alone(program, sights)
+    if not layers:
         return reduced_space(value_fn, params, batch, inner_batches, data_axis_name)
     leaves, structure = jax.tree.flatten(params)
     numbers = program.inputs[: len(leaves)]
     origin = widen(params)
     of_leaves = tuple(jax.tree.leaves(zeros_alike(origin)))
+    sights = sights._replace(layers=layers)
+    in_layers = {leaf for sight in layers for leaf in (sight.kernel, sight.bias)}
     rest = tuple(
-        zero if reason else None
-        for zero, reason in zip(of_leaves, sights.reasons, strict=True)
+        None if place in in_layers else zero for place, zero in enumerate(of_leaves)
     )
-    shapes = [program.shapes[sight.result] for sight in sights.layers]
+    shapes = [program.shapes[sight.result] for sight in layers]
     zeros = tuple(jnp.zeros(a.shape, a.dtype) for a in shapes), rest
 
-    results = {sight.result: place for place, sight in enumerate(sights.layers)}
+    results = {sight.result: place for place, sight in enumerate(layers)}
     moving = [n for n, zero in zip(numbers, rest, strict=True) if zero is not None]
     # What differs between draws.
     unknown = program.dependents([*moving, *results])
@@ -84,7 +87,7 @@ def forward_space(
         def disturb(number: int) -> None:
             if number in results:
                 place = results[number]
-                sight, rows = sights.layers[place], seen[sights.layers[place].inputs]
+                sight, rows = layers[place], seen[layers[place].inputs]
                 others = (i for i in range(rows.ndim) if i != sight.inputs_axis)
                 squares = jnp.square(rows).sum(tuple(others))
                 squares = squares + int(sight.bias is not None)
@@ -133,6 +136,27 @@ def forward_space(
         lower=lambda displacement: displacement,
         outside=None,
         credit=by_example,
+    )
+
+
+def _of_the_sum_alone(program: Program, sights: Sights) -> tuple[Sight, ...]:
+    """The layers that the loss depends on by what is summed over the examples alone."""
+    if sights.total is None:
+        return ()
+    of_sum = sights.total.operation
+    others = [operation for operation in program.operations if operation is not of_sum]
+    # From the sum to the loss there must be one way, along which it is linear.
+    number = of_sum.outputs[0]
+    while number != program.output:
+        after = [operation for operation in others if number in operation.inputs]
+        if len(after) != 1 or after[0].inputs.count(number) != 1:
+            return ()
+        (number,) = after[0].outputs
+    without = program._replace(operations=tuple(others))
+    return tuple(
+        sight
+        for sight in sights.layers
+        if program.output not in without.dependents([sight.result])
     )
 
 

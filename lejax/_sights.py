@@ -22,6 +22,7 @@ class Sum(NamedTuple):
     """A sum over examples, on the way to the loss.
 
     Attributes:
+        operation: the sum itself.
         number: of what is summed.
         axes: along which.
         factors: the numbers of known scalars that the sum is multiplied with, each with
@@ -29,6 +30,7 @@ class Sum(NamedTuple):
         sign: 1 or -1.
     """
 
+    operation: Operation
     number: int
     axes: tuple[int, ...]
     factors: tuple[tuple[int, int], ...]
@@ -111,7 +113,7 @@ def _sums(program: Program, number: int, unknown: set[int]) -> Iterator[Sum]:
             continue
         name, inputs = operation.name, operation.inputs
         if name == "reduce_sum":
-            yield Sum(inputs[0], operation.params["axes"], factors, sign)
+            yield Sum(operation, inputs[0], operation.params["axes"], factors, sign)
         elif any(program.shapes[i].shape for i in inputs):
             continue
         elif name in ("add", "sub", "add_any"):

@@ -14,6 +14,7 @@ from test_credit import (
     PARAMS,
     ROWS,
     batch_norm,
+    dense,
     linear,
     network,
     normal,
@@ -89,6 +90,36 @@ def test_the_same_heat_of_other_networks(forward):
     ours, info = estimates(of(forward), params, ROWS, 0.1, 50, credit=True)
     theirs, _ = estimates(of(forward), params, ROWS, 0.1, 50)
     assert (info.num_evaluations == 51).all()
+    assert_mean(ours - theirs, 0.0)
+
+
+def activity(params, x):
+    """A penalty of the hidden units, beside the sum over the examples."""
+    hidden = jnp.tanh(x @ params["w"] + params["b"])
+    y = hidden @ params["v"] + params["c"]
+    return jnp.mean(LOSSES["cross-entropy"](y)) + jnp.mean(hidden**2) / 2
+
+
+def curved(params, x):
+    mean = jnp.mean(dense(params, x) ** 2)
+    return mean + mean**2
+
+
+def twice(params, x):
+    mean = jnp.mean(dense(params, x) ** 2)
+    return mean + mean
+
+
+def strange(params, x):
+    each = jnp.mean(dense(params, x) ** 2, 1)
+    return jnp.mean(each) + jnp.max(each)
+
+
+@pytest.mark.parametrize("loss", [activity, curved, twice, strange])
+def test_a_loss_that_is_more_than_the_sum(loss):
+    """What reaches it by another way is not drawn by example."""
+    ours, _ = estimates(loss, PARAMS, ROWS, 0.1, 50, credit=True)
+    theirs, _ = estimates(loss, PARAMS, ROWS, 0.1, 50)
     assert_mean(ours - theirs, 0.0)
 
 
