@@ -155,19 +155,26 @@ def test_members_that_hold_the_data():
     params = {"a": jnp.float32(0.5), "b": normal(12, 2), "w": normal(13, 3, 2)}
     batch = normal(14, 4, 3)
 
-    def of_members(key):
+    def of_members(parts):
         sampler = lejax.score_function(50, credit=True, data_axis_name="rows")
-        step = lambda part: sampler.step(  # noqa: E731
-            key, (), params, value_fn=loss, batch=part, tau=0.3
-        )[0]
-        found = jax.vmap(step, axis_name="rows")(batch.reshape(2, 2, 3))
-        leaves = jax.tree.leaves(found)
-        return jnp.concatenate([leaf.reshape(2, -1) for leaf in leaves], 1)
 
-    found = replicate(of_members, 1000)
+        def one(key):
+            step = lambda part: sampler.step(  # noqa: E731
+                key, (), params, value_fn=loss, batch=part, tau=0.3
+            )[0]
+            leaves = jax.tree.leaves(jax.vmap(step, axis_name="rows")(parts))
+            return jnp.concatenate([leaf.reshape(2, -1) for leaf in leaves], 1)
+
+        return replicate(one, 1000)
+
+    found = of_members(batch.reshape(2, 2, 3))
     np.testing.assert_allclose(found[:, 0], found[:, 1], 1e-5, 1e-6)
     whole, _ = estimates(loss, params, batch, 0.3, 50)
     assert_mean(found[:, 0] - whole, 0.0)
+    # Two members with the same examples are twice the draws.
+    twice = of_members(jnp.stack([batch[:2]] * 2))[:, 0, 1:].var(0).sum()
+    once, _ = estimates(loss, params, batch[:2], 0.3, 50, credit=True)
+    assert 0.4 < twice / once[:, 1:].var(0).sum() < 0.62
 
 
 def test_draws_that_fail_are_left_out():
