@@ -32,13 +32,16 @@ class Config:
     """Where tensorflow-datasets keeps its data."""
     samples: int = 64
     """J, draws of every example in an update."""
+    antithetic: bool = False
+    """Whether the draws come in pairs: half the normals, but twice the noise where the
+    losses are nearly linear in them."""
     batch_size: int = 100
     """Examples of an update."""
     tau: float = 0.01
     """Variance of the smoothing."""
     rate: float = 0.003
     """Of Adam, at the start of the cosine."""
-    updates: tuple[int, int, int] = (4000, 20_000, 6000)
+    updates: tuple[int, int, int] = (4000, 30_000, 6000)
     """Of the short, the long and the deep run."""
     evaluations: int = 10
     """Test accuracies along each run."""
@@ -70,7 +73,9 @@ def trained(
     network = models.dense_classifier(widths, seed)
     head: Any = backpropagation()
     if heat:
-        sampler = lejax.score_function(config.samples, credit=True)
+        sampler = lejax.score_function(
+            config.samples, antithetic=config.antithetic, credit=True
+        )
         head = lejax.heat(sampler, config.tau, key=jax.random.key(seed))
     schedule = optax.cosine_decay_schedule(config.rate, updates)
     tx = optax.chain(head, optax.adam(schedule))
