@@ -116,6 +116,8 @@ def _sums(program: Program, number: int, unknown: set[int]) -> Iterator[Sum]:
             yield Sum(operation, inputs[0], operation.params["axes"], factors, sign)
         elif any(program.shapes[i].shape for i in inputs):
             continue
+        elif not jnp.issubdtype(program.shapes[number].dtype, jnp.floating):
+            continue  # rounded to integers, or divided as such: not linear
         elif name in ("add", "sub", "add_any"):
             waiting.append((inputs[0], factors, sign))
             waiting.append((inputs[1], factors, -sign if name == "sub" else sign))

@@ -115,7 +115,12 @@ def strange(params, x):
     return jnp.mean(each) + jnp.max(each)
 
 
-@pytest.mark.parametrize("loss", [activity, curved, twice, strange])
+def rounded(params, x):
+    """A sum as such, but for the step to the integers behind it."""
+    return (jnp.mean(dense(params, x) ** 2) / 3).astype(jnp.int32)
+
+
+@pytest.mark.parametrize("loss", [activity, curved, twice, strange, rounded])
 def test_a_loss_that_is_more_than_the_sum(loss):
     """What reaches it by another way is not drawn by example."""
     ours, _ = estimates(loss, PARAMS, ROWS, 0.1, 50, credit=True)
