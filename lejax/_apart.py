@@ -64,23 +64,28 @@ def _elementwise(program: Program, op: Operation, axes: list[int | None]) -> int
     return axis
 
 
-def _along_others(*names: str) -> _Rule:
+def _along_others(name: str) -> _Rule:
     """Operations that keep the shape, along the axis or axes of that parameter."""
 
     def rule(program: Program, op: Operation, axes: list[int | None]) -> int | None:
         axis = _common(axes)
-        along = next(op.params[name] for name in names if name in op.params)
+        along = op.params[name]
         taken = along if isinstance(along, (tuple, list)) else (along,)
         return None if axis in taken else axis
 
     return rule
 
 
-def _reduction(program: Program, op: Operation, axes: list[int | None]) -> int | None:
-    axis, taken = _common(axes), op.params["axes"]
-    if axis is None or axis in taken:
-        return None
-    return axis - sum(other < axis for other in taken)
+def _dropping(name: str) -> _Rule:
+    """Operations whose result lacks the axes of that parameter."""
+
+    def rule(program: Program, op: Operation, axes: list[int | None]) -> int | None:
+        axis, taken = _common(axes), op.params[name]
+        if axis is None or axis in taken:
+            return None
+        return axis - sum(other < axis for other in taken)
+
+    return rule
 
 
 def _transpose(program: Program, op: Operation, axes: list[int | None]) -> int | None:
@@ -107,13 +112,6 @@ def _reshape(program: Program, op: Operation, axes: list[int | None]) -> int | N
         if size == before[axis] and math.prod(after[:to]) == first:
             return to
     return None
-
-
-def _squeeze(program: Program, op: Operation, axes: list[int | None]) -> int | None:
-    axis, gone = axes[0], op.params["dimensions"]
-    if axis is None or axis in gone:
-        return None
-    return axis - sum(other < axis for other in gone)
 
 
 def _slice(program: Program, op: Operation, axes: list[int | None]) -> int | None:
@@ -215,7 +213,7 @@ _REDUCTIONS = (
 )
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_REDUCTIONS, _reduction),
+    **dict.fromkeys(_REDUCTIONS, _dropping("axes")),
     **dict.fromkeys(
         ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"),
         _along_others("axis"),
@@ -225,7 +223,7 @@ _RULES: dict[str, _Rule] = {
     "transpose": _transpose,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
-    "squeeze": _squeeze,
+    "squeeze": _dropping("dimensions"),
     "slice": _slice,
     "concatenate": _concatenate,
     "dot_general": _product,

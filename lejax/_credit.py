@@ -53,7 +53,6 @@ class Layer(NamedTuple):
         inputs_axis: the axis of the examples in them.
         seen: `seen(moves, inputs)`: hᵢᵀε for all examples, of displacements of the
             leaves; linear in them.
-        point: where they are 0.
     """
 
     leaves: tuple[int, ...]
@@ -61,7 +60,6 @@ class Layer(NamedTuple):
     inputs: jax.Array | None
     inputs_axis: int
     seen: Callable[[tuple[jax.Array, ...], jax.Array], jax.Array]
-    point: tuple[jax.Array, ...]
 
 
 class Credit(NamedTuple):
@@ -105,7 +103,7 @@ def make_credit(
     for number, exponent in total.factors:
         factor = factor * jnp.asarray(known[number], dtype) ** exponent
     layers = tuple(
-        _layer(sight, program, known, in_directions.get(sight.kernel), zeros)
+        _layer(sight, program, known, in_directions.get(sight.kernel))
         for sight in sights.layers
     )
 
@@ -136,7 +134,6 @@ def _layer(
     program: Program,
     known: dict[int, Any],
     in_directions: tuple[Use, jax.Array] | None,
-    zeros: PyTree,
 ) -> Layer:
     shape = program.shapes[sight.operation.outputs[0]].shape
     inputs, inputs_axis = known.get(sight.inputs), sight.inputs_axis
@@ -162,8 +159,7 @@ def _layer(
         return part
 
     leaves = (sight.kernel,) if sight.bias is None else (sight.kernel, sight.bias)
-    point = tuple(jax.tree.leaves(zeros)[leaf] for leaf in leaves)
-    return Layer(leaves, sight.axis, inputs, inputs_axis, seen, point)
+    return Layer(leaves, sight.axis, inputs, inputs_axis, seen)
 
 
 def control_variate(
@@ -222,11 +218,20 @@ def met_rows(
     lead = 0 if inputs is None else 3
     rows = layer.inputs if inputs is None else inputs
     assert rows is not None
-    others = tuple(i for i in range(lead, rows.ndim) if i != lead + layer.inputs_axis)
-    squares = jnp.square(rows).sum(others) + (len(layer.leaves) - 1)
+    axis = layer.inputs_axis
+    squares = squared_norms(rows, axis, lead, has_bias=len(layer.leaves) > 1)
     finite = jnp.isfinite(squares)
-    rows = jnp.where(jnp.expand_dims(finite, others), rows, 0)
+    counted = along_examples(axis, finite, rows.ndim)
+    rows = jnp.where(counted, rows, 0)
     return rows, jnp.where(finite, squares, 0), finite
+
+
+def squared_norms(
+    rows: jax.Array, axis: int, lead: int = 0, *, has_bias: bool
+) -> jax.Array:
+    """|hᵢ|², and 1 for a bias, of rows whose examples lie on an axis after `lead`."""
+    others = (i for i in range(lead, rows.ndim) if i != lead + axis)
+    return jnp.square(rows).sum(tuple(others)) + int(has_bias)
 
 
 def along_examples(axis: int, factor: jax.Array, ndim: int) -> jax.Array:

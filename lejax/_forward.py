@@ -25,6 +25,7 @@ from lejax._credit import (
     along_examples,
     make_credit,
     met_rows,
+    squared_norms,
     transposed,
 )
 from lejax._objective import Coordinates
@@ -88,9 +89,9 @@ def forward_space(
             if number in results:
                 place = results[number]
                 sight, rows = layers[place], seen[layers[place].inputs]
-                others = (i for i in range(rows.ndim) if i != sight.inputs_axis)
-                squares = jnp.square(rows).sum(tuple(others))
-                squares = squares + int(sight.bias is not None)
+                squares = squared_norms(
+                    rows, sight.inputs_axis, has_bias=sight.bias is not None
+                )
                 noise = noises[place] * jnp.asarray(sign, noises[place].dtype)
                 sizes = along_examples(sight.axis, jnp.sqrt(squares), noise.ndim)
                 seen[number] = seen[number] + noise * sizes.astype(noise.dtype)
@@ -171,7 +172,9 @@ def forward_sums(
 
     The losses of `seen` are 0 above bᵢ where a draw does not count.
     """
-    total: list[jax.Array | None] = [None] * len(credit.zeros)
+    # Of the type of a member's own sums: they vary over both axes.
+    zeros = varying(credit.zeros, axis_name)
+    total: list[jax.Array | None] = [None] * len(zeros)
     sign = signs.astype(seen.losses.dtype).reshape(-1, 1, 1, 1)
     losses = sign * (seen.losses - credit.at_origin)
     for layer, inputs, noise in zip(credit.layers, seen.inputs, noises, strict=True):
@@ -183,7 +186,7 @@ def forward_sums(
         )
         if inputs is None:
             weighted = weighted.sum((0, 1, 2))
-        point = varying(varying(layer.point, axis_name), credit.data_axis_name)
+        point = tuple(zeros[leaf] for leaf in layer.leaves)
         sums = transposed(layer, rows, weighted, point)
         for leaf, found in zip(layer.leaves, sums, strict=True):
             total[leaf] = found
