@@ -9,85 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from credit_cases import (
+    LOSSES,
+    PARAMS,
+    ROWS,
+    assert_zero,
+    dense,
+    mean_of_control_variates,
+    network,
+    normal,
+    reasons,
+)
 from problems import assert_mean, replicate
-from reduction_cases import equinox_network, linen_network, nnx_network
 
 import lejax
-from lejax._credit import control_variate
-from lejax._reduction import find_reduced, reduced_space
-from lejax._sights import find_sights
 
 pytestmark = pytest.mark.compiles
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-def dense(params, x):
-    """Two layers with biases, of 3 inputs, 4 hidden units and 2 outputs."""
-    hidden = jnp.tanh(x @ params["w"] + params["b"])
-    return hidden @ params["v"] + params["c"]
-
-
-PARAMS = {
-    "b": normal(0, 4) / 2,
-    "c": normal(1, 2) / 2,
-    "v": normal(2, 4, 2),
-    "w": normal(3, 3, 4),
-}
-ROWS = normal(4, 5, 3)
-LABELS = jnp.array([0, 1, 1, 0, 1])
-# Smooth, skewed, with kinks, and with steps.
-LOSSES = {
-    "cross-entropy": lambda y: optax.losses.softmax_cross_entropy_with_integer_labels(
-        y, LABELS
-    ),
-    "square": lambda y: jnp.square(y - 1).sum(-1),
-    "skewed": lambda y: jnp.exp(y[:, 0]) + jnp.abs(y[:, 1]),
-    "errors": lambda y: (y.argmax(-1) != LABELS).astype(jnp.float32),
-}
-
-
-def network(name):
-    return lambda params, x: jnp.mean(LOSSES[name](dense(params, x)))
-
-
-def reasons(value_fn, params, batch):
-    program, found = find_reduced(value_fn, params, batch, inner_batches=False)
-    return find_sights(program, len(found)).reasons
-
-
-def mean_of_control_variates(
-    value_fn, params, batch, tau, blocks=1000, draws=500, reduction=False
-):
-    """ΣC of blocks of antithetic pairs, (blocks, numbers), each of leaf after leaf."""
-    space = reduced_space(
-        value_fn, params, batch, False, reduction=reduction, credit=True
-    )
-    signs = jnp.array([1.0, -1.0])
-
-    def block(key):
-        noise = jax.vmap(lambda key: space.noise(key, 1))(jax.random.split(key, draws))
-        moves = jax.tree.map(lambda leaf: leaf * jnp.sqrt(jnp.float32(tau)), noise)
-        seen = [
-            jax.vmap(jax.vmap(lambda u, s=s: space.credit.examine(u, sign=s)[1]))(moves)
-            for s in (1.0, -1.0)
-        ]
-        seen = jax.tree.map(lambda *both: jnp.stack(both), *seen)
-        valid = jnp.ones((draws, 1), bool)
-        sums = control_variate(space.credit, moves, signs, valid, seen)
-        return jnp.concatenate([part.ravel() for part in sums if part is not None])
-
-    keys = jax.random.split(jax.random.key(5), blocks)
-    return np.asarray(jax.jit(lambda keys: jax.lax.map(block, keys))(keys), np.float64)
-
-
-def assert_zero(sums):
-    z = sums.mean(0) / (sums.std(0, ddof=1) / np.sqrt(len(sums)))
-    assert np.abs(z).max() < 4.5, z
-    # Together: each z² is 1 on average, and has the variance 2; they are correlated.
-    assert np.square(z).mean() < 1 + 5 * np.sqrt(2 / len(z)), z
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -220,145 +157,9 @@ def test_examples_that_fail_keep_their_part():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(u))
 
 
-@pytest.mark.standard
-@pytest.mark.parametrize("case", [linen_network, nnx_network, equinox_network])
-def test_networks_of_libraries_as_they_are(case):
-    value_fn, params, batch, _ = case()
-    assert set(reasons(value_fn, params, batch)) == {""}
-
-
-def of(forward):
-    return lambda params, x: jnp.mean(forward(params, x) ** 2)
-
-
-def batch_norm(params, x):
-    y = x @ params["w"]
-    y = (y - y.mean(0)) / jnp.sqrt(y.var(0) + 1e-5)
-    return jnp.tanh(y) @ params["v"]
-
-
-def attention(params, x):
-    y = x @ params["w"]
-    return jax.nn.softmax(y @ y.T) @ y @ params["v"]
-
-
-def tied(params, x):
-    return jnp.tanh(x @ params["w"] @ params["w"].T) @ params["w"] @ params["v"]
-
-
-def positions(params, x):
-    return jnp.tanh(x[:, None] @ params["w"]).sum(1) @ params["v"]
-
-
-def penalised(params, x):
-    return jnp.tanh(x @ params["w"]) @ params["v"] + jnp.sum(params["v"] ** 2)
-
-
-def shuffled(params, x):
-    return jnp.roll(jnp.tanh(x @ params["w"]), 1, 0) @ params["v"]
-
-
-REFUSED = {
-    "batch norm": (batch_norm, "examples meet in reduce_sum", ""),
-    "attention across examples": (attention, "examples meet in dot_general", ""),
-    "tied": (tied, "used more than once", ""),
-    "positions": (positions, "its inputs have 2 axes besides their own", ""),
-    "in the loss itself": (penalised, "", "used more than once"),
-    "shuffled": (shuffled, "examples meet in", ""),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused(name):
-    """The layers after a meeting of the examples keep their credit."""
-    forward, of_w, of_v = REFUSED[name]
-    params = {"v": PARAMS["v"], "w": PARAMS["w"]}
-    found = dict(zip(params, reasons(of(forward), params, ROWS), strict=True))
-    for leaf, reason in (("w", of_w), ("v", of_v)):
-        assert found[leaf].startswith(reason), found
-        assert bool(found[leaf]) == bool(reason), found
-    sums = mean_of_control_variates(of(forward), params, ROWS, 0.3, blocks=200)
-    assert_zero(sums)
-
-
-def test_a_number_added_to_each_example_is_no_bias():
-    params = {"b": normal(12, 5), "w": normal(13, 3, 5)}
-
-    def loss(params, x):
-        added = jnp.broadcast_to(params["b"][:, None], (5, 5))
-        return jnp.mean(jnp.exp(jnp.tanh(x @ params["w"] + added)))
-
-    assert reasons(loss, params, ROWS) == ("used by add", "")
-    assert_zero(mean_of_control_variates(loss, params, ROWS, 0.3, blocks=200))
-
-
-def test_the_report_tells():
-    params = {"v": PARAMS["v"], "w": PARAMS["w"]}
-    report = lejax.reduction_report(of(batch_norm), params, ROWS)
-    assert [leaf.credit for leaf in report.leaves] == [
-        "by example",
-        "examples meet in reduce_sum",
-    ]
-    in_turn = lejax.reduction_report(
-        of(batch_norm), params, ROWS[None], inner_batches=True
-    )
-    assert {leaf.credit for leaf in in_turn.leaves} == {"batches take turns"}
-
-
-def linear(params, x):
-    return x @ params["w"] @ params["v"]
-
-
-def test_inputs_that_are_a_product_themselves():
-    """The first layer's product at x is known, but not what the second layer gets."""
-    params = {"v": PARAMS["v"], "w": PARAMS["w"]}
-    assert set(reasons(of(linear), params, ROWS)) == {""}
-    assert_zero(mean_of_control_variates(of(linear), params, ROWS, 0.3, blocks=300))
-    sums = mean_of_control_variates(
-        of(linear), params, ROWS[:2], 0.3, blocks=300, reduction=True
-    )
-    assert_zero(sums)
-
-
-@jax.custom_vjp
-def straight_through(x):
-    return jnp.sign(x)
-
-
-straight_through.defvjp(lambda x: (jnp.sign(x), None), lambda _, g: (g,))
-
-
-def test_custom_derivative_rules_are_looked_into():
-    """Of activations; a rule that lets the examples meet is seen through as well."""
-
-    @jax.custom_jvp
-    def meeting(x):
-        return x - x.mean(0)
-
-    meeting.defjvp(lambda x, t: (meeting(*x), *t))
-    params = {"v": PARAMS["v"], "w": PARAMS["w"]}
-
-    def by(activation):
-        return of(lambda params, x: activation(x @ params["w"]) @ params["v"])
-
-    for activation in (straight_through, jax.nn.relu, jax.nn.silu, jax.nn.gelu):
-        assert set(reasons(by(activation), params, ROWS)) == {""}, activation
-    found = reasons(by(meeting), params, ROWS)
-    assert found == ("", "examples meet in custom_jvp_call")
-
-
 def test_no_pairs_no_credit():
     with pytest.raises(ValueError, match="credit=True needs antithetic pairs"):
         lejax.importance(10, antithetic=False, credit=True)
-
-
-def test_a_loss_with_side_effects_is_left_whole():
-    def loss(params, x):
-        jax.debug.callback(lambda: None)
-        return jnp.mean(dense(params, x) ** 2)
-
-    (reason,) = set(reasons(loss, PARAMS, ROWS))
-    assert reason.startswith("the loss cannot be run in parts")
 
 
 def test_no_sum_over_examples():
@@ -374,31 +175,3 @@ def test_no_sum_over_examples():
     )
     assert info.num_evaluations == 20
     jax.tree.map(np.testing.assert_array_equal, u, plain)
-
-
-SUMS = {
-    "of all outputs": lambda y: jnp.mean(y**2),
-    "of sums": lambda y: jnp.sum(y**2, -1).sum() / 5,
-    "of a mean": lambda y: jnp.mean(y**2, 1).mean(),
-    "scaled": lambda y: 1 - 3 * (-jnp.abs(y).sum() + 2) / 7,
-    "with weights": lambda y: jnp.average(y[:, 0] ** 2, weights=jnp.arange(5.0)),
-}
-
-
-@pytest.mark.parametrize("name", SUMS)
-def test_the_sum_is_found(name):
-    """Beside a penalty, which takes its own leaf's credit, and constants."""
-
-    def loss(params, x):
-        return SUMS[name](dense(params, x)) + jnp.sum(params["b"] ** 2)
-
-    found = dict(zip(sorted(PARAMS), reasons(loss, PARAMS, ROWS), strict=True))
-    assert {leaf for leaf, reason in found.items() if not reason} == {"c", "v", "w"}
-    space = reduced_space(loss, PARAMS, ROWS, False, credit=True)
-    moved = space.zeros | {"v": jnp.ones_like(space.zeros["v"])}
-    (before, at_origin), (after, there) = map(
-        space.credit.examine, (space.zeros, moved)
-    )
-    changes = there.losses - at_origin.losses
-    assert changes.shape == (5,)
-    np.testing.assert_allclose(changes.sum(), after - before, rtol=1e-4)

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import assert_mean, replicate
-from test_credit import (
+from credit_cases import (
     LOSSES,
     PARAMS,
     ROWS,
@@ -21,6 +20,7 @@ from test_credit import (
     of,
     penalised,
 )
+from problems import assert_mean, replicate
 
 import lejax
 
