@@ -275,6 +275,14 @@ def main(args: Sequence[str] | None = None) -> None:
         spread = f"{median:.0f} ({least:.0f}-{largest:.0f})"
         print(row.format(name, spread, shown, f"{megabytes[name]:.0f}"))
     print(f"Norm of the displacement: {error['the displacement itself']:.4f}")
+    if "OpenES of evosax" in error:
+        spans = ratios(times[str(paper)])
+        cost = {
+            name: spans[name][0] * error[name] ** 2 for name in error if name in spans
+        }
+        for name in ("importance", "importance, credit"):
+            more = cost["OpenES of evosax"] / cost[name]
+            print(f"To an equal error OpenES takes {more:.0f} times the time of {name}")
     many = f"importance, J = {config.many_samples}"
     print(f"{many}: {megabytes[many]:.0f} MB")
     print("\nWhere the reduction helps, and where it does not: importance")
