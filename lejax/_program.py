@@ -62,6 +62,12 @@ class Program(NamedTuple):
     output: int
     obstacles: frozenset[str]
 
+    def in_one_piece(self) -> str:
+        """Why it cannot be run in parts; empty where it can."""
+        if not self.obstacles:
+            return ""
+        return f"the loss cannot be run in parts: {', '.join(sorted(self.obstacles))}"
+
     def run(self, operations: Iterable[Operation], values: dict[int, Any]) -> None:
         """Run some of the operations; `values` has their operands, and the results."""
         for operation in operations:

@@ -87,9 +87,7 @@ class Sights(NamedTuple):
 def find_sights(program: Program, leaves: int) -> Sights:
     """The layers among the first `leaves` inputs whose noise the examples see apart."""
     numbers = program.inputs[:leaves]
-    if program.obstacles:
-        obstacles = ", ".join(sorted(program.obstacles))
-        why = f"the loss cannot be run in parts: {obstacles}"
+    if why := program.in_one_piece():
         return Sights(None, 0, (), (why,) * leaves)
     found = [
         _apart(program, total, numbers)

@@ -131,9 +131,8 @@ def find_uses(
     `program` is that of the loss. The inputs after the leaves are those of the batch,
     of which there are `turns`, and `parts` of each: the rows of all of them count.
     """
-    if program.obstacles:
-        obstacles = ", ".join(sorted(program.obstacles))
-        return [f"the loss cannot be run in parts: {obstacles}"] * leaves
+    if why := program.in_one_piece():
+        return [why] * leaves
     numbers = program.inputs[:leaves]
     turning = program.dependents(program.inputs[leaves:])
     unknown = program.dependents(numbers)

@@ -1,0 +1,99 @@
+"""Along which axis examples lie apart: every rule against what really depends on it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lejax._apart import MeetingError, follow
+from lejax._program import trace
+
+B, N = 4, 3
+Y = jax.random.normal(jax.random.key(0), (B, N))
+OTHER = jax.random.normal(jax.random.key(1), (N, 5))
+IMAGES = jax.random.normal(jax.random.key(2), (3, 3, 1, 2))
+
+APART = {
+    "elementwise": lambda y: jnp.tanh(y) * jnp.arange(12.0).reshape(B, N),
+    "of two": lambda y: jnp.maximum(y, y**2) - jnp.where(y > 0, y, 2 * y),
+    "repeated": lambda y: y - y.max(1, keepdims=True),
+    "transposed": lambda y: y.T,
+    "broadcast": lambda y: jnp.broadcast_to(y[None, :, None], (2, B, 6, N)),
+    "reshaped": lambda y: (y[:, :, None] * jnp.ones(2)).reshape(B, 2 * N),
+    "reshaped, among equals": lambda y: (jnp.ones((B, 1, 1)) * y).reshape(B, B, N, 1),
+    "squeezed": lambda y: y[:, :, None][:, :, 0],
+    "sums": lambda y: y.sum(1) + y.max(1) + y.prod(1) + y.argmax(1).astype(y.dtype),
+    "sums of columns": lambda y: y.T.sum(0),
+    "cumulated": lambda y: jnp.cumsum(y, 1) + jax.lax.cumlogsumexp(y, 1),
+    "sorted": lambda y: jnp.sort(y, 1),
+    "turned": lambda y: y[:, ::-1],
+    "sliced": lambda y: y[:, 1:],
+    "joined": lambda y: jnp.concatenate([y, y**2], 1),
+    "product": lambda y: y @ OTHER,
+    "product, second": lambda y: OTHER.T @ y.T,
+    "product by example": lambda y: jnp.einsum("bn,bn->b", y, y**2),
+    "chosen by example": lambda y: jnp.take_along_axis(
+        y, jnp.arange(B)[:, None] % N, 1
+    ),
+    "chosen for all": lambda y: jnp.take(y, jnp.array([2, 0]), 1),
+    "convolved": lambda y: jax.lax.conv_general_dilated(
+        jnp.ones((B, 3, 3, 1)) * y[:, :1, None, None],
+        IMAGES,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ),
+    "custom rules": lambda y: jax.nn.relu(y) + jax.nn.silu(y),
+}
+MEETING = {
+    "sum": lambda y: y.sum(0) + y,
+    "largest": lambda y: y - y.max(0),
+    "cumulated": lambda y: jnp.cumsum(y, 0),
+    "sorted": lambda y: jnp.sort(y, 0),
+    "turned": lambda y: y[::-1],
+    "sliced": lambda y: y[1:],
+    "rolled": lambda y: jnp.roll(y, 1, 0),
+    "joined": lambda y: jnp.concatenate([y, y], 0),
+    "flat": lambda y: y.ravel(),
+    "product": lambda y: jnp.ones((B, B)) @ y,
+    "halves": lambda y: y.reshape(2, 6),
+    "with itself": lambda y: y @ y.T,
+    "chosen": lambda y: jnp.take(y, jnp.array([1, 0, 3, 2]), 0),
+    "chosen by all": lambda y: jnp.take(y, y.argmax(1), 1),
+    "windows": lambda y: jax.vmap(lambda i: jax.lax.dynamic_slice(y, (i, 0), (2, N)))(
+        jnp.array([0, 1])
+    ),
+    "by itself": lambda y: jnp.take(jnp.arange(9.0), y.argmax(1).sum()) * y,
+    "across axes": lambda y: y[:, :N] + jnp.pad(y.T, ((0, 1), (0, 0)))[:, :N],
+    "loop": lambda y: jax.lax.fori_loop(0, 2, lambda _, z: jnp.roll(z, 1, 0), y),
+}
+
+
+def axis_of(fn):
+    program = trace(fn, Y)
+    (number,) = program.inputs
+    return follow(program, program.operations, {number: 0}).get(program.output)
+
+
+def example_of_place(fn, axis):
+    """Whether the place i along the axis changes with the example i alone."""
+    before = np.moveaxis(np.asarray(fn(Y)), axis, 0)
+    for i in range(B):
+        after = np.moveaxis(np.asarray(fn(Y.at[i].add(10 * Y[i] + 3))), axis, 0)
+        others = np.arange(B) != i
+        if len(before) != B or not np.allclose(before[others], after[others]):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("name", APART)
+def test_apart(name):
+    assert example_of_place(APART[name], axis_of(APART[name]))
+
+
+@pytest.mark.parametrize("name", MEETING)
+def test_meeting(name):
+    with pytest.raises(MeetingError, match="examples meet in"):
+        axis_of(MEETING[name])
