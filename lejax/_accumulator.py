@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lejax._credit import ByLeaf
 from lejax._draws import Draws
 from lejax._moments import (
     LossMoments,
@@ -57,7 +56,7 @@ class WeightedAccumulator(NamedTuple):
     cross_moment: PyTree
     loss_product: jax.Array | None = None
     loss_square: jax.Array | None = None
-    credit: ByLeaf | None = None
+    credit: PyTree = None
 
 
 class WeightedEstimate(NamedTuple):
@@ -86,9 +85,7 @@ class WeightedEstimate(NamedTuple):
     credit_factor: jax.Array | None
 
 
-def empty(
-    zeros: PyTree, dtype: Any, credit: ByLeaf | None = None
-) -> WeightedAccumulator:
+def empty(zeros: PyTree, dtype: Any, credit: PyTree = None) -> WeightedAccumulator:
     """The accumulator of nothing, the neutral element of `merge`."""
     zero = jnp.zeros((), dtype)
     return WeightedAccumulator(
@@ -137,7 +134,7 @@ def summarise(draws: Draws) -> WeightedAccumulator:
 
 
 def with_credit(
-    acc: WeightedAccumulator, draws: Draws, values: jax.Array, sums: ByLeaf
+    acc: WeightedAccumulator, draws: Draws, values: jax.Array, sums: PyTree
 ) -> WeightedAccumulator:
     """What `summarise` found for these draws, and the sums of credit by example.
 

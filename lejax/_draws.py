@@ -27,6 +27,15 @@ FEW_UNITS, FEW_NUMBERS = 8, 2**20
 CHUNK_NUMBERS_ACCELERATOR = 2**25
 CHUNK_UNITS = 2**10
 
+# By default a draw serves under at most so many signs: they save most of what drawing
+# costs. d numbers under so many signs add 2 signs/d to the relative variance of the
+# displacement, and the standard error needs so many independent units. All that share a
+# draw are held at once.
+MAX_SIGNS = 10
+NUMBERS_PER_SIGN = 100
+LEAST_UNITS = 30
+NUMBERS_AT_ONCE = 2**22
+
 
 class Draws(NamedTuple):
     """p units of g draws, evaluated with k signs: 2 for antithetic pairs, 1 otherwise.
@@ -87,15 +96,13 @@ def fold_draws(
     evaluate: Callable[[PyTree, float], PyTree],
     summarise: Callable[[Draws], PyTree],
     merge: Callable[[PyTree, PyTree], PyTree],
-    merge_over: Callable[[PyTree, str], PyTree],
     initial: PyTree,
     plan: Plan,
 ) -> PyTree:
     """Fold `summarise` over all evaluations, in O(chunk) memory.
 
     `evaluate(u, sign)` is what is kept of the displacement ±u in these coordinates.
-    The members of a named axis each fold a share of the units; `merge_over` merges
-    what they found.
+    The members of a named axis each fold a share of the units, and get their own sum.
     """
     scale = jnp.sqrt(variance)
     large = is_large(space.zeros)
@@ -141,7 +148,7 @@ def fold_draws(
         )
         if share % size:
             total = merge(total, chunk(offset + full * size, share % size, block))
-    return total if space.axis_name is None else merge_over(total, space.axis_name)
+    return total
 
 
 def _after(outputs: PyTree, units: jax.Array) -> jax.Array:
@@ -169,6 +176,13 @@ def _blocks(plan: Plan) -> Iterator[_Block]:
             copies = largest_divisor(count, plan.signs_per_draw)
             yield _Block(start, start + count // copies, signs, copies)
             start += count // copies
+
+
+def default_signs(zeros: PyTree, draws: int) -> int:
+    """How many of so many draws, or pairs, share one where nobody says it."""
+    size = max(1, optax.tree.size(zeros))
+    by_dimension = min(size // NUMBERS_PER_SIGN, NUMBERS_AT_ONCE // size)
+    return max(1, min(MAX_SIGNS, by_dimension, draws // LEAST_UNITS))
 
 
 def largest_divisor(count: int, limit: int) -> int:

@@ -17,14 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lejax._axes import member, varying
+from lejax._axes import member
 from lejax._credit import (
     ByLeaf,
     Credit,
     Seen,
+    Sums,
     along_examples,
     make_credit,
     met_rows,
+    over_draws,
     squared_norms,
     transposed,
 )
@@ -162,32 +164,29 @@ def _of_the_sum_alone(program: Program, sights: Sights) -> tuple[Sight, ...]:
 
 
 def forward_sums(
-    credit: Credit,
-    noises: tuple[jax.Array, ...],
-    signs: jax.Array,
-    seen: Seen,
-    axis_name: str | None,
-) -> ByLeaf:
+    credit: Credit, noises: tuple[jax.Array, ...], signs: jax.Array, seen: Seen
+) -> Sums:
     """Σ (sᵢ - bᵢ) hᵢ uᵢᵀ/|hᵢ| over all draws, of which `noises` are the u (p, g, ...).
 
     The losses of `seen` are 0 above bᵢ where a draw does not count.
     """
-    # Of the type of a member's own sums: they vary over both axes.
-    zeros = varying(credit.zeros, axis_name)
-    total: list[jax.Array | None] = [None] * len(zeros)
+    leaves: list[jax.Array | None] = [None] * len(credit.zeros)
+    of_seen: list[jax.Array | None] = []
     sign = signs.astype(seen.losses.dtype).reshape(-1, 1, 1, 1)
     losses = sign * (seen.losses - credit.at_origin)
     for layer, inputs, noise in zip(credit.layers, seen.inputs, noises, strict=True):
         rows, squares, finite = met_rows(layer, inputs)
         norms = jnp.sqrt(jnp.where(squares > 0, squares, jnp.inf))
         factor = jnp.where(finite, losses, 0) / norms.astype(losses.dtype)
+        if inputs is None:
+            of_seen.append(over_draws(layer.axis, factor.sum(0), noise))
+            continue
+        of_seen.append(None)
         weighted = noise * along_examples(layer.axis, factor, noise.ndim + 1).astype(
             noise.dtype
         )
-        if inputs is None:
-            weighted = weighted.sum((0, 1, 2))
-        point = tuple(zeros[leaf] for leaf in layer.leaves)
+        point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
         sums = transposed(layer, rows, weighted, point)
         for leaf, found in zip(layer.leaves, sums, strict=True):
-            total[leaf] = found
-    return tuple(total)
+            leaves[leaf] = found
+    return Sums(tuple(leaves), tuple(of_seen))

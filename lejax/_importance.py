@@ -10,26 +10,17 @@ import optax
 
 from lejax import _accumulator
 from lejax._axes import make_axes, mean_over
-from lejax._credit import ByLeaf, Credit, control_variate
-from lejax._draws import Draws, Plan, fold_draws
+from lejax._credit import ByLeaf, Credit, by_leaf, control_variate, no_sums
+from lejax._draws import Draws, Plan, default_signs, fold_draws
 from lejax._info import Info, make_info, unknown
 from lejax._objective import Coordinates, complement_noise
 from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
 from lejax._trees import PyTree, all_finite, compute_dtype, scaled
-from lejax._validate import optional_count, positive_count
+from lejax._validate import optional_count, positive_count, sign_count
 
 # Below this many effective samples the standard error of F saturates near 1/β.
 TRUSTED_SAMPLE_SIZE = 10
-
-# By default a draw serves under at most so many signs: they save most of what drawing
-# costs. d numbers under so many signs add 2 signs/d to the relative variance of the
-# displacement, and the standard error needs so many independent units. All that share a
-# draw are held at once.
-MAX_SIGNS = 10
-NUMBERS_PER_SIGN = 100
-LEAST_UNITS = 30
-NUMBERS_AT_ONCE = 2**22
 
 
 def importance(
@@ -111,12 +102,7 @@ def importance(
     """
     num_samples = positive_count("num_samples", num_samples)
     chunk_size = optional_count("chunk_size", chunk_size)
-    signs_per_draw = optional_count("signs_per_draw", signs_per_draw)
-    if signs_per_draw is not None and signs_per_draw > 32:
-        raise ValueError(
-            f"signs_per_draw must be at most 32, got {signs_per_draw}; lower it: "
-            "a draw has one word of 32 random signs for each of its numbers."
-        )
+    signs_per_draw = sign_count(signs_per_draw)
     if credit and not antithetic:
         raise ValueError(
             "credit=True needs antithetic pairs, got antithetic=False: single draws "
@@ -133,13 +119,9 @@ def importance(
         beta: Any,
     ) -> tuple[PyTree, PyTree, Info]:
         dtype = compute_dtype(space.zeros)
-        shared = signs_per_draw
-        if shared is None:
-            size = max(1, optax.tree.size(space.zeros))
-            by_dimension = min(size // NUMBERS_PER_SIGN, NUMBERS_AT_ONCE // size)
-            by_units = num_samples // 2 // LEAST_UNITS
-            limit = min(MAX_SIGNS, by_dimension, by_units)
-            shared = limit if may_share else 1
+        shared = signs_per_draw or (
+            default_signs(space.zeros, num_samples // 2) if may_share else 1
+        )
 
         def log_weight(value: jax.Array) -> jax.Array:
             # βf may overflow where f does not; only the loss's own infinities count.
@@ -174,12 +156,18 @@ def importance(
             evaluate,
             summarise,
             _accumulator.merge,
-            _accumulator.merge_over,
             _accumulator.empty(
-                space.zeros, dtype, None if by_example is None else by_example.zeros
+                space.zeros,
+                dtype,
+                None if by_example is None else no_sums(by_example, common=True),
             ),
             Plan(num_samples, antithetic, chunk_size, shared),
         )
+        if by_example is not None:
+            sums = by_leaf(by_example, total.credit, space.axis_name)
+            total = total._replace(credit=sums)
+        if space.axis_name is not None:
+            total = _accumulator.merge_over(total, space.axis_name)
         found = _accumulator.estimate(total)
         info = make_info(
             dtype,

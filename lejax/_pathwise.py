@@ -69,21 +69,20 @@ def mean_gradient(
             merge_moments(a.moments, b.moments), optax.tree.add(a.total, b.total)
         )
 
-    def merge_over(acc: MeanGradient, axis_name: str) -> MeanGradient:
-        moments = pooled(of_members(acc.moments, axis_name))
-        return MeanGradient(moments, jax.lax.psum(acc.total, axis_name))
-
-    return fold_draws(
+    found = fold_draws(
         key,
         space,
         variance,
         evaluate,
         summarise,
         merge,
-        merge_over,
         MeanGradient(empty_moments(dtype), space.zeros),
         plan,
     )
+    if space.axis_name is None:
+        return found
+    moments = pooled(of_members(found.moments, space.axis_name))
+    return MeanGradient(moments, jax.lax.psum(found.total, space.axis_name))
 
 
 def pathwise(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from lejax._axes import make_axes, mean_over
-from lejax._credit import ByLeaf
-from lejax._draws import Draws, Plan, fold_draws
+from lejax._credit import by_leaf, no_sums
+from lejax._draws import Draws, Plan, default_signs, fold_draws
 from lejax._forward import forward_space, forward_sums
 from lejax._info import Info
 from lejax._moments import (
@@ -26,7 +26,7 @@ from lejax._objective import Coordinates
 from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
 from lejax._trees import PyTree, compute_dtype, scaled
-from lejax._validate import optional_count, positive_count
+from lejax._validate import optional_count, positive_count, sign_count
 
 
 class Covariance(NamedTuple):
@@ -36,6 +36,7 @@ class Covariance(NamedTuple):
         moments: of the finite losses; μ is their mean.
         comoment: Σ(f - μ)(X - x).
         offset: Σ(X - x), which complete pairs cancel.
+        unpaired: the number of finite losses without the one of the other sign.
         credit: for the leaves that the examples see apart, Σ(sᵢ - bᵢ) times what they
             saw; the others are those of the displacements.
     """
@@ -43,7 +44,8 @@ class Covariance(NamedTuple):
     moments: LossMoments
     comoment: PyTree
     offset: PyTree
-    credit: ByLeaf | None = None
+    unpaired: jax.Array
+    credit: PyTree = None
 
 
 def _covariance(draws: Draws) -> Covariance:
@@ -51,8 +53,9 @@ def _covariance(draws: Draws) -> Covariance:
     kept = jnp.isfinite(values) & draws.valid
     moments = loss_moments(values, kept, draws.valid)
     centred = jnp.where(kept, values - moments.mean, 0)
-    offset = draws.moment(kept.astype(values.dtype))
-    return Covariance(moments, draws.moment(centred), offset)
+    ones = kept.astype(values.dtype)
+    unpaired = jnp.abs(draws.signed(ones)).sum().astype(jnp.int32)
+    return Covariance(moments, draws.moment(centred), draws.moment(ones), unpaired)
 
 
 def _comoment_about(mean: jax.Array, c: Covariance) -> PyTree:
@@ -66,13 +69,14 @@ def _merge(a: Covariance, b: Covariance) -> Covariance:
         moments,
         optax.tree.add(*comoments),
         optax.tree.add(a.offset, b.offset),
+        a.unpaired + b.unpaired,
         jax.tree.map(jnp.add, a.credit, b.credit),
     )
 
 
 def _merge_over(c: Covariance, axis_name: str) -> Covariance:
     moments = pooled(of_members(c.moments, axis_name))
-    sums = _comoment_about(moments.mean, c), c.offset, c.credit
+    sums = _comoment_about(moments.mean, c), c.offset, c.unpaired, c.credit
     return Covariance(moments, *jax.lax.psum(sums, axis_name))
 
 
@@ -83,6 +87,7 @@ def score_function(
     antithetic: bool = True,
     axis_name: str | None = None,
     data_axis_name: str | None = None,
+    signs_per_draw: int | None = None,
     reduction: bool = True,
     credit: bool = False,
 ) -> Sampler:
@@ -105,6 +110,9 @@ def score_function(
             All of them must hold the same parameters, batch and key.
         data_axis_name: another such axis, whose members hold equal parts of the batch,
             and the same of all else: f is the mean of theirs.
+        signs_per_draw: how many samples at most, or pairs, share one draw under random
+            signs, as in `importance`; by default min(10, d/100, J/60, 2²²/d) for pairs,
+            with J/30 for single draws.
         reduction: draw in the directions alone that the loss can see on its batch,
             where `reduction_report` finds them: exact, with less noise, and faster.
         credit: draw for every example of the batch apart, in what it sees of the layers
@@ -139,11 +147,9 @@ def score_function(
         Williams, *Simple statistical gradient-following algorithms for connectionist
         reinforcement learning* (score function and baseline).
     """
-    plan = Plan(
-        positive_count("num_samples", num_samples, least=2),
-        antithetic,
-        optional_count("chunk_size", chunk_size),
-    )
+    num_samples = positive_count("num_samples", num_samples, least=2)
+    chunk_size = optional_count("chunk_size", chunk_size)
+    signs_per_draw = sign_count(signs_per_draw)
 
     def run(
         key: jax.Array,
@@ -154,12 +160,15 @@ def score_function(
     ) -> tuple[PyTree, PyTree, Info]:
         del beta  # heat has none
         by_example = space.credit
+        draws = num_samples // 2 if antithetic else num_samples
+        shared = signs_per_draw or default_signs(space.zeros, draws)
         none = empty_moments(compute_dtype(space.zeros))
         if by_example is None:
-            empty = Covariance(none, space.zeros, space.zeros)
+            empty = Covariance(none, space.zeros, space.zeros, none.size)
         else:
             others = space.zeros[1]
-            empty = Covariance(none, others, others, by_example.zeros)
+            sums = no_sums(by_example, common=False)
+            empty = Covariance(none, others, others, none.size, sums)
 
         def evaluate(displacement: PyTree, sign: float) -> PyTree:
             if by_example is None:
@@ -177,25 +186,35 @@ def score_function(
                 noises,
                 draws.signs,
                 seen._replace(losses=losses),
-                space.axis_name,
             )
             draws = draws._replace(outputs=values, displacements=others)
             return _covariance(draws)._replace(credit=sums)
 
         found = fold_draws(
-            key, space, tau, evaluate, summarise, _merge, _merge_over, empty, plan
+            key,
+            space,
+            tau,
+            evaluate,
+            summarise,
+            _merge,
+            empty,
+            Plan(num_samples, antithetic, chunk_size, shared),
         )
-        dtype = found.moments.mean.dtype
-        size, size_square = found.moments.size, found.moments.size_square
-        unpaired = (2 * size - size_square).astype(dtype)  # units hold one or two draws
-        degrees = size.astype(dtype) - unpaired / jnp.maximum(size, 1).astype(dtype)
+        if by_example is not None:
+            sums = by_leaf(by_example, found.credit, space.axis_name)
+            found = found._replace(credit=sums)
+        if space.axis_name is not None:
+            found = _merge_over(found, space.axis_name)
+        dtype, size = found.moments.mean.dtype, found.moments.size
+        share = found.unpaired.astype(dtype) / jnp.maximum(size, 1).astype(dtype)
+        degrees = size.astype(dtype) - share
         factor = jnp.where(degrees > 0, -1 / jnp.where(degrees > 0, degrees, 1), 0)
         info = mean_info(found.moments, num_samples + (by_example is not None))
         displacement = scaled(found.comoment, factor)
         if by_example is not None:
             sums = mean_over(found.credit, by_example.data_axis_name)
-            share = -1 / jnp.maximum(size, 1).astype(dtype)
-            displacement = scaled(sums, share), displacement
+            each = -1 / jnp.maximum(size, 1).astype(dtype)
+            displacement = scaled(sums, each), displacement
         return space.lift(displacement), state, info
 
     return make_sampler(

@@ -33,6 +33,17 @@ def optional_count(name: str, value: Any) -> int | None:
     return None if value is None else positive_count(name, value)
 
 
+def sign_count(signs_per_draw: Any) -> int | None:
+    """How many samples may share a draw, or None."""
+    count = optional_count("signs_per_draw", signs_per_draw)
+    if count is not None and count > 32:
+        raise ValueError(
+            f"signs_per_draw must be at most 32, got {count}; lower it: "
+            "a draw has one word of 32 random signs for each of its numbers."
+        )
+    return count
+
+
 def positive(name: str, value: Any) -> float | None:
     """`value` as a positive finite number; None where it is traced, so not known."""
     if isinstance(value, Tracer):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lejax._credit import control_variate
+from lejax._credit import by_leaf, control_variate
 from lejax._reduction import find_reduced, reduced_space
 from lejax._sights import find_sights
 
@@ -69,7 +69,8 @@ def mean_of_control_variates(
         seen = jax.tree.map(lambda *both: jnp.stack(both), *seen)
         valid = jnp.ones((draws, 1), bool)
         sums = control_variate(space.credit, moves, signs, valid, seen)
-        return jnp.concatenate([part.ravel() for part in sums if part is not None])
+        parts = by_leaf(space.credit, sums, None)
+        return jnp.concatenate([part.ravel() for part in parts if part is not None])
 
     keys = jax.random.split(jax.random.key(5), blocks)
     return np.asarray(jax.jit(lambda keys: jax.lax.map(block, keys))(keys), np.float64)
