@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from lejax._draws import Draws
 from lejax._moments import (
@@ -42,9 +43,11 @@ class WeightedAccumulator(NamedTuple):
         moment: Σv.
         cross_moment: r = Σtv.
         loss_product: ΣDE, E = Σ±(f - b) the signed sum of the losses; with credit by
-            example alone, as the two that follow.
+            example alone, as all that follow.
         loss_square: ΣE².
         credit: the sum of the control variates.
+        loss_sum: ΣE; where weights are to be centred alone, as the next.
+        offset: Σδ.
     """
 
     max_log_weight: jax.Array
@@ -57,13 +60,16 @@ class WeightedAccumulator(NamedTuple):
     loss_product: jax.Array | None = None
     loss_square: jax.Array | None = None
     credit: PyTree = None
+    loss_sum: jax.Array | None = None
+    offset: PyTree = None
 
 
 class WeightedEstimate(NamedTuple):
     """What an accumulator says about q ∝ exp(ℓ) φ.
 
     Attributes:
-        displacement: δ̂ = Σv/S, estimates E_q[X] - x; 0 where nothing has a weight.
+        displacement: δ̂ = Σv/S, estimates E_q[X] - x; 0 where nothing has a weight. Of
+            centred weights, less Σδ/J, which has mean 0.
         squared_error: V, the estimate of E|δ̂ - δ|².
         squared_weights: ΣD²/S²: times the variance of the draws, that of δ̂ along a
             direction that the loss does not see.
@@ -72,7 +78,8 @@ class WeightedEstimate(NamedTuple):
         effective_sample_size: S²/K.
         failed_fraction: the share of samples whose loss was not finite.
         credit_factor: the factor of the summed control variates, κβ/J, fitted: that
-            with which the draws' coefficients D/S + κβE/J have the least square.
+            with which the draws' coefficients D/S + κβE/J have the least square; those
+            of centred weights are D/S - 1/J.
     """
 
     displacement: PyTree
@@ -85,7 +92,7 @@ class WeightedEstimate(NamedTuple):
     credit_factor: jax.Array | None
 
 
-def empty(zeros: PyTree, dtype: Any, credit: PyTree = None) -> WeightedAccumulator:
+def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
     """The accumulator of nothing, the neutral element of `merge`."""
     zero = jnp.zeros((), dtype)
     return WeightedAccumulator(
@@ -96,9 +103,20 @@ def empty(zeros: PyTree, dtype: Any, credit: PyTree = None) -> WeightedAccumulat
         moment_square=zero,
         moment=zeros,
         cross_moment=zeros,
-        loss_product=None if credit is None else zero,
-        loss_square=None if credit is None else zero,
+    )
+
+
+def empty_with_credit(
+    nothing: WeightedAccumulator, credit: PyTree, *, centred: bool
+) -> WeightedAccumulator:
+    """The same with room for sums of credit by example, and to centre the weights."""
+    zero = jnp.zeros_like(nothing.max_log_weight)
+    return nothing._replace(
+        loss_product=zero,
+        loss_square=zero,
         credit=credit,
+        loss_sum=zero if centred else None,
+        offset=nothing.moment if centred else None,
     )
 
 
@@ -133,20 +151,23 @@ def summarise(draws: Draws) -> WeightedAccumulator:
     )
 
 
-def with_credit(
-    acc: WeightedAccumulator, draws: Draws, values: jax.Array, sums: PyTree
+def with_losses(
+    draws: Draws, values: jax.Array, *, centred: bool
 ) -> WeightedAccumulator:
-    """What `summarise` found for these draws, and the sums of credit by example.
+    """`summarise`, and what the factor of credit by example needs.
 
-    `values` are f - b, (k, p, g); `sums` the sums of the control variates.
+    `values` are f - b, (k, p, g).
     """
+    acc = summarise(draws)
     weights = jnp.exp(draws.outputs - acc.max_log_weight)
     counted = jnp.isfinite(values) & jnp.isfinite(draws.outputs) & draws.valid
     d = draws.signed(jnp.where(counted, weights, 0))
     e = draws.signed(jnp.where(counted, values, 0))
-    return acc._replace(
-        loss_product=(d * e).sum(), loss_square=(e * e).sum(), credit=sums
-    )
+    acc = acc._replace(loss_product=(d * e).sum(), loss_square=(e * e).sum())
+    if not centred:
+        return acc
+    ones = jnp.broadcast_to(draws.valid, values.shape).astype(values.dtype)
+    return acc._replace(loss_sum=e.sum(), offset=draws.moment(ones))
 
 
 def merge(a: WeightedAccumulator, b: WeightedAccumulator) -> WeightedAccumulator:
@@ -199,18 +220,25 @@ def estimate(acc: WeightedAccumulator) -> WeightedEstimate:
     size = jnp.maximum(moments.size, 1).astype(dtype)
     mean = jnp.where(counts, moments.mean, 1)
     weight = size * mean  # S
-    displacement = scaled(acc.moment, 1 / weight)
+    displacement = plain = scaled(acc.moment, 1 / weight)
     # T2 = Σt², about 0 instead of about the mean.
     weight_square = about(jnp.zeros((), dtype), moments).deviation_square
     squared_error = (
         acc.moment_square
-        - 2 * inner(displacement, acc.cross_moment, dtype)
-        + inner(displacement, displacement, dtype) * weight_square
+        - 2 * inner(plain, acc.cross_moment, dtype)
+        + inner(plain, plain, dtype) * weight_square
     ) / (weight * weight)
     credit_factor = None
     if acc.loss_product is not None and acc.loss_square is not None:
         square = jnp.where(acc.loss_square > 0, acc.loss_square, 1)
-        credit_factor = -acc.loss_product / (weight * square)
+        product = acc.loss_product / weight
+        if acc.loss_sum is not None:
+            product = product - acc.loss_sum / size
+            centre = scaled(acc.offset, 1 / size)
+            displacement = optax.tree.where(
+                counts, optax.tree.sub(plain, centre), plain
+            )
+        credit_factor = -product / square
     infinite = jnp.where(acc.max_log_weight > 0, jnp.inf, -jnp.inf).astype(dtype)
     return WeightedEstimate(
         displacement=displacement,

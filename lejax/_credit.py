@@ -23,7 +23,7 @@ from lejax._axes import varying
 from lejax._directions import seen_from
 from lejax._program import Program
 from lejax._sights import Sight, Sights
-from lejax._trees import PyTree, compute_dtype
+from lejax._trees import PyTree, compute_dtype, is_large
 from lejax._uses import Use
 
 # One entry for every leaf: None where the examples see it in no layer.
@@ -83,13 +83,12 @@ class Sums(NamedTuple):
 def no_sums(credit: Credit, *, common: bool) -> Sums:
     """Sums of nothing; `common` says whether all examples share a draw of a leaf."""
     differ = {leaf for at in credit.layers if at.inputs is None for leaf in at.leaves}
-    return Sums(
-        tuple(
-            zero if common or place in differ else None
-            for place, zero in enumerate(credit.zeros)
-        ),
-        tuple(None if at.inputs is None else at.zeros for at in credit.layers),
+    leaves = tuple(
+        zero if common or place in differ else None
+        for place, zero in enumerate(credit.zeros)
     )
+    seen = tuple(None if at.inputs is None else at.zeros for at in credit.layers)
+    return varying(Sums(leaves, seen), credit.data_axis_name)
 
 
 def by_leaf(credit: Credit, sums: Sums, axis_name: str | None) -> ByLeaf:
@@ -118,6 +117,7 @@ class Credit(NamedTuple):
         layers: those that the examples see apart.
         zeros: a sum of nothing, by leaf.
         at_origin: the bᵢ: what the examples lose where nothing is displaced.
+        moves_beside: whether the loss has a part beside the sum that moves with u.
         data_axis_name: the axis whose members hold parts of the examples, if any. The
             sums are of a member's own; all of them are the mean over the members.
     """
@@ -126,6 +126,7 @@ class Credit(NamedTuple):
     layers: tuple[Layer, ...]
     zeros: ByLeaf
     at_origin: jax.Array
+    moves_beside: bool
     data_axis_name: str | None = None
 
 
@@ -146,7 +147,7 @@ def make_credit(
     """
     assert sights.total is not None
     total, dtype = sights.total, compute_dtype(zeros)
-    others = tuple(axis for axis in total.axes if axis != sights.axis)
+    summed = tuple(axis for axis in total.axes if axis != sights.axis)
     factor = jnp.asarray(total.sign, dtype)
     for number, exponent in total.factors:
         factor = factor * jnp.asarray(known[number], dtype) ** exponent
@@ -157,15 +158,18 @@ def make_credit(
 
     def examine(displacement: PyTree, sign: float = 1.0) -> tuple[jax.Array, Seen]:
         seen = at(displacement, sign=sign)
-        summed = seen[total.number].sum(others).astype(dtype) * factor
+        losses = seen[total.number].sum(summed).astype(dtype) * factor
         inputs = tuple(
             seen[sight.inputs] if layer.inputs is None else None
             for sight, layer in zip(sights.layers, layers, strict=True)
         )
-        return jnp.asarray(seen[program.output]).astype(dtype), Seen(summed, inputs)
+        return jnp.asarray(seen[program.output]).astype(dtype), Seen(losses, inputs)
 
     of_layers = {leaf for layer in layers for leaf in layer.leaves}
     at_origin = examine(origin)[1].losses
+    others = (op for op in program.operations if op is not total.operation)
+    beside = program._replace(operations=tuple(others))
+    leaves = program.inputs[: len(jax.tree.leaves(zeros))]
     return Credit(
         examine=examine,
         layers=layers,
@@ -174,6 +178,7 @@ def make_credit(
             for place, leaf in enumerate(jax.tree.leaves(zeros))
         ),
         at_origin=jnp.where(jnp.isfinite(at_origin), at_origin, 0),
+        moves_beside=program.output in beside.dependents(leaves),
     )
 
 
@@ -212,25 +217,42 @@ def _layer(
     return Layer(leaves, sight.axis, inputs, inputs_axis, seen, zeros)
 
 
-def control_variate(
-    credit: Credit, displacements: Any, signs: jax.Array, valid: jax.Array, seen: Seen
+def add_control_variate(
+    credit: Credit,
+    total: Sums,
+    displacements: Any,
+    signs: jax.Array,
+    valid: jax.Array,
+    seen: Seen,
 ) -> Sums:
-    """ΣC over draws whose leaves are (p, g, ...), evaluated with k signs."""
+    """The total, and ΣC over draws whose leaves are (p, g, ...), under k signs."""
     # Every member's own: a transposed product would add up what is common to them.
     moves = jax.tree.leaves(varying(displacements, credit.data_axis_name))
-    leaves: list[jax.Array | None] = [None] * len(moves)
     sign = signs.astype(seen.losses.dtype).reshape(-1, 1, 1, 1)
     # An example whose loss is not finite has seen its own part alone, as the others.
     counts = jnp.isfinite(seen.losses) & valid[..., None]
     losses = jnp.where(counts, sign * (seen.losses - credit.at_origin), 0)
-    of_seen: list[jax.Array | None] = []
-    for layer, inputs in zip(credit.layers, seen.inputs, strict=True):
+    leaves, of_seen = list(total.leaves), list(total.seen)
+    for place, (layer, inputs) in enumerate(
+        zip(credit.layers, seen.inputs, strict=True)
+    ):
         mine = tuple(moves[leaf] for leaf in layer.leaves)
         common, part = _of_layer(layer, mine, losses, inputs)
-        of_seen.append(part)
+        if part is not None:
+            of_seen[place] = of_seen[place] + part
         for leaf, found in zip(layer.leaves, common, strict=True):
-            leaves[leaf] = found
+            leaves[leaf] = leaves[leaf] + found
+        if is_large(credit.zeros):
+            # One after the other: the sums of a chunk are never there all at once.
+            wait = _nothing(leaves[layer.leaves[0]])
+            moves = [move + wait.astype(move.dtype) for move in moves]
     return Sums(tuple(leaves), tuple(of_seen))
+
+
+def _nothing(of: jax.Array) -> jax.Array:
+    """Zero, which no compiler can know before all of the array."""
+    summed = of.sum()
+    return 0 * jnp.where(jnp.isfinite(summed), jnp.sign(summed), 0)
 
 
 def _of_layer(

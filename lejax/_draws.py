@@ -94,14 +94,14 @@ def fold_draws(
     space: Coordinates,
     variance: Any,
     evaluate: Callable[[PyTree, float], PyTree],
-    summarise: Callable[[Draws], PyTree],
-    merge: Callable[[PyTree, PyTree], PyTree],
+    absorb: Callable[[PyTree, Draws], PyTree],
     initial: PyTree,
     plan: Plan,
 ) -> PyTree:
-    """Fold `summarise` over all evaluations, in O(chunk) memory.
+    """Fold `absorb` over all evaluations, in O(chunk) memory.
 
-    `evaluate(u, sign)` is what is kept of the displacement ±u in these coordinates.
+    `evaluate(u, sign)` is what is kept of the displacement ±u in these coordinates, and
+    `absorb(total, draws)` what the total is after these draws.
     The members of a named axis each fold a share of the units, and get their own sum.
     """
     scale = jnp.sqrt(variance)
@@ -113,7 +113,7 @@ def fold_draws(
         )(units)
         return scaled(noise, scale)
 
-    def chunk(first: Any, size: int, block: _Block) -> PyTree:
+    def chunk(total: PyTree, first: Any, size: int, block: _Block) -> PyTree:
         units = first + jnp.arange(size, dtype=jnp.int32)
         displacements = draw(units, block.copies)
         outputs: list[PyTree] = []
@@ -124,14 +124,13 @@ def fold_draws(
             if large:
                 # Drawn again rather than stored while f is evaluated.
                 displacements = draw(_after(outputs[-1], units), block.copies)
-        return summarise(
-            Draws(
-                displacements,
-                jnp.asarray(block.signs),
-                jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs),
-                (units < block.stop)[:, None],
-            )
+        draws = Draws(
+            displacements,
+            jnp.asarray(block.signs),
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs),
+            (units < block.stop)[:, None],
         )
+        return absorb(total, draws)
 
     total = varying(initial, space.axis_name)  # as the carry of a scan must be
     for block in _blocks(plan):
@@ -141,13 +140,13 @@ def fold_draws(
         full = share // size
 
         def body(total, first, size=size, block=block):
-            return merge(total, chunk(first, size, block)), None
+            return chunk(total, first, size, block), None
 
         total, _ = jax.lax.scan(
             body, total, offset + size * jnp.arange(full, dtype=jnp.int32)
         )
         if share % size:
-            total = merge(total, chunk(offset + full * size, share % size, block))
+            total = chunk(total, offset + full * size, share % size, block)
     return total
 
 

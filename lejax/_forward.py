@@ -19,9 +19,9 @@ import jax.numpy as jnp
 
 from lejax._axes import member
 from lejax._credit import (
+    ByLayer,
     ByLeaf,
     Credit,
-    Seen,
     Sums,
     along_examples,
     make_credit,
@@ -164,21 +164,24 @@ def _of_the_sum_alone(program: Program, sights: Sights) -> tuple[Sight, ...]:
 
 
 def forward_sums(
-    credit: Credit, noises: tuple[jax.Array, ...], signs: jax.Array, seen: Seen
+    credit: Credit,
+    noises: tuple[jax.Array, ...],
+    signs: jax.Array,
+    coefficients: jax.Array,
+    inputs: ByLayer,
 ) -> Sums:
-    """Σ (sᵢ - bᵢ) hᵢ uᵢᵀ/|hᵢ| over all draws, of which `noises` are the u (p, g, ...).
+    """Σ ±cᵢ hᵢ uᵢᵀ/|hᵢ| over all draws, of which `noises` are the u (p, g, ...).
 
-    The losses of `seen` are 0 above bᵢ where a draw does not count.
+    The `coefficients` are (k, p, g, B), 0 where a draw does not count.
     """
     leaves: list[jax.Array | None] = [None] * len(credit.zeros)
     of_seen: list[jax.Array | None] = []
-    sign = signs.astype(seen.losses.dtype).reshape(-1, 1, 1, 1)
-    losses = sign * (seen.losses - credit.at_origin)
-    for layer, inputs, noise in zip(credit.layers, seen.inputs, noises, strict=True):
-        rows, squares, finite = met_rows(layer, inputs)
+    signed = signs.astype(coefficients.dtype).reshape(-1, 1, 1, 1) * coefficients
+    for layer, of_layer, noise in zip(credit.layers, inputs, noises, strict=True):
+        rows, squares, finite = met_rows(layer, of_layer)
         norms = jnp.sqrt(jnp.where(squares > 0, squares, jnp.inf))
-        factor = jnp.where(finite, losses, 0) / norms.astype(losses.dtype)
-        if inputs is None:
+        factor = jnp.where(finite, signed, 0) / norms.astype(signed.dtype)
+        if of_layer is None:
             of_seen.append(over_draws(layer.axis, factor.sum(0), noise))
             continue
         of_seen.append(None)

@@ -10,7 +10,7 @@ import optax
 
 from lejax import _accumulator
 from lejax._axes import make_axes, mean_over
-from lejax._credit import ByLeaf, Credit, by_leaf, control_variate, no_sums
+from lejax._credit import ByLeaf, Credit, add_control_variate, by_leaf, no_sums
 from lejax._draws import Draws, Plan, default_signs, fold_draws
 from lejax._info import Info, make_info, unknown
 from lejax._objective import Coordinates, complement_noise
@@ -33,7 +33,7 @@ def importance(
     signs_per_draw: int | None = None,
     reduction: bool = True,
     sample_complement: bool = False,
-    credit: bool = False,
+    credit: bool | None = None,
 ) -> Sampler:
     """Importance sampling of E_q[X]: gradient-free, parallel (Algorithm 4).
 
@@ -76,16 +76,18 @@ def importance(
                 δ̂ + (κβ/J) √τ Σ_j Σᵢ (sᵢ(X_j) - sᵢ(x)) (ε_j - hᵢ hᵢᵀε_j / |hᵢ|²)
 
             has the same mean, but for κ's being fitted on the same draws, O(1/J), and
-            less noise. It pays where weights are near each other (β of 1 and below, f a
-            mean); it takes pairs, and one evaluation more, at x.
+            less noise: most where weights are near each other (β of 1 and below, f a
+            mean). It takes one evaluation more, at x. By default with pairs, unless
+            `sample_complement` asks for the noise of plain sampling. Plain draws that
+            are to have it get centred weights, w_j/Σw - 1/J, of the same mean as well.
 
     Returns:
         A `Sampler` for `local_entropy`. Its info estimates every field.
 
     Raises:
         ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
-            integer, `signs_per_draw` is above 32, an axis is not bound, both are the
-            same, or `credit` is asked for without antithetic pairs.
+            integer, `signs_per_draw` is above 32, an axis is not bound, or both are
+            the same.
 
     Example:
         The step on f(x) = x²/2 is -τ/(1 + τ) x, here -1/3 of x:
@@ -103,13 +105,9 @@ def importance(
     num_samples = positive_count("num_samples", num_samples)
     chunk_size = optional_count("chunk_size", chunk_size)
     signs_per_draw = sign_count(signs_per_draw)
-    if credit and not antithetic:
-        raise ValueError(
-            "credit=True needs antithetic pairs, got antithetic=False: single draws "
-            "have noise besides that of their losses; leave one of the two out."
-        )
     # The paper's samples are independent.
     may_share = antithetic and not sample_complement
+    credit = may_share if credit is None else credit
 
     def run(
         key: jax.Array,
@@ -136,31 +134,40 @@ def importance(
             value, seen = by_example.examine(displacement, sign=sign)
             return log_weight(value), value, seen
 
-        def summarise(draws: Draws) -> _accumulator.WeightedAccumulator:
+        def absorb(
+            total: _accumulator.WeightedAccumulator, draws: Draws
+        ) -> _accumulator.WeightedAccumulator:
             if by_example is None:
-                return _accumulator.summarise(draws)
+                return _accumulator.merge(total, _accumulator.summarise(draws))
             weights, values, seen = draws.outputs
-            sums = control_variate(
-                by_example, draws.displacements, draws.signs, draws.valid, seen
+            credit = add_control_variate(
+                by_example,
+                total.credit,
+                draws.displacements,
+                draws.signs,
+                draws.valid,
+                seen,
             )
-            draws = draws._replace(outputs=weights)
             at_origin = mean_over(by_example.at_origin.sum(), by_example.data_axis_name)
-            values = values - at_origin
-            found = _accumulator.summarise(draws)
-            return _accumulator.with_credit(found, draws, values, sums)
+            found = _accumulator.with_losses(
+                draws._replace(outputs=weights),
+                values - at_origin,
+                centred=not antithetic,
+            )
+            total = _accumulator.merge(total._replace(credit=None), found)
+            return total._replace(credit=credit)
 
+        empty = _accumulator.empty(space.zeros, dtype)
+        if by_example is not None:
+            sums = no_sums(by_example, common=True)
+            empty = _accumulator.empty_with_credit(empty, sums, centred=not antithetic)
         total = fold_draws(
             key,
             space,
             tau,
             evaluate,
-            summarise,
-            _accumulator.merge,
-            _accumulator.empty(
-                space.zeros,
-                dtype,
-                None if by_example is None else no_sums(by_example, common=True),
-            ),
+            absorb,
+            empty,
             Plan(num_samples, antithetic, chunk_size, shared),
         )
         if by_example is not None:

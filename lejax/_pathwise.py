@@ -52,7 +52,7 @@ def mean_gradient(
     def evaluate(displacement: PyTree, sign: float) -> tuple[jax.Array, PyTree]:
         return space.value_and_grad(optax.tree.add_scale(centre, sign, displacement))
 
-    def summarise(draws: Draws) -> MeanGradient:
+    def absorb(found: MeanGradient, draws: Draws) -> MeanGradient:
         values, grads = draws.outputs
         finite = jax.vmap(jax.vmap(jax.vmap(all_finite)))((values, grads))
         kept = finite & draws.valid
@@ -62,11 +62,9 @@ def mean_gradient(
             return jnp.where(mask, leaf, 0).sum((0, 1, 2))
 
         moments = loss_moments(values, kept, draws.valid)
-        return MeanGradient(moments, jax.tree.map(total, grads))
-
-    def merge(a: MeanGradient, b: MeanGradient) -> MeanGradient:
         return MeanGradient(
-            merge_moments(a.moments, b.moments), optax.tree.add(a.total, b.total)
+            merge_moments(found.moments, moments),
+            optax.tree.add(found.total, jax.tree.map(total, grads)),
         )
 
     found = fold_draws(
@@ -74,8 +72,7 @@ def mean_gradient(
         space,
         variance,
         evaluate,
-        summarise,
-        merge,
+        absorb,
         MeanGradient(empty_moments(dtype), space.zeros),
         plan,
     )

@@ -24,8 +24,8 @@ class LeafReport(NamedTuple):
         shape: of the leaf.
         reduced_shape: of its draws.
         reason: how the loss meets it, or why it is not reduced.
-        credit: "by example" where the examples of the batch see its noise apart, for
-            `importance(credit=True)` and `score_function(credit=True)`; else why not.
+        credit: "by example" where the examples of the batch see its noise apart, and
+            `importance` and `score_function` give each its own part; else why not.
     """
 
     name: str
@@ -64,12 +64,18 @@ class ReductionReport(NamedTuple):
         return sum(math.prod(leaf.reduced_shape) for leaf in self.leaves)
 
     def __str__(self) -> str:
-        rows = [("leaf", "shape", "drawn", "")]
+        rows = [("leaf", "shape", "drawn", "", "credit")]
         rows += [
-            (leaf.name, str(leaf.shape), str(leaf.reduced_shape), leaf.reason)
+            (
+                leaf.name,
+                str(leaf.shape),
+                str(leaf.reduced_shape),
+                leaf.reason,
+                leaf.credit,
+            )
             for leaf in self.leaves
         ]
-        rows.append(("in all", str(self.size), str(self.reduced_size), ""))
+        rows.append(("in all", str(self.size), str(self.reduced_size), "", ""))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = (
             "  ".join(
@@ -101,9 +107,9 @@ def reduction_report(
     through a sampler with respect to A hold Q fixed: that of F_τ is unbiased, that of
     the displacement itself is not; turn the reduction off for it.
 
-    Credit by example (`credit=True` of `importance` and `score_function`) is for leaves
-    whose noise the examples of the batch see apart: dense layers of any depth, with one
-    row for each example.
+    Credit by example (of `importance` and `score_function`) is for leaves whose noise
+    the examples of the batch see apart: dense layers of any depth, with one row for
+    each example. The last column says "by example" of these, of the others why not.
 
     Args:
         value_fn: the loss, as the samplers get it.
@@ -128,10 +134,10 @@ def reduction_report(
         ...     hidden = jnp.tanh(x @ params["w"] + params["b"])
         ...     return jnp.mean(hidden @ params["v"])
         >>> print(lejax.reduction_report(loss, params, jnp.ones((20, 100))))
-        leaf    shape     drawn
-        ['b']   (3,)      (3,)     used by broadcast_in_dim
-        ['v']   (3,)      (3,)     its rows depend on parameters
-        ['w']   (100, 3)  (20, 3)  20 rows meet 100 inputs
+        leaf    shape     drawn                                   credit
+        ['b']   (3,)      (3,)     used by broadcast_in_dim       by example
+        ['v']   (3,)      (3,)     its rows depend on parameters  by example
+        ['w']   (100, 3)  (20, 3)  20 rows meet 100 inputs        by example
         in all  306       66
 
     References:

@@ -89,7 +89,7 @@ def score_function(
     data_axis_name: str | None = None,
     signs_per_draw: int | None = None,
     reduction: bool = True,
-    credit: bool = False,
+    credit: bool = True,
 ) -> Sampler:
     """The gradient of the heat-regularised loss without gradients of the loss.
 
@@ -175,28 +175,22 @@ def score_function(
                 return space.value_fn(displacement, sign=sign)
             return by_example.examine(displacement, sign=sign)
 
-        def summarise(draws: Draws) -> Covariance:
+        def absorb(total: Covariance, draws: Draws) -> Covariance:
             if by_example is None:
-                return _covariance(draws)
+                return _merge(total, _covariance(draws))
             (values, seen), (noises, others) = draws.outputs, draws.displacements
             kept = jnp.isfinite(values) & draws.valid
-            losses = jnp.where(kept[..., None], seen.losses, by_example.at_origin)
-            sums = forward_sums(
-                by_example,
-                noises,
-                draws.signs,
-                seen._replace(losses=losses),
-            )
+            losses = jnp.where(kept[..., None], seen.losses - by_example.at_origin, 0)
+            sums = forward_sums(by_example, noises, draws.signs, losses, seen.inputs)
             draws = draws._replace(outputs=values, displacements=others)
-            return _covariance(draws)._replace(credit=sums)
+            return _merge(total, _covariance(draws)._replace(credit=sums))
 
         found = fold_draws(
             key,
             space,
             tau,
             evaluate,
-            summarise,
-            _merge,
+            absorb,
             empty,
             Plan(num_samples, antithetic, chunk_size, shared),
         )

@@ -44,8 +44,11 @@ def entropy_sgd(tau, **options):
 # Where `mask` and `beta` are arguments, and the state is a `SmoothingState`.
 SMOOTHINGS = {
     "importance": smoothing(lejax.local_entropy, lejax.importance, 20),
-    "importance, credit": smoothing(
-        lejax.local_entropy, lejax.importance, 20, credit=True
+    "importance, no credit": smoothing(
+        lejax.local_entropy, lejax.importance, 20, credit=False
+    ),
+    "importance, centred": smoothing(
+        lejax.local_entropy, lejax.importance, 20, antithetic=False, credit=True
     ),
     "sgld": smoothing(lejax.local_entropy, lejax.sgld, 5, 0.01),
     "sgld, cold": smoothing(
@@ -55,8 +58,8 @@ SMOOTHINGS = {
     "robbins_monro": smoothing(lejax.heat, lejax.robbins_monro, 3, 4, 0.5),
     "pathwise": smoothing(lejax.heat, lejax.pathwise, 4),
     "score_function": smoothing(lejax.heat, lejax.score_function, 20),
-    "score_function, credit": smoothing(
-        lejax.heat, lejax.score_function, 20, credit=True
+    "score_function, no credit": smoothing(
+        lejax.heat, lejax.score_function, 20, credit=False
     ),
     "parallel": Entry(of_all_devices, {lejax.parallel}),
     "scoping": Entry(scoped, {lejax.scoping}),

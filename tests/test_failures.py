@@ -16,8 +16,8 @@ pytestmark = pytest.mark.compiles
 TAU = 0.25
 GRADIENT_FREE = {
     "importance": lejax.importance(2000),
-    "importance, credit": lejax.importance(2000, credit=True),
     "importance, plain": lejax.importance(2000, antithetic=False),
+    "importance, centred": lejax.importance(2000, antithetic=False, credit=True),
     "score_function": lejax.score_function(2000),
     "score_function, plain": lejax.score_function(2000, antithetic=False),
 }

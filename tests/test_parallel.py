@@ -20,8 +20,9 @@ TAU = 0.3
 SHARED = [
     "few samples",
     "signs",
-    "credit",
-    "forward",
+    "centred",
+    "no credit",
+    "heat, no credit",
     "score_function",
     "one chain",
     "three chains",
@@ -60,7 +61,7 @@ def on_two_axes():
     """Draws along one axis of a mesh, the batch split along the other."""
     cases = (
         ("pairs", AUTO),
-        ("credit", AUTO),
+        ("centred", AUTO),
         ("robbins_monro", AUTO),
         ("pairs", EXPLICIT),
     )

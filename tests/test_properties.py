@@ -23,14 +23,17 @@ pytestmark = pytest.mark.compiles
 J = 12
 SAMPLERS = {
     "importance": lambda **chunk: lejax.importance(J, **chunk),
-    "importance, credit": lambda **chunk: lejax.importance(J, credit=True, **chunk),
+    "importance, centred": lambda **chunk: lejax.importance(
+        J, antithetic=False, credit=True, **chunk
+    ),
+    "importance, no credit": lambda **chunk: lejax.importance(J, credit=False, **chunk),
     "importance, plain": lambda **chunk: lejax.importance(J, antithetic=False, **chunk),
     "importance, shared": lambda **chunk: lejax.importance(
         J, signs_per_draw=3, **chunk
     ),
     "score_function": lambda **chunk: lejax.score_function(J, **chunk),
-    "score_function, credit": lambda **chunk: lejax.score_function(
-        J, credit=True, **chunk
+    "score_function, no credit": lambda **chunk: lejax.score_function(
+        J, credit=False, **chunk
     ),
     "pathwise": lambda **chunk: lejax.pathwise(J, **chunk),
     "robbins_monro": lambda **chunk: lejax.robbins_monro(3, 4, 0.5),
@@ -38,6 +41,12 @@ SAMPLERS = {
     "sgld, cold": lambda **chunk: lejax.sgld(
         J // 2, 0.01, num_chains=2, averaging=0.5, warm_start=False
     ),
+}
+CREDITED = {
+    "importance",
+    "importance, centred",
+    "importance, shared",
+    "score_function",
 }
 LAYOUTS = {
     "vector": ({"x": ((3,), "float32")}, None),
@@ -167,7 +176,7 @@ def test_nothing_is_lost(name, layout, numbers, seed, tau, beta, failure):
 def assert_truthful(name, layout, numbers, tau, beta, failure, info, updates):
     info = jax.tree.map(float, info)
     # Credit takes one more, at x, where it finds the examples.
-    assert info.num_evaluations == J + ("credit" in name and layout == "examples")
+    assert info.num_evaluations == J + (name in CREDITED and layout == "examples")
     assert 0 <= info.nonfinite_fraction <= 1
     assert not info.standard_error < 0
     still = all((leaf == 0).all() for leaf in jax.tree.leaves(updates))

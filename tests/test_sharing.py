@@ -14,8 +14,11 @@ pytestmark = pytest.mark.compiles
 SAMPLERS = {
     "importance": lambda **axis: lejax.importance(17, chunk_size=4, **axis),
     "pairs": lambda **axis: lejax.importance(16, chunk_size=4, **axis),
-    "credit": lambda **axis: lejax.importance(17, credit=True, **axis),
-    "forward": lambda **axis: lejax.score_function(7, credit=True, **axis),
+    "centred": lambda **axis: lejax.importance(
+        17, antithetic=False, credit=True, **axis
+    ),
+    "no credit": lambda **axis: lejax.importance(17, credit=False, **axis),
+    "heat, no credit": lambda **axis: lejax.score_function(7, credit=False, **axis),
     "few samples": lambda **axis: lejax.importance(3, **axis),
     "plain": lambda **axis: lejax.importance(7, antithetic=False, **axis),
     "signs": lambda **axis: lejax.importance(24, signs_per_draw=3, **axis),

@@ -1,0 +1,291 @@
+"""Local entropy of each example's loss: importance sampling, all examples at once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lejax._axes import make_axes, mean_over, varying
+from lejax._credit import Seen, by_leaf, no_sums
+from lejax._draws import Draws, Plan, default_signs, fold_draws
+from lejax._forward import forward_space, forward_sums
+from lejax._importance import TRUSTED_SAMPLE_SIZE
+from lejax._info import Info, make_info, unknown
+from lejax._moments import (
+    LossMoments,
+    empty_moments,
+    loss_moments,
+    merge_moments,
+    of_members,
+    pooled,
+)
+from lejax._objective import Coordinates
+from lejax._sampler import Sampler, make_sampler
+from lejax._trees import PyTree, all_finite, compute_dtype
+from lejax._validate import optional_count, positive_count, sign_count
+
+
+class Weights(NamedTuple):
+    """The sums of every example's weights, relative to exp(max_log_weight).
+
+    Attributes:
+        max_log_weight: (B,); finite, as in `_accumulator.WeightedAccumulator`.
+        weight: (B,), Σw.
+        square: (B,), Σw².
+        failed: the number of draws of an example whose loss was not finite.
+    """
+
+    max_log_weight: jax.Array
+    weight: jax.Array
+    square: jax.Array
+    failed: jax.Array
+
+
+class Moved(NamedTuple):
+    """Sums over draws and examples with the centred weights w/Σw - 1/J.
+
+    Attributes:
+        moments: of J times their mean over the examples, by unit.
+        credit: by example.
+        common: of what all examples share.
+    """
+
+    moments: LossMoments
+    credit: PyTree
+    common: PyTree
+
+
+def importance_by_example(
+    num_samples: int,
+    *,
+    chunk_size: int | None = None,
+    antithetic: bool = True,
+    axis_name: str | None = None,
+    data_axis_name: str | None = None,
+    signs_per_draw: int | None = None,
+) -> Sampler:
+    """Importance sampling of the mean over examples of each one's local entropy.
+
+    For a loss f = (1/B) Σᵢ fᵢ over the examples of a batch this smooths
+
+        G_{τ,β}(x) = -(1/B) Σᵢ (1/β) log E_φ exp(-β fᵢ(X)),   φ = N(x, τI),
+
+    another objective than F_{τ,β}, whose exponent holds the mean of all. Being a mean
+    over examples it is estimated without bias on minibatches, whatever β. By Hölder's
+    and Jensen's inequalities
+
+        G_{τ,β} ≤ F_{τ,β} ≤ F^H_τ,
+
+    with equality as β → 0, and of the first two on a batch of one example. Each example
+    has its own draws in what it sees of each layer, as in `score_function`: no weights
+    of whole networks degenerate with their size, and there are no gradients.
+    The displacement is -βτ ∇G = (1/B) Σᵢ E_qᵢ[X] - x, qᵢ ∝ exp(-βfᵢ) φ.
+
+    Args:
+        num_samples: J ≥ 2, the draws of every example. The loss is evaluated twice at
+            each: for the weights, and with them.
+        chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
+        antithetic: draw pairs x ± √τ ε. Weights are centred either way: single draws
+            need twice the normals, and have less noise where losses are nearly linear.
+        axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
+            members share the J samples: each makes its part, and the sums are merged.
+            All of them must hold the same parameters, batch and key.
+        data_axis_name: another such axis, whose members hold equal parts of the batch,
+            and the same of all else: G is the mean of theirs.
+        signs_per_draw: how many samples at most, or pairs, share one draw under random
+            signs, as in `importance`.
+
+    Returns:
+        A `Sampler` for `local_entropy`. Its info's `effective_sample_size` is that at
+        which the relative variance of a weight is the mean over the examples; where it
+        is below 10 the standard error is NaN.
+
+    Raises:
+        ValueError: `num_samples` is not an integer of at least 2 (one draw is all spent
+            on centring), `chunk_size` or `signs_per_draw` is not a positive integer,
+            `signs_per_draw` is above 32, an axis is not bound, or both are the same;
+            and in use, where the loss is no sum over examples that see a dense layer
+            apart, as `reduction_report` says.
+
+    Example:
+        Two examples with fᵢ = (w - yᵢ)²/2 each pull by -τ/(1 + τ) (w - yᵢ):
+
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> sampler = lejax.importance_by_example(10_000)
+        >>> def loss(w, batch):
+        ...     x, y = batch
+        ...     return jnp.mean((x @ w - y) ** 2) / 2
+        >>> step = lejax.step_fn(loss, sampler, tau=0.5)
+        >>> batch = jnp.ones((2, 1)), jnp.array([[1.0], [3.0]])
+        >>> print(f"{step(jnp.array([[5.0]]), jax.random.key(0), batch).item():.1f}")
+        4.0
+
+    References:
+        The objective is this library's; for its relative see Garcia Trillos, Kaplan,
+        Sanz-Alonso, *Variational characterizations of local entropy and heat
+        regularization in deep learning*, section 5.1.2, on minibatches.
+    """
+    num_samples = positive_count("num_samples", num_samples, least=2)
+    chunk_size = optional_count("chunk_size", chunk_size)
+    signs_per_draw = sign_count(signs_per_draw)
+
+    def run(
+        key: jax.Array, state: PyTree, space: Coordinates, tau: Any, beta: Any
+    ) -> tuple[PyTree, PyTree, Info]:
+        if space.credit is None:
+            raise ValueError(
+                "value_fn is no sum over examples that see a dense layer apart, so "
+                "there is no loss of each example; lejax.reduction_report says why, "
+                "and lejax.importance smooths any loss."
+            )
+        examples, dtype = space.credit, compute_dtype(space.zeros)
+        count, data = examples.at_origin.size, examples.data_axis_name
+        units = num_samples // 2 if antithetic else num_samples
+        shared = signs_per_draw or default_signs(space.zeros, units)
+        plan = Plan(num_samples, antithetic, chunk_size, shared)
+        # What is in the loss beside the sum is in that of every example.
+        beside = _beside(*examples.examine(space.zeros), data)
+        beside = jnp.where(jnp.isfinite(beside), beside, 0)
+
+        def evaluate(displacement: PyTree, sign: float) -> PyTree:
+            value, seen = examples.examine(displacement, sign=sign)
+            more = _beside(value, seen, data) if examples.moves_beside else beside
+            losses = count * seen.losses + more
+            limit = jnp.where(jnp.isfinite(losses), jnp.finfo(dtype).max, jnp.inf)
+            return jnp.clip(-beta * losses, -limit, limit), seen.inputs
+
+        found = fold_draws(
+            key,
+            space,
+            tau,
+            evaluate,
+            _weigh,
+            varying(_no_weights(count, dtype), data),
+            plan,
+        )
+        weights = found if space.axis_name is None else _of_all(found, space.axis_name)
+        some = weights.weight > 0
+        size = jnp.asarray(num_samples, dtype)
+
+        def absorb(total: Moved, draws: Draws) -> Moved:
+            (log_weights, inputs), (noises, others) = draws.outputs, draws.displacements
+            relative = _relative(log_weights, weights.max_log_weight)
+            centred = relative / jnp.where(some, weights.weight, 1) - 1 / size
+            centred = jnp.where(draws.valid[..., None] & some, centred, 0) / count
+            sums = forward_sums(examples, noises, draws.signs, centred, inputs)
+            of_all = mean_over(centred.sum(-1), data)
+            valid = jnp.broadcast_to(draws.valid, of_all.shape)
+            moments = loss_moments(size * of_all, valid, draws.valid)
+            common = draws._replace(displacements=others).moment(of_all)
+            return Moved(
+                merge_moments(total.moments, moments),
+                jax.tree.map(jnp.add, total.credit, sums),
+                optax.tree.add(total.common, common),
+            )
+
+        moved = fold_draws(
+            key,
+            space,
+            tau,
+            evaluate,
+            absorb,
+            Moved(
+                empty_moments(dtype), no_sums(examples, common=False), space.zeros[1]
+            ),
+            plan,
+        )
+        moved = moved._replace(credit=by_leaf(examples, moved.credit, space.axis_name))
+        if space.axis_name is not None:
+            moments = pooled(of_members(moved.moments, space.axis_name))
+            sums = jax.lax.psum((moved.credit, moved.common), space.axis_name)
+            moved = Moved(moments, *sums)
+        displacement = space.lift((mean_over(moved.credit, data), moved.common))
+        displacement = optax.tree.where(
+            all_finite(displacement), displacement, optax.tree.zeros_like(displacement)
+        )
+
+        # Of all examples, where one without any weight has nothing but its failures.
+        relative_square = jnp.where(some, weights.square / weights.weight**2, 1)
+        infinite = jnp.where(weights.max_log_weight > 0, jnp.inf, -jnp.inf)
+        log_mean = jnp.where(
+            some, weights.max_log_weight + jnp.log(weights.weight / size), infinite
+        )
+        any_weight, log_mean, relative_square, failed = mean_over(
+            (
+                some.any().astype(dtype),
+                log_mean.mean(),
+                relative_square.mean(),
+                weights.failed.astype(dtype) / (size * count),
+            ),
+            data,
+        )
+        effective = jnp.where(any_weight > 0, 1 / relative_square, 0)
+        info = make_info(
+            dtype,
+            2 * num_samples + 1,
+            objective=-log_mean / beta,
+            standard_error=jnp.where(
+                effective < TRUSTED_SAMPLE_SIZE,
+                unknown(dtype),
+                moved.moments.standard_error() / beta,
+            ),
+            effective_sample_size=effective,
+            nonfinite_fraction=failed,
+        )
+        return displacement, state, info
+
+    return make_sampler(
+        run,
+        "importance_by_example",
+        "local entropy",
+        coordinates=forward_space,
+        axes=make_axes(axis_name, data_axis_name),
+    )
+
+
+def _beside(value: jax.Array, seen: Seen, data_axis_name: str | None) -> jax.Array:
+    """The loss without the sum over the examples."""
+    return value - mean_over(seen.losses.sum(), data_axis_name)
+
+
+def _no_weights(count: int, dtype: Any) -> Weights:
+    zeros, none = jnp.zeros(count, dtype), jnp.zeros((), jnp.int32)
+    return Weights(jnp.full(count, jnp.finfo(dtype).min, dtype), zeros, zeros, none)
+
+
+def _relative(log_weights: jax.Array, top: jax.Array) -> jax.Array:
+    """exp(ℓ - m); 0 where ℓ is not finite."""
+    finite = jnp.isfinite(log_weights)
+    return jnp.where(finite, jnp.exp(jnp.where(finite, log_weights, top) - top), 0)
+
+
+def _weigh(total: Weights, draws: Draws) -> Weights:
+    """The sums with these draws, of which the log-weights are (k, p, g, B)."""
+    log_weights, _ = draws.outputs
+    real = jnp.broadcast_to(draws.valid[..., None], log_weights.shape)
+    limits = jnp.finfo(log_weights.dtype)
+    # A loss of -inf has all the weight, which no average can bear.
+    clipped = jnp.where(real & ~jnp.isnan(log_weights), log_weights, limits.min)
+    top = clipped.clip(limits.min, limits.max).max((0, 1, 2))
+    w = jnp.where(real, _relative(log_weights, top), 0)
+    failed = (real & ~jnp.isfinite(log_weights)).sum(dtype=jnp.int32)
+    found = Weights(top, w.sum((0, 1, 2)), (w * w).sum((0, 1, 2)), failed)
+    top = jnp.maximum(total.max_log_weight, found.max_log_weight)
+    both = jax.tree.map(jnp.add, _rescaled(total, top), _rescaled(found, top))
+    return both._replace(max_log_weight=top)
+
+
+def _of_all(weights: Weights, axis_name: str) -> Weights:
+    top = jax.lax.pmax(weights.max_log_weight, axis_name)
+    total = jax.lax.psum(_rescaled(weights, top), axis_name)
+    return total._replace(max_log_weight=top)
+
+
+def _rescaled(weights: Weights, top: jax.Array) -> Weights:
+    factor = jnp.exp(weights.max_log_weight - top)
+    return weights._replace(
+        weight=weights.weight * factor, square=weights.square * factor**2
+    )
