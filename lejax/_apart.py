@@ -181,6 +181,26 @@ def _convolution(program: Program, op: Operation, axes: list[int | None]) -> int
     return numbers.out_spec[0] if op.params["batch_group_count"] == 1 else None
 
 
+def _pad(program: Program, op: Operation, axes: list[int | None]) -> int | None:
+    axis = axes[0]
+    if axis is None or axes[1] is not None:
+        return None
+    return axis if op.params["padding_config"][axis] == (0, 0, 0) else None
+
+
+def _window(program: Program, op: Operation, axes: list[int | None]) -> int | None:
+    """Pooling: along the axis every window must hold one number."""
+    axis, params = axes[0], op.params
+    if axis is None or any(other is not None for other in axes[1:]):
+        return None
+    alone = (
+        params["window_dimensions"][axis] == params["window_strides"][axis] == 1
+        and params["padding"][axis] == (0, 0)
+        and params.get("base_dilation", (1,) * (axis + 1))[axis] == 1
+    )
+    return axis if alone else None
+
+
 def _custom(program: Program, op: Operation, axes: list[int | None]) -> int | None:
     """What a custom derivative rule is about, operation by operation."""
     closed = op.params.get("call_jaxpr") or op.params.get("fun_jaxpr")
@@ -229,5 +249,15 @@ _RULES: dict[str, _Rule] = {
     "dot_general": _product,
     "gather": _gather,
     "conv_general_dilated": _convolution,
+    "pad": _pad,
+    **dict.fromkeys(
+        (
+            "reduce_window",
+            "reduce_window_max",
+            "reduce_window_min",
+            "reduce_window_sum",
+        ),
+        _window,
+    ),
     **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), _custom),
 }

@@ -155,7 +155,7 @@ def importance_by_example(
             more = _beside(value, seen, data) if examples.moves_beside else beside
             losses = count * seen.losses + more
             limit = jnp.where(jnp.isfinite(losses), jnp.finfo(dtype).max, jnp.inf)
-            return jnp.clip(-beta * losses, -limit, limit), seen.inputs
+            return jnp.clip(-beta * losses, -limit, limit), seen.rows
 
         found = fold_draws(
             key,
@@ -171,11 +171,11 @@ def importance_by_example(
         size = jnp.asarray(num_samples, dtype)
 
         def absorb(total: Moved, draws: Draws) -> Moved:
-            (log_weights, inputs), (noises, others) = draws.outputs, draws.displacements
+            (log_weights, rows), (noises, others) = draws.outputs, draws.displacements
             relative = _relative(log_weights, weights.max_log_weight)
             centred = relative / jnp.where(some, weights.weight, 1) - 1 / size
             centred = jnp.where(draws.valid[..., None] & some, centred, 0) / count
-            sums = forward_sums(examples, noises, draws.signs, centred, inputs)
+            sums = forward_sums(examples, noises, draws.signs, centred, rows)
             of_all = mean_over(centred.sum(-1), data)
             valid = jnp.broadcast_to(draws.valid, of_all.shape)
             moments = loss_moments(size * of_all, valid, draws.valid)

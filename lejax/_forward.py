@@ -18,22 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from lejax._axes import member
-from lejax._credit import (
-    ByLayer,
-    ByLeaf,
-    Credit,
-    Sums,
-    along_examples,
-    make_credit,
-    met_rows,
-    over_draws,
-    squared_norms,
-    transposed,
-)
+from lejax._credit import ByLayer, ByLeaf, Credit, Sums, make_credit
+from lejax._layers import Sight
 from lejax._objective import Coordinates
 from lejax._program import Program
 from lejax._reduction import find_reduced, reduced_space
-from lejax._sights import Sight, Sights, find_sights
+from lejax._sights import Sights, find_sights
+from lejax._spans import make_layer, over_draws, seen_of, span, transposed
 from lejax._trees import (
     PyTree,
     scaled,
@@ -58,22 +49,18 @@ def forward_space(
     """
     program, found = find_reduced(value_fn, params, batch, inner_batches)
     sights = find_sights(program, len(found))
-    layers = _of_the_sum_alone(program, sights)
-    if not layers:
+    sights = sights._replace(layers=_of_the_sum_alone(program, sights))
+    if not sights.layers:
         return reduced_space(value_fn, params, batch, inner_batches, data_axis_name)
     leaves, structure = jax.tree.flatten(params)
     numbers = program.inputs[: len(leaves)]
     origin = widen(params)
     of_leaves = tuple(jax.tree.leaves(zeros_alike(origin)))
-    sights = sights._replace(layers=layers)
-    in_layers = {leaf for sight in layers for leaf in (sight.kernel, sight.bias)}
+    in_layers = {leaf for sight in sights.layers for leaf in (sight.kernel, sight.bias)}
     rest = tuple(
         None if place in in_layers else zero for place, zero in enumerate(of_leaves)
     )
-    shapes = [program.shapes[sight.result] for sight in layers]
-    zeros = tuple(jnp.zeros(a.shape, a.dtype) for a in shapes), rest
-
-    results = {sight.result: place for place, sight in enumerate(layers)}
+    results = {sight.result: place for place, sight in enumerate(sights.layers)}
     moving = [n for n, zero in zip(numbers, rest, strict=True) if zero is not None]
     # What differs between draws.
     unknown = program.dependents([*moving, *results])
@@ -81,6 +68,10 @@ def forward_space(
     every = [op for op in program.operations if not unknown.isdisjoint(op.inputs)]
     values = program.constants | dict(zip(numbers, leaves, strict=True))
     program.run(once, values)
+    # Results are known as well, before their noise.
+    fixed = {n: value for n, value in values.items() if n not in unknown}
+    layers = tuple(make_layer(sight, program, fixed) for sight in sights.layers)
+    zeros = tuple(layer.zeros for layer in layers), rest
 
     def at(displacement: PyTree, sign: float = 1.0) -> dict[int, Any]:
         """All values of the program there, by number."""
@@ -90,13 +81,13 @@ def forward_space(
         def disturb(number: int) -> None:
             if number in results:
                 place = results[number]
-                sight, rows = layers[place], seen[layers[place].inputs]
-                squares = squared_norms(
-                    rows, sight.inputs_axis, has_bias=sight.bias is not None
-                )
-                noise = noises[place] * jnp.asarray(sign, noises[place].dtype)
-                sizes = along_examples(sight.axis, jnp.sqrt(squares), noise.ndim)
-                seen[number] = seen[number] + noise * sizes.astype(noise.dtype)
+                layer, noise, before = layers[place], noises[place], seen[number]
+                rows = layer.rows
+                if rows is None:
+                    rows = layer.to_rows(seen[sights.layers[place].inputs])
+                part = seen_of(layer, rows, noise * jnp.asarray(sign, noise.dtype))
+                part = sights.layers[place].laid_out(part, before.shape)
+                seen[number] = before + part
 
         for number, leaf, move in zip(numbers, leaves, moves, strict=True):
             if move is not None:
@@ -110,17 +101,15 @@ def forward_space(
                 disturb(number)
         return seen
 
-    # Results are known as well, before their noise.
-    fixed = {n: value for n, value in values.items() if n not in unknown}
-    by_example = make_credit(sights, program, fixed, {}, of_leaves, at, zeros)
+    by_example = make_credit(sights, layers, program, fixed, of_leaves, at, zeros)
 
     def noise(key: jax.Array, copies: int) -> PyTree:
         # The examples of every member are its own; the other leaves are common to all.
         own = jax.random.fold_in(jax.random.fold_in(key, 1), member(data_axis_name))
-        layers = standard_normals(own, zeros[0], copies)
+        of_layers = standard_normals(own, zeros[0], copies)
         if not jax.tree.leaves(rest):
-            return layers, rest
-        return layers, standard_normals(jax.random.fold_in(key, 0), rest, copies)
+            return of_layers, rest
+        return of_layers, standard_normals(jax.random.fold_in(key, 0), rest, copies)
 
     def loss(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
         return by_example.examine(displacement, sign=sign)[0]
@@ -168,28 +157,27 @@ def forward_sums(
     noises: tuple[jax.Array, ...],
     signs: jax.Array,
     coefficients: jax.Array,
-    inputs: ByLayer,
+    rows: ByLayer,
 ) -> Sums:
-    """Σ ±cᵢ hᵢ uᵢᵀ/|hᵢ| over all draws, of which `noises` are the u (p, g, ...).
+    """Σ ±cᵢ Qᵢuᵢ over all draws, of which `noises` are the u (p, g, B, T, o).
 
-    The `coefficients` are (k, p, g, B), 0 where a draw does not count.
+    The columns of Qᵢ are the orthonormal rows that span Hᵢ; the `coefficients` c are
+    (k, p, g, B), 0 where a draw does not count.
     """
     leaves: list[jax.Array | None] = [None] * len(credit.zeros)
     of_seen: list[jax.Array | None] = []
     signed = signs.astype(coefficients.dtype).reshape(-1, 1, 1, 1) * coefficients
-    for layer, of_layer, noise in zip(credit.layers, inputs, noises, strict=True):
-        rows, squares, finite = met_rows(layer, of_layer)
-        norms = jnp.sqrt(jnp.where(squares > 0, squares, jnp.inf))
-        factor = jnp.where(finite, signed, 0) / norms.astype(signed.dtype)
-        if of_layer is None:
-            of_seen.append(over_draws(layer.axis, factor.sum(0), noise))
+    for layer, own, noise in zip(credit.layers, rows, noises, strict=True):
+        met = span(layer, layer.rows if own is None else own)
+        norms = jnp.sqrt(jnp.where(met.squares > 0, met.squares, jnp.inf))
+        factor = jnp.where(met.finite, signed, 0) / norms.astype(signed.dtype)
+        if own is None:
+            of_seen.append(over_draws(factor.sum(0), noise))
             continue
         of_seen.append(None)
-        weighted = noise * along_examples(layer.axis, factor, noise.ndim + 1).astype(
-            noise.dtype
-        )
+        weighted = noise * factor.astype(noise.dtype)[..., None, None]
         point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
-        sums = transposed(layer, rows, weighted, point)
+        sums = transposed(layer, met, weighted, point)
         for leaf, found in zip(layer.leaves, sums, strict=True):
             leaves[leaf] = found
     return Sums(tuple(leaves), tuple(of_seen))

@@ -22,9 +22,11 @@ import jax.numpy as jnp
 from lejax._axes import members
 from lejax._credit import make_credit
 from lejax._directions import Directions, Rows, seen_from, selection, span
+from lejax._layers import Sight
 from lejax._objective import Coordinates, call, first_batch, full_space
 from lejax._program import Operation, Program, trace
 from lejax._sights import find_sights
+from lejax._spans import Layer, make_layer
 from lejax._trees import (
     PyTree,
     compute_dtype,
@@ -291,17 +293,18 @@ def reduced_space(
     )(zeros_alike(origin))
     by_example = None
     if sights and sights.layers:
-        in_directions = {
-            place: (met.uses[0], coefficients[number, met.uses[0].factor])
-            for place, number in enumerate(plan.leaves)
-            if (met := plan.mets.get(number)) is not None and met.uses
-        }
         # Products at x are known as well, but move with their leaves.
         unknown = program.dependents(plan.leaves)
         fixed = {n: value for n, value in values.items() if n not in unknown}
-        by_example = make_credit(
-            sights, program, fixed, in_directions, zeros, at, zeros
-        )
+
+        def layer(sight: Sight) -> Layer:
+            number = plan.leaves[sight.kernel]
+            met = plan.mets.get(number)
+            drawn = met and coefficients[number, met.uses[0].factor]
+            return make_layer(sight, program, fixed, drawn)
+
+        layers = tuple(map(layer, sights.layers))
+        by_example = make_credit(sights, layers, program, fixed, zeros, at, zeros)
     mask = mapped(lambda part, u: part.directions.mask(u), lambda u: u)
     return Coordinates(
         origin=origin,

@@ -1,21 +1,22 @@
 """Which part of a layer's noise each example of a batch can see, read from the program.
 
 Where the loss is a sum of what the examples lose, and example i meets a kernel W only
-in the product h_i W, it sees of a perturbation ε of W but hᵢε. That is so where no
-operation after the product lets the examples meet.
+in the product H_i W, it sees of a perturbation ε of W but H_iε. That is so where no
+operation after the product lets the examples meet. H_i is one row, or one for each
+position of a sequence or an image, then of fewer rows than W has.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from lejax._apart import MeetingError, follow
+from lejax._layers import Sight, end_of_views, layers_of, with_bias
 from lejax._program import Operation, Program
-from lejax._uses import UnknownUseError, shown_axes
+from lejax._uses import UnknownUseError
 
 
 class Sum(NamedTuple):
@@ -35,37 +36,6 @@ class Sum(NamedTuple):
     axes: tuple[int, ...]
     factors: tuple[tuple[int, int], ...]
     sign: int
-
-
-class Sight(NamedTuple):
-    """A dense layer, whose rows are the examples.
-
-    Attributes:
-        kernel: the place of its leaf among the leaves.
-        bias: that of the leaf which is added to its product, if any.
-        operation: the product.
-        operand: the place of the kernel in it.
-        kernel_views: the operations that only show the kernel otherwise.
-        bias_views: those that spread the bias over the examples.
-        result_views: those of the product before the bias is added.
-        inputs: the number of the h_i.
-        inputs_axis: the axis of the examples in them.
-        axis: that in the result.
-        result: the number of what the noise of the layer moves: the product, or its sum
-            with the bias.
-    """
-
-    kernel: int
-    bias: int | None
-    operation: Operation
-    operand: int
-    kernel_views: tuple[Operation, ...]
-    bias_views: tuple[Operation, ...]
-    result_views: tuple[Operation, ...]
-    inputs: int
-    inputs_axis: int
-    axis: int
-    result: int
 
 
 class Sights(NamedTuple):
@@ -141,7 +111,7 @@ def _apart(program: Program, total: Sum, numbers: tuple[int, ...]) -> Sights:
     ends: dict[int, tuple[tuple[Operation, ...], Operation, int]] = {}
     for leaf, number in enumerate(numbers):
         try:
-            ends[leaf] = _end(program, number, consumers)
+            ends[leaf] = end_of_views(program, number, consumers)
         except UnknownUseError as reason:
             reasons[leaf] = str(reason)
     added = {
@@ -153,15 +123,19 @@ def _apart(program: Program, total: Sum, numbers: tuple[int, ...]) -> Sights:
     layers: dict[int, tuple[Sight, int]] = {}
     for leaf, (views, operation, number) in ends.items():
         try:
-            sight = _layer(program, leaf, views, operation, number)
-            sight = _with_bias(program, sight, numbers, consumers, added)
-            steps = [step for step in program.operations if step.outputs[0] in before]
-            axis = follow(program, steps, {sight.result: sight.axis}).get(total.number)
-            if axis is None or axis not in total.axes:
-                raise UnknownUseError("the sum of the loss is not over its examples")
-            layers[leaf] = sight, axis
-        except (UnknownUseError, MeetingError) as reason:
+            candidates = layers_of(program, leaf, views, operation, number)
+        except UnknownUseError as reason:
             reasons[leaf] = str(reason)
+            continue
+        # The examples may lie along any axis that is not contracted: the first will do.
+        for sight in candidates:
+            try:
+                sight = with_bias(program, sight, numbers, consumers, added)
+                layers[leaf] = sight, _followed(program, total, before, sight)
+                reasons.pop(leaf, None)
+                break
+            except (UnknownUseError, MeetingError) as reason:
+                reasons.setdefault(leaf, str(reason))
     # All of them must mean the same examples.
     axes = [axis for _, axis in layers.values()]
     axis = max(set(axes), key=axes.count, default=0)
@@ -183,125 +157,14 @@ def _apart(program: Program, total: Sum, numbers: tuple[int, ...]) -> Sights:
     )
 
 
-def _end(
-    program: Program, number: int, consumers: dict[int, list[Operation]]
-) -> tuple[tuple[Operation, ...], Operation, int]:
-    """The views of a leaf, the one operation that then uses it, and as which number."""
-    if jnp.finfo(program.shapes[number].dtype).bits < 32:
-        raise UnknownUseError("its points are rounded at random")
-    views: list[Operation] = []
-    while True:
-        after = consumers.get(number, [])
-        if not after:
-            raise UnknownUseError("the loss does not use it")
-        if len(after) > 1 or after[0].inputs.count(number) > 1:
-            raise UnknownUseError("used more than once")
-        operation = after[0]
-        axes = tuple(range(len(program.shapes[number].shape)))
-        if operation.name not in ("reshape", "broadcast_in_dim") and (
-            shown_axes(program, operation, axes) is None
-        ):
-            return tuple(views), operation, number
-        views.append(operation)
-        number = operation.outputs[0]
-
-
-def _layer(
-    program: Program,
-    leaf: int,
-    views: tuple[Operation, ...],
-    operation: Operation,
-    number: int,
-) -> Sight:
-    """The product as a layer with one row for every example."""
-    if operation.name != "dot_general":
-        raise UnknownUseError(f"used by {operation.name}")
-    if any(view.name in ("reshape", "broadcast_in_dim") for view in views):
-        raise UnknownUseError("reshaped before it is used")
-    contracting, batching = operation.params["dimension_numbers"]
-    operand = operation.inputs.index(number)
-    inputs = operation.inputs[1 - operand]
-    shape = program.shapes[inputs].shape
-    free = [i for i in range(len(shape)) if i not in contracting[1 - operand]]
-    if batching[0]:
-        raise UnknownUseError("used by dot_general with batch dimensions")
-    if len(free) != 1:
-        raise UnknownUseError(f"its inputs have {len(free)} axes besides their own")
-    for value in (inputs, *operation.outputs):
-        if jnp.dtype(program.shapes[value].dtype) not in (jnp.float32, jnp.float64):
-            raise UnknownUseError("its product is of half precision")
-    others = len(program.shapes[number].shape) - len(contracting[operand])
-    axis = others if operand == 0 else 0
-    return Sight(
-        leaf,
-        None,
-        operation,
-        operand,
-        views,
-        (),
-        (),
-        inputs,
-        free[0],
-        axis,
-        *operation.outputs,
-    )
-
-
-def _with_bias(
-    program: Program,
-    sight: Sight,
-    numbers: tuple[int, ...],
-    consumers: dict[int, list[Operation]],
-    added: dict[int, tuple[int, tuple[Operation, ...]]],
-) -> Sight:
-    """The layer with the bias that is added to its product before any other use."""
-    result, axis = sight.operation.outputs[0], sight.axis
-    ways: list[Operation] = []
-    while len(after := consumers.get(result, [])) == 1:
-        (operation,) = after
-        if operation.name == "transpose":
-            axis = operation.params["permutation"].index(axis)
-            ways.append(operation)
-            result = operation.outputs[0]
-            continue
-        if operation.outputs[0] in added:
-            bias, views = added[operation.outputs[0]]
-            if _spread(program, numbers[bias], views, result, axis):
-                return sight._replace(
-                    bias=bias,
-                    bias_views=views,
-                    result_views=tuple(ways),
-                    axis=axis,
-                    result=operation.outputs[0],
-                )
-        break
-    return sight
-
-
-def _spread(
-    program: Program,
-    number: int,
-    views: tuple[Operation, ...],
-    result: int,
-    axis: int,
-) -> bool:
-    """Whether the views give every example of the result the whole bias, once."""
-    shape, size = program.shapes[result].shape, math.prod(program.shapes[number].shape)
-    shapes = [program.shapes[view.outputs[0]].shape for view in views]
-    once = (*shape[:axis], 1, *shape[axis + 1 :])
-    if math.prod(once) != size or any(view.name == "transpose" for view in views):
-        return False
-    if shapes[-1] == once:  # repeated by the addition itself
-        return all(math.prod(grown) == size for grown in shapes)
-    last = views[-1]
-    dimensions = last.params.get("broadcast_dimensions", ())
-    before = program.shapes[last.inputs[0]].shape
-    return (
-        shapes[-1] == shape
-        and last.name == "broadcast_in_dim"
-        and all(math.prod(grown) == size for grown in shapes[:-1])
-        and (axis not in dimensions or before[dimensions.index(axis)] == 1)
-    )
+def _followed(program: Program, total: Sum, before: set[int], sight: Sight) -> int:
+    """The axis of the examples of a layer in what is summed."""
+    steps = [step for step in program.operations if step.outputs[0] in before]
+    start = {sight.result: sight.result_order[0]}
+    axis = follow(program, steps, start).get(total.number)
+    if axis is None or axis not in total.axes:
+        raise UnknownUseError("the sum of the loss is not over its examples")
+    return axis
 
 
 def _ancestors(program: Program, number: int) -> set[int]:

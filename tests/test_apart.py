@@ -15,6 +15,12 @@ Y = jax.random.normal(jax.random.key(0), (B, N))
 OTHER = jax.random.normal(jax.random.key(1), (N, 5))
 IMAGES = jax.random.normal(jax.random.key(2), (3, 3, 1, 2))
 
+
+def pooled(y, of_two, window, padding=((0, 0), (0, 0)), strides=(1, 1)):
+    least = 0.0 if of_two is jax.lax.add else -jnp.inf
+    return jax.lax.reduce_window(y, least, of_two, window, strides, padding)
+
+
 APART = {
     "elementwise": lambda y: jnp.tanh(y) * jnp.arange(12.0).reshape(B, N),
     "of two": lambda y: jnp.maximum(y, y**2) - jnp.where(y > 0, y, 2 * y),
@@ -45,6 +51,9 @@ APART = {
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     ),
+    "padded": lambda y: jnp.pad(y, ((0, 0), (1, 2))),
+    "largest of a window": lambda y: pooled(y, jax.lax.max, (1, 2)),
+    "sums of a window": lambda y: pooled(y, jax.lax.add, (1, 3)),
     "custom rules": lambda y: jax.nn.relu(y) + jax.nn.silu(y),
 }
 MEETING = {
@@ -62,6 +71,12 @@ MEETING = {
     "with itself": lambda y: y @ y.T,
     "chosen": lambda y: jnp.take(y, jnp.array([1, 0, 3, 2]), 0),
     "chosen by all": lambda y: jnp.take(y, y.argmax(1), 1),
+    "padded": lambda y: jnp.pad(y, ((1, 0), (0, 0))),
+    "largest of a window": lambda y: pooled(y, jax.lax.max, (2, 1)),
+    "windows that are padded": lambda y: pooled(
+        y, jax.lax.add, (1, 1), ((1, 0), (0, 0))
+    ),
+    "every other": lambda y: pooled(y, jax.lax.max, (1, 2), strides=(2, 1)),
     "windows": lambda y: jax.vmap(lambda i: jax.lax.dynamic_slice(y, (i, 0), (2, N)))(
         jnp.array([0, 1])
     ),

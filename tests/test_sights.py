@@ -42,7 +42,7 @@ REFUSED = {
     "batch norm": (batch_norm, "examples meet in reduce_sum", ""),
     "attention across examples": (attention, "examples meet in dot_general", ""),
     "tied": (tied, "used more than once", ""),
-    "positions": (positions, "its inputs have 2 axes besides their own", ""),
+    "positions": (positions, "the positions of an example span its 3 inputs", ""),
     "in the loss itself": (penalised, "", "used more than once"),
     "shuffled": (shuffled, "examples meet in", ""),
 }
