@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from lejax._axes import varying
 from lejax._program import Program
 from lejax._sights import Sights
-from lejax._spans import Layer, over_draws, span, transposed
+from lejax._spans import Layer, span, transposed, weights
 from lejax._trees import PyTree, compute_dtype, is_large
 
 # One entry for every leaf: None where the examples see it in no layer.
@@ -199,21 +199,36 @@ def _of_layer(
     rows: jax.Array | None,
 ) -> tuple[list[jax.Array], jax.Array | None]:
     """ΣC of one layer's leaves; `losses` are the signed sᵢ - bᵢ, (k, p, g, B)."""
-    met = span(layer, layer.rows if rows is None else rows)
-    losses = jnp.where(met.finite, losses, 0)
-    factor = -losses / jnp.where(met.squares > 0, met.squares, 1).astype(losses.dtype)
-    whole = losses.sum((0, -1))
-    common = [jnp.tensordot(whole.astype(move.dtype), move, 2) for move in moves]
     kernels = jax.vmap(jax.vmap(layer.matrix))(moves[0])
-    if rows is None:
-        seen = jnp.einsum("btn,pgno->pgbto", met.rows, kernels)
-    else:
-        seen = jnp.einsum("kpgbtn,pgno->kpgbto", met.rows, kernels)
-    for bias in moves[1:]:
-        vectors = jax.vmap(jax.vmap(layer.vector))(bias)[:, :, None, None]
-        seen = seen + met.ones[..., None] * vectors
-    if rows is None:
-        return common, over_draws(factor.sum(0), seen)
-    weighted = seen * factor.astype(seen.dtype)[..., None, None]
-    projected = transposed(layer, met, weighted, tuple(move[0, 0] for move in moves))
-    return [all_of + part for all_of, part in zip(common, projected, strict=True)], None
+    vectors = [jax.vmap(jax.vmap(layer.vector))(bias) for bias in moves[1:]]
+    if layer.rows is not None:
+        met = span(layer, layer.rows)
+        losses = jnp.where(met.finite, losses, 0).sum(0)
+        factor = weights(met, -losses).astype(kernels.dtype)
+        # In the order that takes the fewest operations.
+        seen = jnp.einsum("pgb,btn,pgno->bto", factor, met.rows, kernels)
+        for bias in vectors:
+            seen = seen + jnp.einsum("pgb,bt,pgo->bto", factor, met.ones, bias)
+        return _common(losses, moves), seen
+    assert rows is not None
+    found: list[jax.Array] = []
+    whole = jnp.zeros_like(losses[0])
+    # Sign by sign: stacked, the rows would be copied.
+    for mine, of_sign in zip(losses, rows, strict=True):
+        met = span(layer, of_sign)
+        mine = jnp.where(met.finite, mine, 0)
+        seen = jnp.einsum("pgbtn,pgno->pgbto", met.rows, kernels)
+        for bias in vectors:
+            seen = seen + met.ones[..., None] * bias[:, :, None, None]
+        weighted = seen * weights(met, -mine).astype(seen.dtype)[..., None, None]
+        point = tuple(move[0, 0] for move in moves)
+        parts = transposed(layer, met, weighted, point)
+        found = list(map(jnp.add, found, parts)) if found else parts
+        whole = whole + mine
+    return list(map(jnp.add, _common(whole, moves), found)), None
+
+
+def _common(losses: jax.Array, moves: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """Σ over draws and examples of what they lost, (p, g, B), times the draw."""
+    whole = losses.sum(-1)
+    return [jnp.tensordot(whole.astype(move.dtype), move, 2) for move in moves]

@@ -24,7 +24,7 @@ from lejax._objective import Coordinates
 from lejax._program import Program
 from lejax._reduction import find_reduced, reduced_space
 from lejax._sights import Sights, find_sights
-from lejax._spans import make_layer, over_draws, seen_of, span, transposed
+from lejax._spans import Span, make_layer, seen_of, span, transposed
 from lejax._trees import (
     PyTree,
     scaled,
@@ -168,16 +168,26 @@ def forward_sums(
     of_seen: list[jax.Array | None] = []
     signed = signs.astype(coefficients.dtype).reshape(-1, 1, 1, 1) * coefficients
     for layer, own, noise in zip(credit.layers, rows, noises, strict=True):
-        met = span(layer, layer.rows if own is None else own)
-        norms = jnp.sqrt(jnp.where(met.squares > 0, met.squares, jnp.inf))
-        factor = jnp.where(met.finite, signed, 0) / norms.astype(signed.dtype)
-        if own is None:
-            of_seen.append(over_draws(factor.sum(0), noise))
+        if layer.rows is not None:
+            factor = _by_norm(span(layer, layer.rows), signed).sum(0)
+            # As a product of matrices, which is several times faster than a sum.
+            seen = jnp.einsum("pgb,pgbto->bto", factor.astype(noise.dtype), noise)
+            of_seen.append(seen)
             continue
         of_seen.append(None)
-        weighted = noise * factor.astype(noise.dtype)[..., None, None]
+        assert own is not None
         point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
-        sums = transposed(layer, met, weighted, point)
-        for leaf, found in zip(layer.leaves, sums, strict=True):
-            leaves[leaf] = found
+        for mine, of_sign in zip(signed, own, strict=True):
+            met = span(layer, of_sign)
+            factor = _by_norm(met, mine).astype(noise.dtype)
+            parts = transposed(layer, met, noise * factor[..., None, None], point)
+            for leaf, found in zip(layer.leaves, parts, strict=True):
+                before = leaves[leaf]
+                leaves[leaf] = found if before is None else before + found
     return Sums(tuple(leaves), tuple(of_seen))
+
+
+def _by_norm(met: Span, coefficients: jax.Array) -> jax.Array:
+    """Coefficients (..., B) by the norm of the rows; 0 where there are none."""
+    norms = jnp.sqrt(jnp.where(met.squares > 0, met.squares, jnp.inf))
+    return jnp.where(met.finite, coefficients, 0) / norms.astype(coefficients.dtype)

@@ -134,10 +134,9 @@ def _directions(layer: Layer, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.swapaxes(q, -1, -2), r
 
 
-def over_draws(factor: jax.Array, seen: jax.Array) -> jax.Array:
-    """Σ over the draws (p, g) of what was seen, times a factor (p, g, B)."""
-    # As a product of matrices, which is several times faster than a sum.
-    return jnp.einsum("pgb,pgbto->bto", factor.astype(seen.dtype), seen)
+def weights(met: Span, losses: jax.Array) -> jax.Array:
+    """Losses (..., B) by the square of the norm of the rows."""
+    return losses / jnp.where(met.squares > 0, met.squares, 1).astype(losses.dtype)
 
 
 def transposed(
