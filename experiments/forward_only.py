@@ -1,7 +1,7 @@
-"""Training without back-propagation: forward passes alone, every example its own draws.
+"""Training without back-propagation: forward passes, every example its own draws.
 
-`score_function(credit=True)` at the head of Adam with a cosine rate; and, for what it
-lacks, back-propagation in its place.
+`score_function` and `importance_by_example` at the head of Adam with a cosine rate; for
+what they lack, back-propagation in their place.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import tyro
 import lejax
 from experiments import data, models, plotting, results
 from experiments.methods import backpropagation
-from experiments.training import batch_indices, descend
+from experiments.training import batch_indices, descend, held_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,25 +30,51 @@ class Config:
     """Data set."""
     data_dir: str | None = None
     """Where tensorflow-datasets keeps its data."""
-    samples: int = 64
-    """J, draws of every example in an update."""
-    antithetic: bool = False
-    """Whether the draws come in pairs: half the normals, but twice the noise where the
-    losses are nearly linear in them."""
+    validation: bool = False
+    """Test on a sixth of the training images, which are left out: for choices."""
     batch_size: int = 100
     """Examples of an update."""
-    tau: float = 0.01
-    """Variance of the smoothing."""
-    rate: float = 0.003
-    """Of Adam, at the start of the cosine."""
-    updates: tuple[int, int, int] = (4000, 30_000, 6000)
-    """Of the short, the long and the deep run."""
+    signs_per_draw: int = 16
+    """Of the samples that share a draw."""
+    rate: float | None = None
+    """Of Adam, at the start of the cosine; each run has its own where not given."""
+    only: tuple[str, ...] = ()
+    """Labels of the runs; all where not given."""
+    shorten: int = 1
+    """Divides the updates of all runs."""
     evaluations: int = 10
     """Test accuracies along each run."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of weights, batches and draws."""
     output: Path = Path("results")
     """Folder of the results."""
+
+
+class Run(NamedTuple):
+    """A network and how it is trained.
+
+    The rates, τ and J are from a search on the validation split, with one seed: rates
+    of .001, .002, .003 and .01, τ of .0001, .001, .003 and .01, J of 64 and 128.
+    """
+
+    hidden: int
+    updates: int
+    activation: models.Activation = "relu"
+    initialization: models.Initialization = "he"
+    samples: int = 64
+    tau: float = 0.01
+    rate: float = 0.003
+
+
+RUNS = {
+    "short": Run(1, 8000),
+    "long": Run(1, 60_000),
+    "tanh": Run(1, 8000, "tanh", "glorot"),
+    "four layers": Run(4, 6000, samples=128, tau=0.001, rate=0.002),
+}
+Head = Literal["forward only", "local entropy by example", "back-propagation"]
+HEADS: tuple[Head, ...] = get_args(Head)
+BY_EXAMPLE = ("short",)
 
 
 class Curve(NamedTuple):
@@ -59,31 +85,34 @@ class Curve(NamedTuple):
     accuracy: list[float]
 
 
+def smoothed_gradient(config: Config, run: Run, head: Head, seed: int) -> Any:
+    """What stands at the head of the chain."""
+    if head == "back-propagation":
+        return backpropagation()
+    # Single draws: where losses are nearly linear, pairs have twice the noise.
+    options = {"antithetic": False, "signs_per_draw": config.signs_per_draw}
+    key = jax.random.key(seed)
+    if head == "forward only":
+        sampler = lejax.score_function(run.samples, **options)
+        return lejax.heat(sampler, run.tau, key=key)
+    sampler = lejax.importance_by_example(run.samples, **options)
+    return lejax.local_entropy(sampler, run.tau, key=key)
+
+
 def trained(
-    config: Config,
-    dataset: data.Dataset,
-    hidden: int,
-    updates: int,
-    seed: int,
-    heat: bool,
+    config: Config, dataset: data.Dataset, run: Run, head: Head, seed: int
 ) -> Curve:
-    """Train a network of so many hidden layers of 200 units."""
+    """Train a network of hidden layers of 200 units."""
     inputs, classes = dataset.train_images.shape[1], int(dataset.train_labels.max()) + 1
-    widths = (inputs, *(200,) * hidden, classes)
-    network = models.dense_classifier(widths, seed)
-    head: Any = backpropagation()
-    if heat:
-        sampler = lejax.score_function(
-            config.samples, antithetic=config.antithetic, credit=True
-        )
-        head = lejax.heat(sampler, config.tau, key=jax.random.key(seed))
-    schedule = optax.cosine_decay_schedule(config.rate, updates)
-    tx = optax.chain(head, optax.adam(schedule))
+    widths = (inputs, *(200,) * run.hidden, classes)
+    network = models.dense_classifier(widths, seed, run.activation, run.initialization)
+    schedule = optax.cosine_decay_schedule(config.rate or run.rate, run.updates)
+    tx = optax.chain(smoothed_gradient(config, run, head, seed), optax.adam(schedule))
     rows = jnp.asarray(
-        batch_indices(seed, len(dataset.train_labels), updates, config.batch_size)
+        batch_indices(seed, len(dataset.train_labels), run.updates, config.batch_size)
     )
-    block = max(1, updates // config.evaluations)
-    run = jax.jit(
+    block = max(1, run.updates // config.evaluations)
+    advance = jax.jit(
         lambda carry, rows, images, labels: descend(
             tx, network.loss, carry, rows, images, labels
         )
@@ -92,7 +121,7 @@ def trained(
     train = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     test = jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)
     carry = network.params, tx.init(network.params)
-    compiled = run.lower(carry, rows[:block], *train).compile()
+    compiled = advance.lower(carry, rows[:block], *train).compile()
     curve = Curve([0], [0.0], [float(accuracy(carry[0], test))])
     for first in range(0, block * config.evaluations, block):
         began = time.perf_counter()
@@ -105,38 +134,43 @@ def trained(
     return curve
 
 
+def described(label: str, run: Run) -> str:
+    """A run in words."""
+    layers = {1: "one hidden layer", 4: "four hidden layers"}[run.hidden]
+    return (
+        f"{label}: {layers}, {run.activation}, {run.updates} updates, "
+        f"J = {run.samples}, τ = {run.tau:g}, rate {run.rate:g}"
+    )
+
+
 def main(config: Config) -> None:
     """Train all; print, plot and keep."""
     dataset = data.load(config.data, config.data_dir)
-    short, long, deep = config.updates
-    runs = {
-        f"one hidden layer, {short} updates": (1, short),
-        f"one hidden layer, {long} updates": (1, long),
-        f"four hidden layers, {deep} updates": (4, deep),
-    }
-    print(f"{results.device_name()}; J = {config.samples}, batch {config.batch_size}")
-    print("| network | forward only | seconds | back-propagation | seconds |")
-    print("| --- | --- | --- | --- | --- |")
+    if config.validation:
+        dataset = held_out(dataset)
+    print(f"{results.device_name()}; batch {config.batch_size}")
+    print("| network | head | test accuracy (least of the seeds) | seconds |")
+    print("| --- | --- | --- | --- |")
     curves: dict[str, dict[str, list[Curve]]] = {}
-    for label, (hidden, updates) in runs.items():
-        curves[label] = {
-            name: [
-                trained(config, dataset, hidden, updates, seed, heat)
-                for seed in config.seeds
-            ]
-            for name, heat in (("forward only", True), ("back-propagation", False))
-        }
-        cells = []
-        for found in curves[label].values():
+    for name, of_name in RUNS.items():
+        if config.only and name not in config.only:
+            continue
+        run = of_name._replace(updates=of_name.updates // config.shorten)
+        label = described(name, run)
+        for head in HEADS:
+            if head == "local entropy by example" and name not in BY_EXAMPLE:
+                continue
+            found = [trained(config, dataset, run, head, seed) for seed in config.seeds]
+            curves.setdefault(label, {})[head] = found
             ends = jnp.array([curve.accuracy[-1] for curve in found])
             seconds = max(curve.seconds[-1] for curve in found)
-            cells += [f"{ends.mean():.4f} (least {ends.min():.4f})", f"{seconds:.0f}"]
-        print(f"| {label} | {' | '.join(cells)} |", flush=True)
-    kept = {
-        label: {name: [c._asdict() for c in found] for name, found in both.items()}
-        for label, both in curves.items()
-    }
-    results.write_json(config.output / "forward_only.json", config, curves=kept)
+            accuracy = f"{ends.mean():.4f} ({ends.min():.4f})"
+            print(f"| {label} | {head} | {accuracy} | {seconds:.0f} |", flush=True)
+        kept = {
+            label: {head: [c._asdict() for c in found] for head, found in both.items()}
+            for label, both in curves.items()
+        }
+        results.write_json(config.output / "forward_only.json", config, curves=kept)
     path = config.output / "forward_only.png"
     with plotting.figure(path, 1, len(curves)) as (_, axes):
         for panel, (label, both) in zip(axes[0], curves.items(), strict=True):
@@ -145,17 +179,18 @@ def main(config: Config) -> None:
 
 def draw(panel: Any, label: str, both: dict[str, list[Curve]]) -> None:
     """Test accuracy against updates, every seed a line."""
-    colours = {"forward only": "#2a78d6", "back-propagation": "#888888"}
-    for name, found in both.items():
+    colours = dict(zip(HEADS, ("#2a78d6", "#d6722a", "#888888"), strict=True))
+    for head, found in both.items():
         for curve in found:
-            panel.plot(curve.updates, curve.accuracy, color=colours[name], linewidth=1)
-        best = max(curve.accuracy[-1] for curve in found)
-        panel.plot([], [], color=colours[name], label=f"{name}: {best:.4f}")
+            panel.plot(curve.updates, curve.accuracy, color=colours[head], linewidth=1)
+        mean = sum(curve.accuracy[-1] for curve in found) / len(found)
+        panel.plot([], [], color=colours[head], label=f"{head}: {mean:.4f}")
     panel.set_ylim(0.9, 1)
     panel.set_xlabel("updates")
     panel.set_ylabel("test accuracy")
-    panel.set_title(label)
-    panel.legend(loc="lower right", title="best end")
+    name, _, rest = label.partition(": ")
+    panel.set_title(f"{name}\n{rest.partition(', J')[0]}", fontsize=9)
+    panel.legend(loc="lower right", title="mean of the ends", fontsize=7)
 
 
 if __name__ == "__main__":

@@ -102,14 +102,15 @@ class Span(NamedTuple):
 def span(layer: Layer, rows: jax.Array) -> Span:
     """What spans the rows (..., B, T, n), where a bias is one more number, 1, of each.
 
-    A single row as it is; of several an orthonormal basis by their QR.
+    A single row as it is; of several an orthonormal basis, with 0 for what is not
+    needed.
     """
     squares = jnp.square(rows).sum((-2, -1)) + int(layer.has_bias)
     finite = jnp.isfinite(squares)
     rows = jnp.where(finite[..., None, None], rows, 0)
     if rows.shape[-2] == 1:
         return Span(rows, jnp.ones_like(rows[..., 0]), squares, finite)
-    basis, _ = _directions(layer, rows)
+    basis = _orthonormal(_with_ones(layer, rows))
     rows, ones = basis[..., : rows.shape[-1]], basis[..., -1]
     return Span(rows, ones, jnp.ones_like(squares), finite)
 
@@ -122,16 +123,38 @@ def seen_of(layer: Layer, rows: jax.Array, noise: jax.Array) -> jax.Array:
     if rows.shape[-2] == 1:
         squares = jnp.square(rows).sum(-1, keepdims=True) + int(layer.has_bias)
         return jnp.sqrt(squares).astype(noise.dtype) * noise
-    _, r = _directions(layer, rows)
+    rows = _with_ones(layer, rows)
+    r = jnp.einsum("...sn,...tn->...st", _orthonormal(rows), rows)
     return jnp.einsum("...st,...so->...to", r.astype(noise.dtype), noise)
 
 
-def _directions(layer: Layer, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    if layer.has_bias:
-        ones = jnp.ones_like(rows[..., :1])
-        rows = jnp.concatenate([rows, ones], -1)
-    q, r = jnp.linalg.qr(jnp.swapaxes(rows, -1, -2))
-    return jnp.swapaxes(q, -1, -2), r
+def _with_ones(layer: Layer, rows: jax.Array) -> jax.Array:
+    if not layer.has_bias:
+        return rows
+    return jnp.concatenate([rows, jnp.ones_like(rows[..., :1])], -1)
+
+
+def _orthonormal(rows: jax.Array) -> jax.Array:
+    """The rows (..., T, n) made orthonormal, by Gram and Schmidt, each of them twice.
+
+    What lies in the span of those before, to rounding, becomes 0. It is for many small
+    matrices: `jnp.linalg.qr` takes them one by one, and several such calls in a program
+    stop each other for ever on a CPU, in jax 0.10.
+    """
+    limit = 10 * jnp.finfo(rows.dtype).eps
+
+    def with_row(t: jax.Array, basis: jax.Array) -> jax.Array:
+        row = jax.lax.dynamic_index_in_dim(rows, t, -2, keepdims=False)
+        left = row
+        for _ in range(2):
+            along = (basis * left[..., None, :]).sum(-1, keepdims=True)
+            left = left - (along * basis).sum(-2)
+        whole, rest = (jnp.square(x).sum(-1, keepdims=True) for x in (row, left))
+        kept = rest > limit**2 * whole
+        unit = jnp.where(kept, left / jnp.sqrt(jnp.where(kept, rest, 1)), 0)
+        return jax.lax.dynamic_update_index_in_dim(basis, unit, t, -2)
+
+    return jax.lax.fori_loop(0, rows.shape[-2], with_row, jnp.zeros_like(rows))
 
 
 def weights(met: Span, losses: jax.Array) -> jax.Array:

@@ -184,18 +184,23 @@ def test_forward_only(nothing_prepared, capsys, tmp_path):
     """Without a gradient it learns, with back-propagation beside it."""
     forward_only.main(
         forward_only.Config(
-            samples=16, updates=(60, 60, 20), evaluations=2, seeds=(0,), output=tmp_path
+            only=("short", "four layers"),
+            shorten=100,
+            evaluations=2,
+            seeds=(0,),
+            output=tmp_path,
         )
     )
     kept = json.loads((tmp_path / "forward_only.json").read_text())["curves"]
+    assert [len(both) for both in kept.values()] == [3, 2]
     for both in kept.values():
         for (curve,) in both.values():
             assert curve["updates"][0] == 0 < curve["updates"][-1]
             assert curve["seconds"] == sorted(curve["seconds"])
-    shallow = kept["one hidden layer, 60 updates"]["forward only"][0]
-    assert shallow["accuracy"][-1] > 0.7 > 0.3 > shallow["accuracy"][0]
+    for curves in next(iter(kept.values())).values():
+        assert curves[0]["accuracy"][-1] > 0.7 > 0.3 > curves[0]["accuracy"][0]
     assert (tmp_path / "forward_only.png").exists()
-    assert "| one hidden layer, 60 updates |" in capsys.readouterr().out
+    assert "| short: one hidden layer, relu, 80 updates" in capsys.readouterr().out
 
 
 def test_open_es_estimates_the_same_step():
