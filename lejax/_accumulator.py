@@ -25,7 +25,7 @@ from lejax._moments import (
     of_members,
     pooled,
 )
-from lejax._trees import PyTree, inner, scaled
+from lejax._trees import PyTree, all_finite, inner, scaled
 
 
 class WeightedAccumulator(NamedTuple):
@@ -48,6 +48,8 @@ class WeightedAccumulator(NamedTuple):
         credit: the sum of the control variates.
         loss_sum: ΣE; where weights are to be centred alone, as the next.
         offset: Σδ.
+        credited: Σv with the multiple of `credit` that leaves the least noise; what
+            `with_credit` finds.
     """
 
     max_log_weight: jax.Array
@@ -62,6 +64,7 @@ class WeightedAccumulator(NamedTuple):
     credit: PyTree = None
     loss_sum: jax.Array | None = None
     offset: PyTree = None
+    credited: PyTree = None
 
 
 class WeightedEstimate(NamedTuple):
@@ -77,9 +80,6 @@ class WeightedEstimate(NamedTuple):
         log_mean_error: its standard error, by independent units.
         effective_sample_size: S²/K.
         failed_fraction: the share of samples whose loss was not finite.
-        credit_factor: the factor of the summed control variates, κβ/J, fitted: that
-            with which the draws' coefficients D/S + κβE/J have the least square; those
-            of centred weights are D/S - 1/J.
     """
 
     displacement: PyTree
@@ -89,7 +89,6 @@ class WeightedEstimate(NamedTuple):
     log_mean_error: jax.Array
     effective_sample_size: jax.Array
     failed_fraction: jax.Array
-    credit_factor: jax.Array | None
 
 
 def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
@@ -181,14 +180,56 @@ def merge(a: WeightedAccumulator, b: WeightedAccumulator) -> WeightedAccumulator
 
 def merge_over(acc: WeightedAccumulator, axis_name: str) -> WeightedAccumulator:
     """`merge` over the members of a named axis: all scalars of all, then one sum."""
-    tops, moments = of_members((acc.max_log_weight, acc.moments), axis_name)
-    top = tops.max()
-    # The moments of all are known already.
-    sums = _rescaled(acc, top)._replace(max_log_weight=None, moments=None)
-    return jax.lax.psum(sums, axis_name)._replace(
-        max_log_weight=top,
-        moments=pooled(_scaled_moments(moments, jnp.exp(tops - top))),
+    finite = None if acc.credit is None else all_finite(acc.credit)
+    tops, moments, product, square, loss_sum, finite = of_members(
+        (
+            acc.max_log_weight,
+            acc.moments,
+            acc.loss_product,
+            acc.loss_square,
+            acc.loss_sum,
+            finite,
+        ),
+        axis_name,
     )
+    top = tops.max()
+    scales = jnp.exp(tops - top)
+    # The scalars of all are known already: so is the factor, before the sum.
+    total = _rescaled(acc, top)._replace(
+        max_log_weight=top,
+        moments=pooled(_scaled_moments(moments, scales)),
+        loss_product=None if product is None else (product * scales).sum(),
+        loss_square=None if square is None else square.sum(),
+        loss_sum=None if loss_sum is None else loss_sum.sum(),
+    )
+    if finite is not None:
+        total = with_credit(total, finite.all())
+    kept = {"max_log_weight", "moments", "loss_product", "loss_square", "loss_sum"}
+    sums = jax.lax.psum(total._replace(**dict.fromkeys(kept)), axis_name)
+    return sums._replace(**{name: getattr(total, name) for name in kept})
+
+
+def with_credit(acc: WeightedAccumulator, finite: jax.Array) -> WeightedAccumulator:
+    """The moment with the sums of the control variates in it, where these are finite.
+
+    Their factor is κβS/J, fitted: that with which the draws' coefficients D/S + κβE/J
+    have the least square; those of centred weights are D/S - 1/J.
+    """
+    assert acc.loss_product is not None
+    assert acc.loss_square is not None
+    product = acc.loss_product
+    if acc.loss_sum is not None:
+        product = product - acc.moments.mean * acc.loss_sum
+    factor = -product / jnp.where(acc.loss_square > 0, acc.loss_square, 1)
+    finite = finite & jnp.isfinite(factor)
+    leaves, structure = jax.tree.flatten(acc.moment)
+    credited = [
+        leaf
+        if part is None
+        else leaf + jnp.where(finite, part * factor.astype(leaf.dtype), 0)
+        for leaf, part in zip(leaves, acc.credit, strict=True)
+    ]
+    return acc._replace(credited=structure.unflatten(credited), credit=None)
 
 
 def _rescaled(acc: WeightedAccumulator, top: jax.Array) -> WeightedAccumulator:
@@ -220,7 +261,13 @@ def estimate(acc: WeightedAccumulator) -> WeightedEstimate:
     size = jnp.maximum(moments.size, 1).astype(dtype)
     mean = jnp.where(counts, moments.mean, 1)
     weight = size * mean  # S
-    displacement = plain = scaled(acc.moment, 1 / weight)
+    plain = scaled(acc.moment, 1 / weight)
+    displacement = plain
+    if acc.credited is not None:
+        displacement = scaled(acc.credited, 1 / weight)
+    if acc.offset is not None:
+        centred = optax.tree.sub(displacement, scaled(acc.offset, 1 / size))
+        displacement = optax.tree.where(counts, centred, displacement)
     # T2 = Σt², about 0 instead of about the mean.
     weight_square = about(jnp.zeros((), dtype), moments).deviation_square
     squared_error = (
@@ -228,17 +275,6 @@ def estimate(acc: WeightedAccumulator) -> WeightedEstimate:
         - 2 * inner(plain, acc.cross_moment, dtype)
         + inner(plain, plain, dtype) * weight_square
     ) / (weight * weight)
-    credit_factor = None
-    if acc.loss_product is not None and acc.loss_square is not None:
-        square = jnp.where(acc.loss_square > 0, acc.loss_square, 1)
-        product = acc.loss_product / weight
-        if acc.loss_sum is not None:
-            product = product - acc.loss_sum / size
-            centre = scaled(acc.offset, 1 / size)
-            displacement = optax.tree.where(
-                counts, optax.tree.sub(plain, centre), plain
-            )
-        credit_factor = -product / square
     infinite = jnp.where(acc.max_log_weight > 0, jnp.inf, -jnp.inf).astype(dtype)
     return WeightedEstimate(
         displacement=displacement,
@@ -250,5 +286,4 @@ def estimate(acc: WeightedAccumulator) -> WeightedEstimate:
             counts, weight**2 / jnp.where(counts, acc.member_square, 1), 0
         ),
         failed_fraction=moments.failed.astype(dtype) / size,
-        credit_factor=credit_factor,
     )

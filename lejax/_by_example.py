@@ -197,7 +197,7 @@ def importance_by_example(
             ),
             plan,
         )
-        moved = moved._replace(credit=by_leaf(examples, moved.credit, space.axis_name))
+        moved = moved._replace(credit=by_leaf(examples, moved.credit))
         if space.axis_name is not None:
             moments = pooled(of_members(moved.moments, space.axis_name))
             sums = jax.lax.psum((moved.credit, moved.common), space.axis_name)

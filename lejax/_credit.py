@@ -70,16 +70,14 @@ def no_sums(credit: Credit, *, common: bool) -> Sums:
     return varying(Sums(leaves, seen), credit.data_axis_name)
 
 
-def by_leaf(credit: Credit, sums: Sums, axis_name: str | None) -> ByLeaf:
-    """All of a member's sums as leaves."""
+def by_leaf(credit: Credit, sums: Sums) -> ByLeaf:
+    """All sums as leaves."""
     total = list(sums.leaves)
-    # Of the type of a member's own sums: they vary over both axes.
-    zeros = varying(varying(credit.zeros, axis_name), credit.data_axis_name)
     for layer, seen in zip(credit.layers, sums.seen, strict=True):
         if seen is None:
             continue
         assert layer.rows is not None
-        point = tuple(zeros[leaf] for leaf in layer.leaves)
+        point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
         sums = transposed(layer, span(layer, layer.rows), seen, point)
         for leaf, part in zip(layer.leaves, sums, strict=True):
             common = total[leaf]
@@ -165,8 +163,7 @@ def add_control_variate(
     seen: Seen,
 ) -> Sums:
     """The total, and ΣC over draws whose leaves are (p, g, ...), under k signs."""
-    # Every member's own: a transposed product would add up what is common to them.
-    moves = jax.tree.leaves(varying(displacements, credit.data_axis_name))
+    moves = jax.tree.leaves(displacements)
     sign = signs.astype(seen.losses.dtype).reshape(-1, 1, 1, 1)
     # An example whose loss is not finite has seen its own part alone, as the others.
     counts = jnp.isfinite(seen.losses) & valid[..., None]

@@ -72,6 +72,7 @@ def forward_space(
     fixed = {n: value for n, value in values.items() if n not in unknown}
     layers = tuple(make_layer(sight, program, fixed) for sight in sights.layers)
     zeros = tuple(layer.zeros for layer in layers), rest
+    examples = len(layers[0].zeros)
 
     def at(displacement: PyTree, sign: float = 1.0) -> dict[int, Any]:
         """All values of the program there, by number."""
@@ -104,9 +105,14 @@ def forward_space(
     by_example = make_credit(sights, layers, program, fixed, of_leaves, at, zeros)
 
     def noise(key: jax.Array, copies: int) -> PyTree:
-        # The examples of every member are its own; the other leaves are common to all.
-        own = jax.random.fold_in(jax.random.fold_in(key, 1), member(data_axis_name))
-        of_layers = standard_normals(own, zeros[0], copies)
+        # By example, whoever holds it; the other leaves are common to all.
+        first = member(data_axis_name) * examples
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.fold_in(key, 1), first + jnp.arange(examples)
+        )
+        of_layers = jax.vmap(
+            lambda key, zeros: standard_normals(key, zeros, copies), out_axes=1
+        )(keys, zeros[0])
         if not jax.tree.leaves(rest):
             return of_layers, rest
         return of_layers, standard_normals(jax.random.fold_in(key, 0), rest, copies)

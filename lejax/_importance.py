@@ -10,7 +10,7 @@ import optax
 
 from lejax import _accumulator
 from lejax._axes import make_axes, mean_over
-from lejax._credit import ByLeaf, Credit, add_control_variate, by_leaf, no_sums
+from lejax._credit import add_control_variate, by_leaf, no_sums
 from lejax._draws import Draws, Plan, default_signs, fold_draws
 from lejax._info import Info, make_info, unknown
 from lejax._objective import Coordinates, complement_noise
@@ -171,10 +171,13 @@ def importance(
             Plan(num_samples, antithetic, chunk_size, shared),
         )
         if by_example is not None:
-            sums = by_leaf(by_example, total.credit, space.axis_name)
+            sums = by_leaf(by_example, total.credit)
+            sums = mean_over(sums, by_example.data_axis_name)
             total = total._replace(credit=sums)
         if space.axis_name is not None:
             total = _accumulator.merge_over(total, space.axis_name)
+        elif by_example is not None:
+            total = _accumulator.with_credit(total, all_finite(total.credit))
         found = _accumulator.estimate(total)
         info = make_info(
             dtype,
@@ -188,10 +191,7 @@ def importance(
             effective_sample_size=found.effective_sample_size,
             nonfinite_fraction=found.failed_fraction,
         )
-        displacement = found.displacement
-        if by_example is not None and total.credit is not None:
-            displacement = _credited(displacement, by_example, total.credit, found)
-        displacement = space.lift(displacement)
+        displacement = space.lift(found.displacement)
         if sample_complement and space.outside is not None:
             noise = complement_noise(jax.random.fold_in(key, num_samples), space)
             displacement = optax.tree.add(
@@ -206,20 +206,3 @@ def importance(
         coordinates=coordinates(reduction, credit),
         axes=make_axes(axis_name, data_axis_name),
     )
-
-
-def _credited(
-    displacement: PyTree,
-    credit: Credit,
-    sums: ByLeaf,
-    found: _accumulator.WeightedEstimate,
-) -> PyTree:
-    """The displacement and its control variate, where that is finite."""
-    leaves, structure = jax.tree.flatten(displacement)
-    sums, factor = mean_over(sums, credit.data_axis_name), found.credit_factor
-    assert factor is not None
-    more = [
-        leaf if part is None else leaf + part * factor.astype(leaf.dtype)
-        for leaf, part in zip(leaves, sums, strict=True)
-    ]
-    return optax.tree.where(all_finite(more), *map(structure.unflatten, (more, leaves)))

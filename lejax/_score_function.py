@@ -195,7 +195,7 @@ def score_function(
             Plan(num_samples, antithetic, chunk_size, shared),
         )
         if by_example is not None:
-            sums = by_leaf(by_example, found.credit, space.axis_name)
+            sums = by_leaf(by_example, found.credit)
             found = found._replace(credit=sums)
         if space.axis_name is not None:
             found = _merge_over(found, space.axis_name)

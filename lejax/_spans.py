@@ -180,6 +180,8 @@ def transposed(
 
 def _back(show: Callable[..., jax.Array], leaf: jax.Array, as_shown: Any) -> jax.Array:
     """The leaf that is shown so."""
+    # It varies over the axes over which that varies; it is but a type.
+    leaf = leaf + 0 * as_shown.ravel()[0].astype(leaf.dtype)
     shown = jax.eval_shape(show, leaf)
     (found,) = jax.linear_transpose(show, leaf)(as_shown.astype(shown.dtype))
     return found

@@ -76,7 +76,7 @@ def mean_of_control_variates(
             valid,
             seen,
         )
-        parts = by_leaf(space.credit, sums, None)
+        parts = by_leaf(space.credit, sums)
         return jnp.concatenate([part.ravel() for part in parts if part is not None])
 
     keys = jax.random.split(jax.random.key(5), blocks)

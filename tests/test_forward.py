@@ -27,11 +27,13 @@ import lejax
 pytestmark = pytest.mark.compiles
 
 
-def estimates(loss, params, batch, tau, num_samples, replicates=1000, **options):
+def estimates(
+    loss, params, batch, tau, num_samples, replicates=1000, credit=False, **options
+):
     """Displacements, numbers of leaf after leaf, and the values of F^H."""
 
     def one(key):
-        u, _, info = lejax.score_function(num_samples, **options).step(
+        u, _, info = lejax.score_function(num_samples, credit=credit, **options).step(
             key, (), params, value_fn=loss, batch=batch, tau=tau
         )
         leaves = jax.tree.leaves(u)
