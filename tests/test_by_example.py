@@ -202,8 +202,9 @@ def test_members_that_hold_the_data():
     whole, info = estimates(
         lejax.importance_by_example(500), loss, PARAMS, batch, 0.3, 2.0
     )
-    assert_mean(found[:, 0] - whole, 0.0)
-    assert_mean(values[:, 0] - info.objective, 0.0)
+    # The draws of an example are its own, whoever holds it.
+    np.testing.assert_allclose(found[:, 0], whole, 1e-4, 1e-5)
+    np.testing.assert_allclose(values[:, 0], info.objective, 1e-5)
 
 
 def test_an_example_that_fails():
