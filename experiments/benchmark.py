@@ -70,10 +70,11 @@ def cases(config: Config) -> tuple[Case, ...]:
         Case(paper, 200),
         Case(paper, 1000),
         Case((784, *(config.hidden,) * 3, 10), 20),
+        Case((784, *(config.hidden,) * 7, 10), 20),
     )
 
 
-LIMITED = ("importance", "importance, credit", "importance, direct")
+LIMITED = ("importance", "importance, no credit", "importance, direct")
 
 Update = Callable[[Any, jax.Array, Any], Any]  # (params, key, batch) -> params
 
@@ -138,21 +139,20 @@ def open_es(loss: Callable[..., jax.Array], config: Config) -> Update | None:
 
 
 def updates(loss: Callable[..., jax.Array], config: Config) -> dict[str, Update]:
-    """Everything that is compared; "direct" is without the reduction."""
+    """Everything that is compared; "direct" is without credit and the reduction."""
     n, m = config.samples, config.moves
 
     def step(sampler: lejax.Sampler) -> Update:
         return lejax.step_fn(loss, sampler, config.tau)
 
+    plain = functools.partial(lejax.importance, credit=False)
     chain, decay = methods.langevin_step_size, methods.robbins_monro_step_size
     found: dict[str, Update | None] = {
         "SGD step": sgd(loss, config),
         "importance": step(lejax.importance(n)),
-        "importance, credit": step(lejax.importance(n, credit=True)),
-        "importance, independent draws": step(lejax.importance(n, signs_per_draw=1)),
-        "importance, direct": step(
-            lejax.importance(n, signs_per_draw=1, reduction=False)
-        ),
+        "importance, no credit": step(plain(n)),
+        "importance, independent draws": step(plain(n, signs_per_draw=1)),
+        "importance, direct": step(plain(n, signs_per_draw=1, reduction=False)),
         "sgld": step(lejax.sgld(n, chain)),
         "sgld, direct": step(lejax.sgld(n, chain, reduction=False)),
         "robbins_monro": step(lejax.robbins_monro(m, m, decay)),
@@ -280,18 +280,18 @@ def main(args: Sequence[str] | None = None) -> None:
         cost = {
             name: spans[name][0] * error[name] ** 2 for name in error if name in spans
         }
-        for name in ("importance", "importance, credit"):
+        for name in ("importance", "importance, no credit"):
             more = cost["OpenES of evosax"] / cost[name]
             print(f"To an equal error OpenES takes {more:.0f} times the time of {name}")
     many = f"importance, J = {config.many_samples}"
     print(f"{many}: {megabytes[many]:.0f} MB")
-    print("\nWhere the reduction helps, and where it does not: importance")
+    print("\nWhere the reduction helps, and what credit costs: importance")
     row = "| {:<32} | {:>10} | {:>10} | {:>8} | {:>12} |"
     print(row.format("network", "reduced", "direct", "gain", "with credit"))
     print(row.format("---", "---", "---", "---", "---"))
     for case, spans in times.items():
         found = ratios(spans)
-        reduced, credit, direct = (found[name][0] for name in LIMITED)
+        credit, reduced, direct = (found[name][0] for name in LIMITED)
         gain, more = f"{direct / reduced:.1f}", f"{credit / reduced:.2f} times"
         print(row.format(case, f"{reduced:.0f}", f"{direct:.0f}", gain, more))
     print()

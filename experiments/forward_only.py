@@ -39,7 +39,7 @@ class Config:
     rate: float | None = None
     """Of Adam, at the start of the cosine; each run has its own where not given."""
     only: tuple[str, ...] = ()
-    """Labels of the runs; all where not given."""
+    """Names of the runs, short or long say, beside those that are there; else all."""
     shorten: int = 1
     """Divides the updates of all runs."""
     evaluations: int = 10
@@ -68,8 +68,8 @@ class Run(NamedTuple):
 
 RUNS = {
     "short": Run(1, 8000),
-    "long": Run(1, 60_000),
     "tanh": Run(1, 8000, "tanh", "glorot"),
+    "long": Run(1, 60_000),
     "four layers": Run(4, 6000, samples=128, tau=0.001, rate=0.002),
 }
 Head = Literal["forward only", "local entropy by example", "back-propagation"]
@@ -151,39 +151,39 @@ def main(config: Config) -> None:
     print(f"{results.device_name()}; batch {config.batch_size}")
     print("| network | head | test accuracy (least of the seeds) | seconds |")
     print("| --- | --- | --- | --- |")
-    curves: dict[str, dict[str, list[Curve]]] = {}
+    path = config.output / "forward_only.json"
+    # What another call has trained stays.
+    curves = results.read(path)["curves"] if path.exists() and config.only else {}
     for name, of_name in RUNS.items():
         if config.only and name not in config.only:
             continue
         run = of_name._replace(updates=of_name.updates // config.shorten)
         label = described(name, run)
+        curves[label] = {}
         for head in HEADS:
             if head == "local entropy by example" and name not in BY_EXAMPLE:
                 continue
             found = [trained(config, dataset, run, head, seed) for seed in config.seeds]
-            curves.setdefault(label, {})[head] = found
+            curves[label][head] = [curve._asdict() for curve in found]
             ends = jnp.array([curve.accuracy[-1] for curve in found])
             seconds = max(curve.seconds[-1] for curve in found)
             accuracy = f"{ends.mean():.4f} ({ends.min():.4f})"
             print(f"| {label} | {head} | {accuracy} | {seconds:.0f} |", flush=True)
-        kept = {
-            label: {head: [c._asdict() for c in found] for head, found in both.items()}
-            for label, both in curves.items()
-        }
-        results.write_json(config.output / "forward_only.json", config, curves=kept)
-    path = config.output / "forward_only.png"
-    with plotting.figure(path, 1, len(curves)) as (_, axes):
+        results.write_json(path, config, curves=curves)
+    with plotting.figure(path.with_suffix(".png"), 1, len(curves)) as (_, axes):
         for panel, (label, both) in zip(axes[0], curves.items(), strict=True):
             draw(panel, label, both)
 
 
-def draw(panel: Any, label: str, both: dict[str, list[Curve]]) -> None:
+def draw(panel: Any, label: str, both: dict[str, list[dict[str, Any]]]) -> None:
     """Test accuracy against updates, every seed a line."""
     colours = dict(zip(HEADS, ("#2a78d6", "#d6722a", "#888888"), strict=True))
     for head, found in both.items():
         for curve in found:
-            panel.plot(curve.updates, curve.accuracy, color=colours[head], linewidth=1)
-        mean = sum(curve.accuracy[-1] for curve in found) / len(found)
+            panel.plot(
+                curve["updates"], curve["accuracy"], color=colours[head], linewidth=1
+            )
+        mean = sum(curve["accuracy"][-1] for curve in found) / len(found)
         panel.plot([], [], color=colours[head], label=f"{head}: {mean:.4f}")
     panel.set_ylim(0.9, 1)
     panel.set_xlabel("updates")

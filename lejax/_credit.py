@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from lejax._axes import varying
 from lejax._program import Program
-from lejax._sights import Sights
+from lejax._sights import Sights, Sum, without_sums
 from lejax._spans import Layer, span, transposed, weights
 from lejax._trees import PyTree, compute_dtype, is_large
 
@@ -121,16 +121,19 @@ def make_credit(
     and `at(u, sign=1.0)` is the whole program at ±u; `origin` is the u that displaces
     nothing.
     """
-    assert sights.total is not None
-    total, dtype = sights.total, compute_dtype(zeros)
-    summed = tuple(axis for axis in total.axes if axis != sights.axis)
-    factor = jnp.asarray(total.sign, dtype)
-    for number, exponent in total.factors:
-        factor = factor * jnp.asarray(known[number], dtype) ** exponent
+    dtype = compute_dtype(zeros)
+
+    def added(total: Sum, seen: dict[int, Any]) -> jax.Array:
+        """What each example adds to the loss by a sum."""
+        others = tuple(axis for axis in total.axes if axis != total.axis)
+        factor = jnp.asarray(total.sign, dtype)
+        for number, exponent in total.factors:
+            factor = factor * jnp.asarray(known[number], dtype) ** exponent
+        return seen[total.number].sum(others).astype(dtype) * factor
 
     def examine(displacement: PyTree, sign: float = 1.0) -> tuple[jax.Array, Seen]:
         seen = at(displacement, sign=sign)
-        losses = seen[total.number].sum(summed).astype(dtype) * factor
+        losses = sum(added(total, seen) for total in sights.totals)
         rows = tuple(
             layer.to_rows(seen[sight.inputs]) if layer.rows is None else None
             for sight, layer in zip(sights.layers, layers, strict=True)
@@ -139,8 +142,7 @@ def make_credit(
 
     of_layers = {leaf for layer in layers for leaf in layer.leaves}
     at_origin = examine(origin)[1].losses
-    others = (op for op in program.operations if op is not total.operation)
-    beside = program._replace(operations=tuple(others))
+    beside = without_sums(program, sights)
     leaves = program.inputs[: len(jax.tree.leaves(zeros))]
     return Credit(
         examine=examine,

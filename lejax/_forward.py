@@ -23,7 +23,7 @@ from lejax._layers import Sight
 from lejax._objective import Coordinates
 from lejax._program import Program
 from lejax._reduction import find_reduced, reduced_space
-from lejax._sights import Sights, find_sights
+from lejax._sights import Sights, find_sights, without_sums
 from lejax._spans import Span, make_layer, seen_of, span, transposed
 from lejax._trees import (
     PyTree,
@@ -49,7 +49,7 @@ def forward_space(
     """
     program, found = find_reduced(value_fn, params, batch, inner_batches)
     sights = find_sights(program, len(found))
-    sights = sights._replace(layers=_of_the_sum_alone(program, sights))
+    sights = sights._replace(layers=_of_the_sums_alone(program, sights))
     if not sights.layers:
         return reduced_space(value_fn, params, batch, inner_batches, data_axis_name)
     leaves, structure = jax.tree.flatten(params)
@@ -137,24 +137,21 @@ def forward_space(
     )
 
 
-def _of_the_sum_alone(program: Program, sights: Sights) -> tuple[Sight, ...]:
+def _of_the_sums_alone(program: Program, sights: Sights) -> tuple[Sight, ...]:
     """The layers that the loss depends on by what is summed over the examples alone."""
-    if sights.total is None:
-        return ()
-    of_sum = sights.total.operation
-    others = [operation for operation in program.operations if operation is not of_sum]
-    # From the sum to the loss there must be one way, along which it is linear.
-    number = of_sum.outputs[0]
-    while number != program.output:
-        after = [operation for operation in others if number in operation.inputs]
-        if len(after) != 1 or after[0].inputs.count(number) != 1:
-            return ()
-        (number,) = after[0].outputs
-    without = program._replace(operations=tuple(others))
+    for total in sights.totals:
+        # From the sum to the loss there must be one way, along which it is linear.
+        number = total.operation.outputs[0]
+        while number != program.output:
+            after = [step for step in program.operations if number in step.inputs]
+            if len(after) != 1 or after[0].inputs.count(number) != 1:
+                return ()
+            (number,) = after[0].outputs
+    beside = without_sums(program, sights)
     return tuple(
         sight
         for sight in sights.layers
-        if program.output not in without.dependents([sight.result])
+        if program.output not in beside.dependents([sight.result])
     )
 
 

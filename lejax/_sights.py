@@ -26,6 +26,7 @@ class Sum(NamedTuple):
         operation: the sum itself.
         number: of what is summed.
         axes: along which.
+        axis: that of the examples.
         factors: the numbers of known scalars that the sum is multiplied with, each with
             the exponent 1 or -1.
         sign: 1 or -1.
@@ -34,6 +35,7 @@ class Sum(NamedTuple):
     operation: Operation
     number: int
     axes: tuple[int, ...]
+    axis: int
     factors: tuple[tuple[int, int], ...]
     sign: int
 
@@ -42,14 +44,12 @@ class Sights(NamedTuple):
     """What is known of the examples of a loss.
 
     Attributes:
-        total: the sum over the examples, None where there is none.
-        axis: that of the examples in what is summed.
+        totals: the sums over the same examples, which the loss adds up.
         layers: the layers whose noise they see apart.
         reasons: for every leaf why it is in none of them, empty where it is.
     """
 
-    total: Sum | None
-    axis: int
+    totals: tuple[Sum, ...]
     layers: tuple[Sight, ...]
     reasons: tuple[str, ...]
 
@@ -58,14 +58,28 @@ def find_sights(program: Program, leaves: int) -> Sights:
     """The layers among the first `leaves` inputs whose noise the examples see apart."""
     numbers = program.inputs[:leaves]
     if why := program.in_one_piece():
-        return Sights(None, 0, (), (why,) * leaves)
-    found = [
-        _apart(program, total, numbers)
-        for total in _sums(program, program.output, program.dependents(numbers))
-    ]
+        return Sights((), (), (why,) * leaves)
+    sums = list(_sums(program, program.output, program.dependents(numbers)))
+    found = [_apart(program, total, numbers) for total in sums]
     if not found:
-        return Sights(None, 0, (), ("the loss is no sum over examples",) * leaves)
-    return max(found, key=lambda sights: len(sights.layers))
+        return Sights((), (), ("the loss is no sum over examples",) * leaves)
+    best = max(found, key=lambda sights: len(sights.layers))
+    if not best.layers:
+        return best
+    (first,) = best.totals
+    others = (
+        _of_same_examples(program, total, first, best.layers)
+        for total, mine in zip(sums, found, strict=True)
+        if mine is not best
+    )
+    return best._replace(totals=(first, *filter(None, others)))
+
+
+def without_sums(program: Program, sights: Sights) -> Program:
+    """What the loss is beside the sums over its examples."""
+    sums = {total.operation.outputs for total in sights.totals}
+    others = (step for step in program.operations if step.outputs not in sums)
+    return program._replace(operations=tuple(others))
 
 
 def _sums(program: Program, number: int, unknown: set[int]) -> Iterator[Sum]:
@@ -81,7 +95,8 @@ def _sums(program: Program, number: int, unknown: set[int]) -> Iterator[Sum]:
             continue
         name, inputs = operation.name, operation.inputs
         if name == "reduce_sum":
-            yield Sum(operation, inputs[0], operation.params["axes"], factors, sign)
+            axes = operation.params["axes"]
+            yield Sum(operation, inputs[0], axes, -1, factors, sign)
         elif any(program.shapes[i].shape for i in inputs):
             continue
         elif not jnp.issubdtype(program.shapes[number].dtype, jnp.floating):
@@ -147,14 +162,30 @@ def _apart(program: Program, total: Sum, numbers: tuple[int, ...]) -> Sights:
         if sight.bias is not None:
             reasons[sight.bias] = ""
     return Sights(
-        total,
-        axis,
+        (total._replace(axis=axis),),
         tuple(sight for sight, _ in layers.values()),
         tuple(
             reasons.get(leaf, "the loss does not use it")
             for leaf in range(len(numbers))
         ),
     )
+
+
+def _of_same_examples(
+    program: Program, total: Sum, first: Sum, layers: tuple[Sight, ...]
+) -> Sum | None:
+    """Another sum, if the layers that reach it are seen apart there as well."""
+    before = _ancestors(program, total.number)
+    reached = [sight for sight in layers if sight.result in before]
+    try:
+        axes = {_followed(program, total, before, sight) for sight in reached}
+    except (UnknownUseError, MeetingError):
+        return None
+    size = program.shapes[first.number].shape[first.axis]
+    for axis in axes if len(axes) == 1 else ():
+        if program.shapes[total.number].shape[axis] == size:
+            return total._replace(axis=axis)
+    return None
 
 
 def _followed(program: Program, total: Sum, before: set[int], sight: Sight) -> int:

@@ -61,6 +61,9 @@ SMOOTHINGS = {
     "score_function, no credit": smoothing(
         lejax.heat, lejax.score_function, 20, credit=False
     ),
+    "importance_by_example": smoothing(
+        lejax.local_entropy, lejax.importance_by_example, 20
+    ),
     "parallel": Entry(of_all_devices, {lejax.parallel}),
     "scoping": Entry(scoped, {lejax.scoping}),
 }

@@ -114,8 +114,7 @@ def network_step(sampler, batch):
 
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("reduction", [True, False])
-# Forwards the examples of every member have draws of their own: see test_forward.
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "forward"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_members_of_an_axis_share_the_data(name, reduction, parts):
     """The mean loss of the parts is the loss of the whole, before the exponential.
 

@@ -137,6 +137,7 @@ SUMS = {
     "of sums": lambda y: jnp.sum(y**2, -1).sum() / 5,
     "of a mean": lambda y: jnp.mean(y**2, 1).mean(),
     "scaled": lambda y: 1 - 3 * (-jnp.abs(y).sum() + 2) / 7,
+    "of two sums": lambda y: jnp.mean(y**2) - jnp.mean(jnp.cos(y[:, 0])),
     "with weights": lambda y: jnp.average(y[:, 0] ** 2, weights=jnp.arange(5.0)),
 }
 
