@@ -29,6 +29,7 @@ class Sight(NamedTuple):
             with the bias.
         result_order: its axes: that of the examples, those of the positions, others.
         positions: how many positions an example has, T.
+        size: how many numbers a row has, n.
         others: how many axes the result has besides those of the rows.
     """
 
@@ -42,6 +43,7 @@ class Sight(NamedTuple):
     result: int
     result_order: tuple[int, ...]
     positions: int
+    size: int
     others: int
 
     def rows(self, inputs: jax.Array) -> jax.Array:
@@ -112,8 +114,6 @@ def layers_of(
     for example in range(len(free)):
         places = (example, *(i for i in range(len(free)) if i != example))
         positions = math.prod(shape[of_result[i]] for i in places[1:])
-        if positions > 1 and positions >= size:
-            continue
         found.append(
             Sight(
                 kernel=leaf,
@@ -126,11 +126,10 @@ def layers_of(
                 result=result,
                 result_order=(*(of_result[i] for i in places), *of_others),
                 positions=positions,
+                size=size,
                 others=len(of_others),
             )
         )
-    if not found:
-        raise UnknownUseError(f"the positions of an example span its {size} inputs")
     return found
 
 

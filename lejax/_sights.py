@@ -146,7 +146,12 @@ def _apart(program: Program, total: Sum, numbers: tuple[int, ...]) -> Sights:
         for sight in candidates:
             try:
                 sight = with_bias(program, sight, numbers, consumers, added)
-                layers[leaf] = sight, _followed(program, total, before, sight)
+                axis = _followed(program, total, before, sight)
+                if 1 < sight.positions >= sight.size:
+                    raise UnknownUseError(
+                        f"the positions of an example span its {sight.size} inputs"
+                    )
+                layers[leaf] = sight, axis
                 reasons.pop(leaf, None)
                 break
             except (UnknownUseError, MeetingError) as reason:

@@ -41,14 +41,14 @@ def test_the_report_of_an_embedding_and_a_convolution():
     assert_report(
         lejax.reduction_report(value_fn, params, batch),
         """
-        leaf                  shape         drawn
-        ['hidden']['bias']    (4,)          (4,)          used by reshape
-        ['hidden']['kernel']  (32, 4)       (32, 4)       its rows depend on parameters
-        ['out']['bias']       (1,)          (1,)          used by reshape
-        ['out']['kernel']     (4, 1)        (4, 1)        its rows depend on parameters
-        ['pixels']['bias']    (2,)          (2,)          used by reshape
-        ['pixels']['kernel']  (3, 3, 1, 2)  (3, 3, 1, 2)  used by conv_general_dilated
-        ['w']['embedding']    (50, 4)       (6, 4)        6 rows meet 50 inputs
+        leaf                  shape         drawn                                        credit
+        ['hidden']['bias']    (4,)          (4,)          used by reshape                by example
+        ['hidden']['kernel']  (32, 4)       (32, 4)       its rows depend on parameters  by example
+        ['out']['bias']       (1,)          (1,)          used by reshape                by example
+        ['out']['kernel']     (4, 1)        (4, 1)        its rows depend on parameters  by example
+        ['pixels']['bias']    (2,)          (2,)          used by reshape                used by add
+        ['pixels']['kernel']  (3, 3, 1, 2)  (3, 3, 1, 2)  used by conv_general_dilated   the positions of an example span its 9 inputs
+        ['w']['embedding']    (50, 4)       (6, 4)        6 rows meet 50 inputs          used by gather
         in all                357           181
         """,
     )
@@ -66,11 +66,11 @@ def test_the_report_of_linen():
     assert_report(
         report,
         """
-        leaf                              shape   drawn
-        ['params']['layers_0']['bias']    (4,)    (4,)    used by reshape
-        ['params']['layers_0']['kernel']  (8, 4)  (5, 4)  5 rows meet 8 inputs
-        ['params']['layers_2']['bias']    (1,)    (1,)    used by reshape
-        ['params']['layers_2']['kernel']  (4, 1)  (4, 1)  its rows depend on parameters
+        leaf                              shape   drawn                                  credit
+        ['params']['layers_0']['bias']    (4,)    (4,)    used by reshape                by example
+        ['params']['layers_0']['kernel']  (8, 4)  (5, 4)  5 rows meet 8 inputs           by example
+        ['params']['layers_2']['bias']    (1,)    (1,)    used by reshape                by example
+        ['params']['layers_2']['kernel']  (4, 1)  (4, 1)  its rows depend on parameters  by example
         in all                            41      29
         """,
     )
@@ -87,9 +87,9 @@ def test_the_report_of_nnx():
     assert_report(
         lejax.reduction_report(value_fn, params, jnp.zeros((5, 8))),
         """
-        leaf              shape   drawn
-        ['bias'].value    (2,)    (2,)    used by reshape
-        ['kernel'].value  (8, 2)  (5, 2)  5 rows meet 8 inputs
+        leaf              shape   drawn                         credit
+        ['bias'].value    (2,)    (2,)    used by reshape       by example
+        ['kernel'].value  (8, 2)  (5, 2)  5 rows meet 8 inputs  by example
         in all            18      12
         """,
     )
@@ -104,9 +104,9 @@ def test_the_report_of_a_fallback():
     assert_report(
         lejax.reduction_report(value_fn, params, X),
         """
-        leaf        shape   drawn
-        ['unused']  (3,)    (0,)    the loss does not use it
-        ['w']       (8, 2)  (8, 2)  used by mul
+        leaf        shape   drawn                             credit
+        ['unused']  (3,)    (0,)    the loss does not use it  the loss does not use it
+        ['w']       (8, 2)  (8, 2)  used by mul               used more than once
         in all      19      16
         """,
     )
