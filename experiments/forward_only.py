@@ -178,7 +178,8 @@ def main(config: Config) -> None:
 def draw(panel: Any, label: str, both: dict[str, list[dict[str, Any]]]) -> None:
     """Test accuracy against updates, every seed a line."""
     colours = dict(zip(HEADS, ("#2a78d6", "#d6722a", "#888888"), strict=True))
-    for head, found in both.items():
+    for head in (head for head in HEADS if head in both):
+        found = both[head]
         for curve in found:
             panel.plot(
                 curve["updates"], curve["accuracy"], color=colours[head], linewidth=1

@@ -14,6 +14,7 @@ image, cᵢ is the projection on what they span. Node perturbation is the idea's
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 from lejax._axes import varying
 from lejax._program import Program
 from lejax._sights import Sights, Sum, without_sums
-from lejax._spans import Layer, span, transposed, weights
+from lejax._spans import Layer, plus, span, transposed, weights
 from lejax._trees import PyTree, compute_dtype, is_large
 
 # One entry for every leaf: None where the examples see it in no layer.
@@ -78,10 +79,9 @@ def by_leaf(credit: Credit, sums: Sums) -> ByLeaf:
             continue
         assert layer.rows is not None
         point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
-        sums = transposed(layer, span(layer, layer.rows), seen, point)
-        for leaf, part in zip(layer.leaves, sums, strict=True):
-            common = total[leaf]
-            total[leaf] = part if common is None else common + part
+        parts = transposed(layer, span(layer, layer.rows), seen, point)
+        for leaf, part in zip(layer.leaves, parts, strict=True):
+            total[leaf] = plus(total[leaf], part)
     return tuple(total)
 
 
@@ -133,7 +133,9 @@ def make_credit(
 
     def examine(displacement: PyTree, sign: float = 1.0) -> tuple[jax.Array, Seen]:
         seen = at(displacement, sign=sign)
-        losses = sum(added(total, seen) for total in sights.totals)
+        losses = functools.reduce(
+            jnp.add, (added(total, seen) for total in sights.totals)
+        )
         rows = tuple(
             layer.to_rows(seen[sight.inputs]) if layer.rows is None else None
             for sight, layer in zip(sights.layers, layers, strict=True)
@@ -175,12 +177,16 @@ def add_control_variate(
         mine = tuple(moves[leaf] for leaf in layer.leaves)
         common, part = _of_layer(layer, mine, losses, rows)
         if part is not None:
-            of_seen[place] = of_seen[place] + part
-        for leaf, found in zip(layer.leaves, common, strict=True):
-            leaves[leaf] = leaves[leaf] + found
+            of_seen[place] = plus(of_seen[place], part)
+        added = [
+            plus(leaves[leaf], found)
+            for leaf, found in zip(layer.leaves, common, strict=True)
+        ]
+        for leaf, found in zip(layer.leaves, added, strict=True):
+            leaves[leaf] = found
         if is_large(credit.zeros):
             # One after the other: the sums of a chunk are never there all at once.
-            wait = _nothing(leaves[layer.leaves[0]])
+            wait = _nothing(added[0])
             moves = [move + wait.astype(move.dtype) for move in moves]
     return Sums(tuple(leaves), tuple(of_seen))
 

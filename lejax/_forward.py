@@ -24,7 +24,7 @@ from lejax._objective import Coordinates
 from lejax._program import Program
 from lejax._reduction import find_reduced, reduced_space
 from lejax._sights import Sights, find_sights, without_sums
-from lejax._spans import Span, make_layer, seen_of, span, transposed
+from lejax._spans import Span, make_layer, plus, seen_of, span, transposed
 from lejax._trees import (
     PyTree,
     scaled,
@@ -185,8 +185,7 @@ def forward_sums(
             factor = _by_norm(met, mine).astype(noise.dtype)
             parts = transposed(layer, met, noise * factor[..., None, None], point)
             for leaf, found in zip(layer.leaves, parts, strict=True):
-                before = leaves[leaf]
-                leaves[leaf] = found if before is None else before + found
+                leaves[leaf] = plus(leaves[leaf], found)
     return Sums(tuple(leaves), tuple(of_seen))
 
 

@@ -162,8 +162,13 @@ def weights(met: Span, losses: jax.Array) -> jax.Array:
     return losses / jnp.where(met.squares > 0, met.squares, 1).astype(losses.dtype)
 
 
+def plus(total: jax.Array | None, part: jax.Array) -> jax.Array:
+    """The sum, of which nothing may be there yet."""
+    return part if total is None else total + part
+
+
 def transposed(
-    layer: Layer, met: Span, weighted: jax.Array, point: tuple[jax.Array, ...]
+    layer: Layer, met: Span, weighted: jax.Array, point: tuple[Any, ...]
 ) -> list[jax.Array]:
     """Σ Hᵢᵀvᵢ over the examples, and over the draws where these have their own rows.
 
