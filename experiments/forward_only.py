@@ -177,7 +177,9 @@ def main(config: Config) -> None:
 
 def draw(panel: Any, label: str, both: dict[str, list[dict[str, Any]]]) -> None:
     """Test accuracy against updates, every seed a line."""
-    colours = dict(zip(HEADS, ("#2a78d6", "#d6722a", "#888888"), strict=True))
+    colours: dict[str, str] = dict(
+        zip(HEADS, ("#2a78d6", "#d6722a", "#888888"), strict=True)
+    )
     for head in (head for head in HEADS if head in both):
         found = both[head]
         for curve in found:
