@@ -239,6 +239,7 @@ _RULES: dict[str, _Rule] = {
         _along_others("axis"),
     ),
     "sort": _along_others("dimension"),
+    "split": _along_others("axis"),
     "rev": _along_others("dimensions"),
     "transpose": _transpose,
     "broadcast_in_dim": _broadcast,

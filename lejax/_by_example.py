@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._axes import make_axes, mean_over, varying
-from lejax._credit import Seen, by_leaf, no_sums
+from lejax._credit import by_leaf, no_sums
 from lejax._draws import Draws, Plan, default_signs, fold_draws
 from lejax._forward import forward_space, forward_sums
 from lejax._importance import TRUSTED_SAMPLE_SIZE
@@ -81,7 +82,11 @@ def importance_by_example(
 
     with equality as β → 0, and of the first two on a batch of one example. Each example
     has its own draws in what it sees of each layer, as in `score_function`: no weights
-    of whole networks degenerate with their size, and there are no gradients.
+    of whole networks degenerate with their size, and there are no gradients. Leaves in
+    no such layer are drawn whole, in common.
+
+    The examples lie along the first axis of the batch; what is in the loss beside the
+    mean over them, a penalty say, is in every fᵢ.
     The displacement is -βτ ∇G = (1/B) Σᵢ E_qᵢ[X] - x, qᵢ ∝ exp(-βfᵢ) φ.
 
     Args:
@@ -107,8 +112,8 @@ def importance_by_example(
         ValueError: `num_samples` is not an integer of at least 2 (one draw is all spent
             on centring), `chunk_size` or `signs_per_draw` is not a positive integer,
             `signs_per_draw` is above 32, an axis is not bound, or both are the same;
-            and in use, where the loss is no sum over examples that see a dense layer
-            apart, as `reduction_report` says.
+            and in use, where the loss is no sum over the examples of the batch, by
+            which alone it depends on a layer that they see apart.
 
     Example:
         Two examples with fᵢ = (w - yᵢ)²/2 each pull by -τ/(1 + τ) (w - yᵢ):
@@ -135,25 +140,17 @@ def importance_by_example(
     def run(
         key: jax.Array, state: PyTree, space: Coordinates, tau: Any, beta: Any
     ) -> tuple[PyTree, PyTree, Info]:
-        if space.credit is None:
-            raise ValueError(
-                "value_fn is no sum over examples that see a dense layer apart, so "
-                "there is no loss of each example; lejax.reduction_report says why, "
-                "and lejax.importance smooths any loss."
-            )
+        assert space.credit is not None
         examples, dtype = space.credit, compute_dtype(space.zeros)
         count, data = examples.at_origin.size, examples.data_axis_name
         units = num_samples // 2 if antithetic else num_samples
-        shared = signs_per_draw or default_signs(space.zeros, units)
+        shared = signs_per_draw or default_signs(space.zeros, units, count)
         plan = Plan(num_samples, antithetic, chunk_size, shared)
-        # What is in the loss beside the sum is in that of every example.
-        beside = _beside(*examples.examine(space.zeros), data)
-        beside = jnp.where(jnp.isfinite(beside), beside, 0)
 
         def evaluate(displacement: PyTree, sign: float) -> PyTree:
-            value, seen = examples.examine(displacement, sign=sign)
-            more = _beside(value, seen, data) if examples.moves_beside else beside
-            losses = count * seen.losses + more
+            _, seen = examples.examine(displacement, sign=sign)
+            # What is in the loss beside the sum is in that of every example.
+            losses = count * seen.losses + mean_over(seen.beside, data)
             limit = jnp.where(jnp.isfinite(losses), jnp.finfo(dtype).max, jnp.inf)
             return jnp.clip(-beta * losses, -limit, limit), seen.rows
 
@@ -225,7 +222,7 @@ def importance_by_example(
         effective = jnp.where(any_weight > 0, 1 / relative_square, 0)
         info = make_info(
             dtype,
-            2 * num_samples + 1,
+            2 * num_samples,
             objective=-log_mean / beta,
             standard_error=jnp.where(
                 effective < TRUSTED_SAMPLE_SIZE,
@@ -241,14 +238,25 @@ def importance_by_example(
         run,
         "importance_by_example",
         "local entropy",
-        coordinates=forward_space,
+        coordinates=_space,
         axes=make_axes(axis_name, data_axis_name),
     )
 
 
-def _beside(value: jax.Array, seen: Seen, data_axis_name: str | None) -> jax.Array:
-    """The loss without the sum over the examples."""
-    return value - mean_over(seen.losses.sum(), data_axis_name)
+def _space(
+    value_fn: Callable[..., Any], params: PyTree, batch: PyTree, *options: Any
+) -> Coordinates:
+    """`forward_space`, where it finds the examples of the batch."""
+    space = forward_space(value_fn, params, batch, *options)
+    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)}
+    if space.credit is None or space.credit.at_origin.size not in sizes:
+        raise ValueError(
+            "value_fn is no sum over the examples of the batch, by which alone it "
+            "depends on a dense layer that they see apart: no example has a loss of "
+            "its own; lejax.reduction_report may say why, and lejax.importance smooths "
+            "any loss."
+        )
+    return space
 
 
 def _no_weights(count: int, dtype: Any) -> Weights:

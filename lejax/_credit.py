@@ -23,8 +23,8 @@ import jax.numpy as jnp
 
 from lejax._axes import varying
 from lejax._program import Program
-from lejax._sights import Sights, Sum, without_sums
-from lejax._spans import Layer, plus, span, transposed, weights
+from lejax._sights import Sights, Sum
+from lejax._spans import Layer, plus, spanned, transposed, weights
 from lejax._trees import PyTree, compute_dtype, is_large
 
 # One entry for every leaf: None where the examples see it in no layer.
@@ -38,11 +38,13 @@ class Seen(NamedTuple):
 
     Attributes:
         losses: (B,), what each adds to the loss.
+        beside: what is in the loss beside these.
         rows: for every layer its Hᵢ, (B, T, n); None where they are the same at every
             point.
     """
 
     losses: jax.Array
+    beside: jax.Array
     rows: ByLayer
 
 
@@ -79,7 +81,7 @@ def by_leaf(credit: Credit, sums: Sums) -> ByLeaf:
             continue
         assert layer.rows is not None
         point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
-        parts = transposed(layer, span(layer, layer.rows), seen, point)
+        parts = transposed(layer, spanned(layer, layer.rows), seen, point)
         for leaf, part in zip(layer.leaves, parts, strict=True):
             total[leaf] = plus(total[leaf], part)
     return tuple(total)
@@ -93,7 +95,6 @@ class Credit(NamedTuple):
         layers: those that the examples see apart.
         zeros: a sum of nothing, by leaf.
         at_origin: the bᵢ: what the examples lose where nothing is displaced.
-        moves_beside: whether the loss has a part beside the sum that moves with u.
         data_axis_name: the axis whose members hold parts of the examples, if any. The
             sums are of a member's own; all of them are the mean over the members.
     """
@@ -102,7 +103,6 @@ class Credit(NamedTuple):
     layers: tuple[Layer, ...]
     zeros: ByLeaf
     at_origin: jax.Array
-    moves_beside: bool
     data_axis_name: str | None = None
 
 
@@ -131,6 +131,18 @@ def make_credit(
             factor = factor * jnp.asarray(known[number], dtype) ** exponent
         return seen[total.number].sum(others).astype(dtype) * factor
 
+    of_sums = {total.operation.outputs[0] for total in sights.totals}
+    behind = program.dependents(of_sums) - of_sums
+    after = [step for step in program.operations if not behind.isdisjoint(step.outputs)]
+
+    def beside(seen: dict[int, Any]) -> jax.Array:
+        """The loss with sums of 0: known also where an example's loss is not."""
+        without = dict(seen)
+        for number in of_sums:
+            without[number] = jnp.zeros_like(seen[number])
+        program.run(after, without)
+        return jnp.asarray(without[program.output]).astype(dtype)
+
     def examine(displacement: PyTree, sign: float = 1.0) -> tuple[jax.Array, Seen]:
         seen = at(displacement, sign=sign)
         losses = functools.reduce(
@@ -140,12 +152,11 @@ def make_credit(
             layer.to_rows(seen[sight.inputs]) if layer.rows is None else None
             for sight, layer in zip(sights.layers, layers, strict=True)
         )
-        return jnp.asarray(seen[program.output]).astype(dtype), Seen(losses, rows)
+        value = jnp.asarray(seen[program.output]).astype(dtype)
+        return value, Seen(losses, beside(seen), rows)
 
     of_layers = {leaf for layer in layers for leaf in layer.leaves}
     at_origin = examine(origin)[1].losses
-    beside = without_sums(program, sights)
-    leaves = program.inputs[: len(jax.tree.leaves(zeros))]
     return Credit(
         examine=examine,
         layers=layers,
@@ -154,7 +165,6 @@ def make_credit(
             for place, leaf in enumerate(jax.tree.leaves(zeros))
         ),
         at_origin=jnp.where(jnp.isfinite(at_origin), at_origin, 0),
-        moves_beside=program.output in beside.dependents(leaves),
     )
 
 
@@ -207,7 +217,7 @@ def _of_layer(
     kernels = jax.vmap(jax.vmap(layer.matrix))(moves[0])
     vectors = [jax.vmap(jax.vmap(layer.vector))(bias) for bias in moves[1:]]
     if layer.rows is not None:
-        met = span(layer, layer.rows)
+        met = spanned(layer, layer.rows)
         losses = jnp.where(met.finite, losses, 0).sum(0)
         factor = weights(met, -losses).astype(kernels.dtype)
         # In the order that takes the fewest operations.
@@ -220,7 +230,7 @@ def _of_layer(
     whole = jnp.zeros_like(losses[0])
     # Sign by sign: stacked, the rows would be copied.
     for mine, of_sign in zip(losses, rows, strict=True):
-        met = span(layer, of_sign)
+        met = spanned(layer, of_sign)
         mine = jnp.where(met.finite, mine, 0)
         seen = jnp.einsum("pgbtn,pgno->pgbto", met.rows, kernels)
         for bias in vectors:

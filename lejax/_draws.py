@@ -177,10 +177,13 @@ def _blocks(plan: Plan) -> Iterator[_Block]:
             start += count // copies
 
 
-def default_signs(zeros: PyTree, draws: int) -> int:
-    """How many of so many draws, or pairs, share one where nobody says it."""
+def default_signs(zeros: PyTree, draws: int, examples: int = 1) -> int:
+    """How many of so many draws, or pairs, share one where nobody says it.
+
+    A draw may be of so many examples, of which each sees its own numbers.
+    """
     size = max(1, optax.tree.size(zeros))
-    by_dimension = min(size // NUMBERS_PER_SIGN, NUMBERS_AT_ONCE // size)
+    by_dimension = min(size // examples // NUMBERS_PER_SIGN, NUMBERS_AT_ONCE // size)
     return max(1, min(MAX_SIGNS, by_dimension, draws // LEAST_UNITS))
 
 

@@ -22,9 +22,9 @@ from lejax._credit import ByLayer, ByLeaf, Credit, Sums, make_credit
 from lejax._layers import Sight
 from lejax._objective import Coordinates
 from lejax._program import Program
-from lejax._reduction import find_reduced, reduced_space
+from lejax._reduction import coordinates, find_reduced
 from lejax._sights import Sights, find_sights, without_sums
-from lejax._spans import Span, make_layer, plus, seen_of, span, transposed
+from lejax._spans import Span, make_layer, plus, seen_of, spanned, transposed
 from lejax._trees import (
     PyTree,
     scaled,
@@ -41,17 +41,20 @@ def forward_space(
     batch: PyTree,
     inner_batches: bool,
     data_axis_name: str | None = None,
+    *,
+    reduction: bool = True,
 ) -> Coordinates:
     """A draw is what every example sees of each layer, and the leaves in no layer.
 
     `lift` takes the displacements of the leaves, those in layers and the others. Where
-    no layer is seen by example these are the coordinates of the reduction.
+    no layer is seen by example these are the coordinates of the reduction, if any.
     """
     program, found = find_reduced(value_fn, params, batch, inner_batches)
     sights = find_sights(program, len(found))
     sights = sights._replace(layers=_of_the_sums_alone(program, sights))
     if not sights.layers:
-        return reduced_space(value_fn, params, batch, inner_batches, data_axis_name)
+        make = coordinates(reduction)
+        return make(value_fn, params, batch, inner_batches, data_axis_name)
     leaves, structure = jax.tree.flatten(params)
     numbers = program.inputs[: len(leaves)]
     origin = widen(params)
@@ -172,7 +175,7 @@ def forward_sums(
     signed = signs.astype(coefficients.dtype).reshape(-1, 1, 1, 1) * coefficients
     for layer, own, noise in zip(credit.layers, rows, noises, strict=True):
         if layer.rows is not None:
-            factor = _by_norm(span(layer, layer.rows), signed).sum(0)
+            factor = _by_norm(spanned(layer, layer.rows), signed).sum(0)
             # As a product of matrices, which is several times faster than a sum.
             seen = jnp.einsum("pgb,pgbto->bto", factor.astype(noise.dtype), noise)
             of_seen.append(seen)
@@ -181,7 +184,7 @@ def forward_sums(
         assert own is not None
         point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
         for mine, of_sign in zip(signed, own, strict=True):
-            met = span(layer, of_sign)
+            met = spanned(layer, of_sign)
             factor = _by_norm(met, mine).astype(noise.dtype)
             parts = transposed(layer, met, noise * factor[..., None, None], point)
             for leaf, found in zip(layer.leaves, parts, strict=True):

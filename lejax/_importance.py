@@ -75,9 +75,10 @@ def importance(
 
                 δ̂ + (κβ/J) √τ Σ_j Σᵢ (sᵢ(X_j) - sᵢ(x)) (ε_j - hᵢ hᵢᵀε_j / |hᵢ|²)
 
-            has the same mean, but for κ's being fitted on the same draws, O(1/J), and
-            less noise: most where weights are near each other (β of 1 and below, f a
-            mean). It takes one evaluation more, at x. By default with pairs, unless
+            (of several rows hᵢ, positions, the projection on what they span) has the
+            same mean, but for κ's being fitted on the same draws, O(1/J), and less
+            noise: most where weights are near each other (β of 1 and below, f a mean).
+            It takes one evaluation more, at x. By default with pairs, unless
             `sample_complement` asks for the noise of plain sampling. Plain draws that
             are to have it get centred weights, w_j/Σw - 1/J, of the same mean as well.
 
@@ -132,14 +133,14 @@ def importance(
             if by_example is None:
                 return log_weight(space.value_fn(displacement, sign=sign))
             value, seen = by_example.examine(displacement, sign=sign)
-            return log_weight(value), value, seen
+            return log_weight(value), seen
 
         def absorb(
             total: _accumulator.WeightedAccumulator, draws: Draws
         ) -> _accumulator.WeightedAccumulator:
             if by_example is None:
                 return _accumulator.merge(total, _accumulator.summarise(draws))
-            weights, values, seen = draws.outputs
+            weights, seen = draws.outputs
             credit = add_control_variate(
                 by_example,
                 total.credit,
@@ -149,9 +150,11 @@ def importance(
                 seen,
             )
             at_origin = mean_over(by_example.at_origin.sum(), by_example.data_axis_name)
+            # Nothing beside the sum: a constant would hide the losses from the fit.
+            losses = mean_over(seen.losses.sum(-1), by_example.data_axis_name)
             found = _accumulator.with_losses(
                 draws._replace(outputs=weights),
-                values - at_origin,
+                losses - at_origin,
                 centred=not antithetic,
             )
             total = _accumulator.merge(total._replace(credit=None), found)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._program import Operation, Program
-from lejax._uses import UnknownUseError, shown_axes
+from lejax._uses import UnknownUseError, is_sharded, shown_axes
 
 
 class Sight(NamedTuple):
@@ -104,6 +104,10 @@ def layers_of(
     for value in (inputs, result):
         if jnp.dtype(program.shapes[value].dtype) not in (jnp.float32, jnp.float64):
             raise UnknownUseError("its product is of half precision")
+        if is_sharded(program.shapes[value]):
+            raise UnknownUseError("sharded over an explicit mesh")
+        if 0 in program.shapes[value].shape:
+            raise UnknownUseError("its product is empty")
     read = _product if operation.name == "dot_general" else _convolution
     contracted, others, patches, free, own, of_result, of_others = read(
         program, operation, operand
@@ -130,6 +134,8 @@ def layers_of(
                 others=len(of_others),
             )
         )
+    if not found:
+        raise UnknownUseError("its inputs have no axis of examples")
     return found
 
 
@@ -172,9 +178,11 @@ def _product(program: Program, operation: Operation, operand: int) -> _Read:
 
 def _convolution(program: Program, operation: Operation, operand: int) -> _Read:
     params, numbers = operation.params, operation.params["dimension_numbers"]
+    _, rhs, out = numbers
     if operand != 1 or params["feature_group_count"] * params["batch_group_count"] > 1:
         raise UnknownUseError("used by a convolution of groups")
-    _, rhs, out = numbers
+    if list(rhs[2:]) != sorted(rhs[2:]):  # as patches are laid out
+        raise UnknownUseError("used by a convolution along turned axes")
     kernel = program.shapes[operation.inputs[1]].shape
     patches = {
         "filter_shape": tuple(kernel[axis] for axis in rhs[2:]),

@@ -107,9 +107,12 @@ def reduction_report(
     through a sampler with respect to A hold Q fixed: that of F_τ is unbiased, that of
     the displacement itself is not; turn the reduction off for it.
 
-    Credit by example (of `importance` and `score_function`) is for leaves whose noise
-    the examples of the batch see apart: dense layers of any depth, with one row for
-    each example. The last column says "by example" of these, of the others why not.
+    Credit by example is for leaves whose noise the examples of the batch see apart:
+    dense layers and convolutions of any depth, while the rows of an example, its
+    positions, are fewer than the numbers of a row. The last column says "by example" of
+    these, of the others why not. `importance` uses it for all of them,
+    `score_function` and `importance_by_example` for those on which the loss depends by
+    its sum over the examples alone.
 
     Args:
         value_fn: the loss, as the samplers get it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -123,7 +124,9 @@ def score_function(
                 ∇_W F^H = E Σᵢ (sᵢ - sᵢ(x)) hᵢ ξᵢᵀ / (√τ |hᵢ|),
 
             exact for F^H, with far less noise, and but forward passes. Other leaves are
-            drawn whole, in common. It takes one evaluation more, at x.
+            drawn whole, in common: where most numbers are in those, turn it off. What
+            sᵢ(x) is from the mean stays in the average where draws fail. It takes one
+            evaluation more, at x.
 
     Returns:
         A `Sampler` for `heat`. Its info's `effective_sample_size` is the number of
@@ -161,7 +164,8 @@ def score_function(
         del beta  # heat has none
         by_example = space.credit
         draws = num_samples // 2 if antithetic else num_samples
-        shared = signs_per_draw or default_signs(space.zeros, draws)
+        examples = 1 if by_example is None else by_example.at_origin.size
+        shared = signs_per_draw or default_signs(space.zeros, draws, examples)
         none = empty_moments(compute_dtype(space.zeros))
         if by_example is None:
             empty = Covariance(none, space.zeros, space.zeros, none.size)
@@ -215,6 +219,10 @@ def score_function(
         run,
         "score_function",
         "heat",
-        coordinates=forward_space if credit else coordinates(reduction),
+        coordinates=(
+            functools.partial(forward_space, reduction=reduction)
+            if credit
+            else coordinates(reduction)
+        ),
         axes=make_axes(axis_name, data_axis_name),
     )

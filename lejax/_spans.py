@@ -88,7 +88,7 @@ class Span(NamedTuple):
     Attributes:
         rows: (..., B, T, n).
         ones: what the bias is multiplied with, (..., B, T).
-        squares: the square of the norm of each, (..., B): all T have the same.
+        squares: the square of the norm of each, (..., B), but for those that are 0.
         finite: whether they are, (..., B); where not, that is the earlier noise's
             doing: no credit at all, and 0 stands for them.
     """
@@ -99,7 +99,7 @@ class Span(NamedTuple):
     finite: jax.Array
 
 
-def span(layer: Layer, rows: jax.Array) -> Span:
+def spanned(layer: Layer, rows: jax.Array) -> Span:
     """What spans the rows (..., B, T, n), where a bias is one more number, 1, of each.
 
     A single row as it is; of several an orthonormal basis, with 0 for what is not

@@ -228,12 +228,12 @@ def _use(
     ):
         raise UnknownUseError("its rows depend on parameters")
     values = (*operation.inputs, *operation.outputs)
-    if any(_is_sharded(program.shapes[number]) for number in values):
+    if any(is_sharded(program.shapes[number]) for number in values):
         raise UnknownUseError("sharded over an explicit mesh")
     return recognise(program, operation, operand, axes)
 
 
-def _is_sharded(aval: Any) -> bool:
+def is_sharded(aval: Any) -> bool:
     """Whether a value is laid out over a mesh with explicit axes."""
     spec = getattr(getattr(aval, "sharding", None), "spec", None) or ()
     return any(entry is not None for entry in spec)

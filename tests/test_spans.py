@@ -15,7 +15,7 @@ from problems import assert_mean, replicate
 import lejax
 from lejax._reduction import find_reduced
 from lejax._sights import find_sights
-from lejax._spans import make_layer, seen_of, span
+from lejax._spans import make_layer, seen_of, spanned
 
 pytestmark = pytest.mark.compiles
 
@@ -175,7 +175,7 @@ def test_layers_as_matrices(name):
         np.testing.assert_allclose(
             sight.laid_out(seen, result.shape), result, 1e-5, 1e-5
         )
-        met = span(layer, layer.rows)
+        met = spanned(layer, layer.rows)
         rows = jnp.concatenate([met.rows, met.ones[..., None]], -1)
         rows = rows / jnp.sqrt(met.squares)[:, None, None]
         if not layer.has_bias:
