@@ -245,7 +245,41 @@ def test_an_example_that_fails():
 
 
 def test_no_examples():
-    with pytest.raises(ValueError, match="value_fn is no sum over examples"):
+    with pytest.raises(ValueError, match="value_fn is no sum over the examples"):
         lejax.importance_by_example(10).step(
             jax.random.key(0), (), jnp.ones(3), value_fn=lambda x: jnp.sum(x**2), tau=1
         )
+
+
+def test_positions_are_no_examples():
+    """Examples lie along the first axis of the batch, or there are none."""
+
+    def loss(params, x):
+        return jnp.mean(jnp.tanh(x @ params) ** 2)
+
+    with pytest.raises(ValueError, match="value_fn is no sum over the examples"):
+        lejax.importance_by_example(10).step(
+            jax.random.key(0),
+            (),
+            jnp.ones((3, 3)),
+            value_fn=loss,
+            batch=normal(0, 4, 3, 3),  # three positions span the three inputs
+            tau=1.0,
+        )
+
+
+def test_beside_an_example_that_fails():
+    """A penalty is known also where the loss of an example is not."""
+
+    def loss(params, x):
+        y = jnp.sum((x @ params["w"]) ** 2, 1)
+        failing = jnp.mean(jnp.where(jnp.arange(5) == 2, jnp.nan, y))
+        return failing + params["a"] ** 2 / 2
+
+    params = {"a": jnp.float32(1.0), "w": PARAMS["w"]}
+    found, info = estimates(
+        lejax.importance_by_example(500), loss, params, ROWS, 0.5, 1.0, 100
+    )
+    np.testing.assert_allclose(info.nonfinite_fraction, 0.2, 1e-6)
+    # Four of five examples pull by -τ/(1 + τ) a.
+    assert_mean(found[:, 0], -0.8 / 3, bias=2e-3)
