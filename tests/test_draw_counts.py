@@ -46,7 +46,11 @@ DRAWS = {
     "sgld": (lejax.sgld, (7, 0.1), 7),
     "robbins_monro": (lejax.robbins_monro, (3, 8, 0.1), 12),
     "pathwise": (lejax.pathwise, (40,), 20),
-    "score_function": (lejax.score_function, (40,), 20),
+    "score_function": (
+        lambda *a, **k: lejax.score_function(*a, credit=False, **k),
+        (40,),
+        20,
+    ),
 }
 
 
@@ -69,6 +73,17 @@ def test_the_normals_fall_to_the_reduced_dimension(name):
     # The end of a chain, for its warm start, is one draw of the whole space.
     assert count(reduction=False) == units * whole
     assert count() == units * reduced + (whole if name == "sgld" else 0)
+
+
+def test_forwards_the_normals_are_what_the_examples_see():
+    """For every row the outputs of each layer, and no weights."""
+
+    def step(key):
+        return lejax.score_function(40).step(
+            key, (), PARAMS, value_fn=network, batch=BATCH, tau=TAU
+        )
+
+    assert drawn(step, jax.random.key(0)) == 20 * len(BATCH) * (HIDDEN + 1)
 
 
 def test_signs_save_normals():

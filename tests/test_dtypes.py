@@ -28,10 +28,13 @@ def test_dtypes_of_parameters_are_kept(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         p = jax.tree.map(lambda leaf: leaf.astype(dtype), params())
         tx = transformation(name)
-        state = tx.init(p)
-        updates, new = tx.update(
-            None, state, p, value_fn=loss, batch=BATCH.astype(dtype)
-        )
+        state, given = tx.init(p), {"value_fn": loss, "batch": BATCH.astype(dtype)}
+        if name == "importance_by_example" and dtype != "float64":
+            # Points that are rounded at random are seen by all examples alike.
+            with pytest.raises(ValueError, match="no sum over the examples"):
+                tx.update(None, state, p, **given)
+            return
+        updates, new = tx.update(None, state, p, **given)
         assert signature(updates) == signature(p)
         assert signature(new) == signature(state)
         assert all(bool(jnp.isfinite(u).all()) for u in jax.tree.leaves(updates))
@@ -103,7 +106,8 @@ def of_product(w):
 def test_a_small_tau_is_not_rounded_away(name, f, shape, share, dtype):
     """√τ is a share of the spacing: unbiased, at the price `local_entropy` names."""
     tau = (share * SPACING[dtype]) ** 2
-    sampler = getattr(lejax, name)(200)
+    # Single precision would have credit by example, and less noise by itself.
+    sampler = getattr(lejax, name)(200, credit=False)
     keys = jax.random.split(jax.random.key(3), 400)
 
     def gradients(x):

@@ -26,6 +26,7 @@ from experiments import (
     forward_only,
     methods,
     models,
+    spans,
     training,
 )
 from experiments.options import Options
@@ -178,6 +179,25 @@ def test_benchmark(capsys, tmp_path, monkeypatch):
     assert record["peak_resident_megabytes"] == peaks
     errors = record["errors"]
     assert errors["importance, direct"] > errors["importance"] > 0
+
+
+def test_spans(capsys, tmp_path):
+    """Credit by the span of an example's rows lowers the variance."""
+    spans.main(
+        spans.Config(
+            positions=(1, 2),
+            inputs=30,
+            hidden=8,
+            batch_size=6,
+            samples=100,
+            rounds=1,
+            output=tmp_path,
+        )
+    )
+    found = json.loads((tmp_path / "spans.json").read_text())["found"]
+    assert [of["positions"] for of in found] == [1, 2, 1, 2]
+    assert all(of["variance"] > 1 for of in found)
+    assert "| 2 | 2 | " in capsys.readouterr().out
 
 
 def test_forward_only(nothing_prepared, capsys, tmp_path):
