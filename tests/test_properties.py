@@ -23,7 +23,7 @@ pytestmark = pytest.mark.compiles
 J = 12
 SAMPLERS = {
     "importance": lambda **chunk: lejax.importance(J, **chunk),
-    "importance, centred": lambda **chunk: lejax.importance(
+    "importance, plain with credit": lambda **chunk: lejax.importance(
         J, antithetic=False, credit=True, **chunk
     ),
     "importance, no credit": lambda **chunk: lejax.importance(J, credit=False, **chunk),
@@ -44,7 +44,7 @@ SAMPLERS = {
 }
 CREDITED = {
     "importance",
-    "importance, centred",
+    "importance, plain with credit",
     "importance, shared",
     "score_function",
 }
