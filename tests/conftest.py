@@ -33,6 +33,13 @@ def strict_promotion(request):
 
 
 @pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Let go of a module's programs: a process has room for so many mappings only."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request):
     """Without XLA's costly passes, where tests compile for longer than they run."""
     before = jax.config.read("jax_disable_most_optimizations")
