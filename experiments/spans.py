@@ -27,7 +27,7 @@ class Config:
     """What is measured."""
 
     positions: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """T; of 1 no span is needed."""
+    """T; of 1 no span is needed, of more than four none is made in inner layers."""
     inputs: int = 256
     """Numbers of a position."""
     hidden: int = 64

@@ -152,7 +152,7 @@ def importance_by_example(
             # What is in the loss beside the sum is in that of every example.
             losses = count * seen.losses + mean_over(seen.beside, data)
             limit = jnp.where(jnp.isfinite(losses), jnp.finfo(dtype).max, jnp.inf)
-            return jnp.clip(-beta * losses, -limit, limit), seen.rows
+            return jnp.clip(-beta * losses, -limit, limit), seen.spans
 
         found = fold_draws(
             key,
@@ -168,11 +168,11 @@ def importance_by_example(
         size = jnp.asarray(num_samples, dtype)
 
         def absorb(total: Moved, draws: Draws) -> Moved:
-            (log_weights, rows), (noises, others) = draws.outputs, draws.displacements
+            (log_weights, spans), (noises, others) = draws.outputs, draws.displacements
             relative = _relative(log_weights, weights.max_log_weight)
             centred = relative / jnp.where(some, weights.weight, 1) - 1 / size
             centred = jnp.where(draws.valid[..., None] & some, centred, 0) / count
-            sums = forward_sums(examples, noises, draws.signs, centred, rows)
+            sums = forward_sums(examples, noises, draws.signs, centred, spans)
             of_all = mean_over(centred.sum(-1), data)
             valid = jnp.broadcast_to(draws.valid, of_all.shape)
             moments = loss_moments(size * of_all, valid, draws.valid)

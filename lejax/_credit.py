@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from lejax._axes import varying
 from lejax._program import Program
 from lejax._sights import Sights, Sum
-from lejax._spans import Layer, plus, spanned, transposed, weights
+from lejax._spans import Layer, Span, of_sign, plus, transposed, weights
 from lejax._trees import PyTree, compute_dtype, is_large
 
 # One entry for every leaf: None where the examples see it in no layer.
@@ -39,13 +39,13 @@ class Seen(NamedTuple):
     Attributes:
         losses: (B,), what each adds to the loss.
         beside: what is in the loss beside these.
-        rows: for every layer its Hᵢ, (B, T, n); None where they are the same at every
+        spans: for every layer what spans its Hᵢ; None where that is the same at every
             point.
     """
 
     losses: jax.Array
     beside: jax.Array
-    rows: ByLayer
+    spans: tuple[Span | None, ...]
 
 
 class Sums(NamedTuple):
@@ -64,12 +64,12 @@ class Sums(NamedTuple):
 
 def no_sums(credit: Credit, *, common: bool) -> Sums:
     """Sums of nothing; `common` says whether all examples share a draw of a leaf."""
-    differ = {leaf for at in credit.layers if at.rows is None for leaf in at.leaves}
+    differ = {leaf for at in credit.layers if at.known is None for leaf in at.leaves}
     leaves = tuple(
         zero if common or place in differ else None
         for place, zero in enumerate(credit.zeros)
     )
-    seen = tuple(None if at.rows is None else at.zeros for at in credit.layers)
+    seen = tuple(None if at.known is None else at.zeros for at in credit.layers)
     return varying(Sums(leaves, seen), credit.data_axis_name)
 
 
@@ -79,9 +79,9 @@ def by_leaf(credit: Credit, sums: Sums) -> ByLeaf:
     for layer, seen in zip(credit.layers, sums.seen, strict=True):
         if seen is None:
             continue
-        assert layer.rows is not None
+        assert layer.known is not None
         point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
-        parts = transposed(layer, spanned(layer, layer.rows), seen, point)
+        parts = transposed(layer, layer.known, seen, point)
         for leaf, part in zip(layer.leaves, parts, strict=True):
             total[leaf] = plus(total[leaf], part)
     return tuple(total)
@@ -148,12 +148,12 @@ def make_credit(
         losses = functools.reduce(
             jnp.add, (added(total, seen) for total in sights.totals)
         )
-        rows = tuple(
-            layer.to_rows(seen[sight.inputs]) if layer.rows is None else None
+        spans = tuple(
+            layer.span(seen[sight.inputs]) if layer.known is None else None
             for sight, layer in zip(sights.layers, layers, strict=True)
         )
         value = jnp.asarray(seen[program.output]).astype(dtype)
-        return value, Seen(losses, beside(seen), rows)
+        return value, Seen(losses, beside(seen), spans)
 
     of_layers = {leaf for layer in layers for leaf in layer.leaves}
     at_origin = examine(origin)[1].losses
@@ -183,9 +183,9 @@ def add_control_variate(
     counts = jnp.isfinite(seen.losses) & valid[..., None]
     losses = jnp.where(counts, sign * (seen.losses - credit.at_origin), 0)
     leaves, of_seen = list(total.leaves), list(total.seen)
-    for place, (layer, rows) in enumerate(zip(credit.layers, seen.rows, strict=True)):
+    for place, (layer, span) in enumerate(zip(credit.layers, seen.spans, strict=True)):
         mine = tuple(moves[leaf] for leaf in layer.leaves)
-        common, part = _of_layer(layer, mine, losses, rows)
+        common, part = _of_layer(layer, mine, losses, span)
         if part is not None:
             of_seen[place] = plus(of_seen[place], part)
         added = [
@@ -211,13 +211,13 @@ def _of_layer(
     layer: Layer,
     moves: tuple[jax.Array, ...],
     losses: jax.Array,
-    rows: jax.Array | None,
+    span: Span | None,
 ) -> tuple[list[jax.Array], jax.Array | None]:
     """ΣC of one layer's leaves; `losses` are the signed sᵢ - bᵢ, (k, p, g, B)."""
     kernels = jax.vmap(jax.vmap(layer.matrix))(moves[0])
     vectors = [jax.vmap(jax.vmap(layer.vector))(bias) for bias in moves[1:]]
-    if layer.rows is not None:
-        met = spanned(layer, layer.rows)
+    if layer.known is not None:
+        met = layer.known
         losses = jnp.where(met.finite, losses, 0).sum(0)
         factor = weights(met, -losses).astype(kernels.dtype)
         # In the order that takes the fewest operations.
@@ -225,13 +225,13 @@ def _of_layer(
         for bias in vectors:
             seen = seen + jnp.einsum("pgb,bt,pgo->bto", factor, met.ones, bias)
         return _common(losses, moves), seen
-    assert rows is not None
+    assert span is not None
     found: list[jax.Array] = []
     whole = jnp.zeros_like(losses[0])
     # Sign by sign: stacked, the rows would be copied.
-    for mine, of_sign in zip(losses, rows, strict=True):
-        met = spanned(layer, of_sign)
-        mine = jnp.where(met.finite, mine, 0)
+    for k, signed in enumerate(losses):
+        met = of_sign(span, k)
+        mine = jnp.where(met.finite, signed, 0)
         seen = jnp.einsum("pgbtn,pgno->pgbto", met.rows, kernels)
         for bias in vectors:
             seen = seen + met.ones[..., None] * bias[:, :, None, None]

@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from lejax._axes import member
-from lejax._credit import ByLayer, ByLeaf, Credit, Sums, make_credit
+from lejax._credit import ByLeaf, Credit, Sums, make_credit
 from lejax._layers import Sight
 from lejax._objective import Coordinates
 from lejax._program import Program
 from lejax._reduction import coordinates, find_reduced
 from lejax._sights import Sights, find_sights, without_sums
-from lejax._spans import Span, make_layer, plus, seen_of, spanned, transposed
+from lejax._spans import Span, make_layer, of_sign, plus, seen_of, transposed
 from lejax._trees import (
     PyTree,
     scaled,
@@ -86,10 +86,8 @@ def forward_space(
             if number in results:
                 place = results[number]
                 layer, noise, before = layers[place], noises[place], seen[number]
-                rows = layer.rows
-                if rows is None:
-                    rows = layer.to_rows(seen[sights.layers[place].inputs])
-                part = seen_of(layer, rows, noise * jnp.asarray(sign, noise.dtype))
+                met = layer.known or layer.span(seen[sights.layers[place].inputs])
+                part = seen_of(met, noise * jnp.asarray(sign, noise.dtype))
                 part = sights.layers[place].laid_out(part, before.shape)
                 seen[number] = before + part
 
@@ -163,7 +161,7 @@ def forward_sums(
     noises: tuple[jax.Array, ...],
     signs: jax.Array,
     coefficients: jax.Array,
-    rows: ByLayer,
+    spans: tuple[Span | None, ...],
 ) -> Sums:
     """Σ ±cᵢ Qᵢuᵢ over all draws, of which `noises` are the u (p, g, B, T, o).
 
@@ -173,9 +171,9 @@ def forward_sums(
     leaves: list[jax.Array | None] = [None] * len(credit.zeros)
     of_seen: list[jax.Array | None] = []
     signed = signs.astype(coefficients.dtype).reshape(-1, 1, 1, 1) * coefficients
-    for layer, own, noise in zip(credit.layers, rows, noises, strict=True):
-        if layer.rows is not None:
-            factor = _by_norm(spanned(layer, layer.rows), signed).sum(0)
+    for layer, own, noise in zip(credit.layers, spans, noises, strict=True):
+        if layer.known is not None:
+            factor = _by_norm(layer.known, signed).sum(0)
             # As a product of matrices, which is several times faster than a sum.
             seen = jnp.einsum("pgb,pgbto->bto", factor.astype(noise.dtype), noise)
             of_seen.append(seen)
@@ -183,8 +181,8 @@ def forward_sums(
         of_seen.append(None)
         assert own is not None
         point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
-        for mine, of_sign in zip(signed, own, strict=True):
-            met = spanned(layer, of_sign)
+        for k, mine in enumerate(signed):
+            met = of_sign(own, k)
             factor = _by_norm(met, mine).astype(noise.dtype)
             parts = transposed(layer, met, noise * factor[..., None, None], point)
             for leaf, found in zip(layer.leaves, parts, strict=True):

@@ -11,6 +11,10 @@ import jax.numpy as jnp
 from lejax._program import Operation, Program
 from lejax._uses import UnknownUseError, is_sharded, shown_axes
 
+# Of inner layers every example and draw has its own span. Beyond so many positions that
+# costs more than it saves: `experiments/spans.py`.
+FEW_POSITIONS = 4
+
 
 class Sight(NamedTuple):
     """A dense layer or a convolution, of which every example sees its own rows.

@@ -185,7 +185,7 @@ def score_function(
             (values, seen), (noises, others) = draws.outputs, draws.displacements
             kept = jnp.isfinite(values) & draws.valid
             losses = jnp.where(kept[..., None], seen.losses - by_example.at_origin, 0)
-            sums = forward_sums(by_example, noises, draws.signs, losses, seen.rows)
+            sums = forward_sums(by_example, noises, draws.signs, losses, seen.spans)
             draws = draws._replace(outputs=values, displacements=others)
             return _merge(total, _covariance(draws)._replace(credit=sums))
 

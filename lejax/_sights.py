@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from lejax._apart import MeetingError, follow
-from lejax._layers import Sight, end_of_views, layers_of, with_bias
+from lejax._layers import FEW_POSITIONS, Sight, end_of_views, layers_of, with_bias
 from lejax._program import Operation, Program
 from lejax._uses import UnknownUseError
 
@@ -135,6 +135,7 @@ def _apart(program: Program, total: Sum, numbers: tuple[int, ...]) -> Sights:
         if operation.name == "add" and views
     }
     before = _ancestors(program, total.number)
+    turning = program.dependents(numbers)
     layers: dict[int, tuple[Sight, int]] = {}
     for leaf, (views, operation, number) in ends.items():
         try:
@@ -150,6 +151,11 @@ def _apart(program: Program, total: Sum, numbers: tuple[int, ...]) -> Sights:
                 if 1 < sight.positions >= sight.size:
                     raise UnknownUseError(
                         f"the positions of an example span its {sight.size} inputs"
+                    )
+                if sight.positions > FEW_POSITIONS and sight.inputs in turning:
+                    raise UnknownUseError(
+                        f"spans of {sight.positions} positions, for every draw, would "
+                        "cost more than they save"
                     )
                 layers[leaf] = sight, axis
                 reasons.pop(leaf, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,8 +10,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lejax._layers import Sight
+from lejax._layers import FEW_POSITIONS, Sight
 from lejax._program import Program
+
+
+class Span(NamedTuple):
+    """Rows that span what the examples see of a layer; orthogonal in every example.
+
+    Attributes:
+        rows: (..., B, T, n).
+        ones: what the bias is multiplied with, (..., B, T).
+        squares: the square of the norm of each, (..., B), but for those that are 0.
+        finite: whether they are, (..., B); where not, that is the earlier noise's
+            doing: no credit at all, and 0 stands for them.
+        root: the R, (..., B, T, T), with Hᵢ = Rᵀ times the rows; None of single rows.
+    """
+
+    rows: jax.Array
+    ones: jax.Array
+    squares: jax.Array
+    finite: jax.Array
+    root: jax.Array | None
 
 
 class Layer(NamedTuple):
@@ -18,24 +38,19 @@ class Layer(NamedTuple):
 
     Attributes:
         leaves: the places of its kernel and, if it has one, of its bias.
-        rows: the Hᵢ, (B, T, n), where they are the same at every point, else None.
-        to_rows: they, of the layer's inputs.
+        known: what spans the Hᵢ, where these are the same at every point, else None.
+        span: what spans them, of the layer's inputs.
         matrix: a displacement of the kernel as a matrix (n, o).
         vector: one of the bias as a vector (o,).
         zeros: what is seen of no displacement, (B, T, o).
     """
 
     leaves: tuple[int, ...]
-    rows: jax.Array | None
-    to_rows: Callable[[jax.Array], jax.Array]
+    known: Span | None
+    span: Callable[[jax.Array], Span]
     matrix: Callable[[jax.Array], jax.Array]
     vector: Callable[[jax.Array], jax.Array]
     zeros: jax.Array
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether a bias is added."""
-        return len(self.leaves) > 1
 
 
 def make_layer(
@@ -69,69 +84,50 @@ def make_layer(
         spread = jnp.transpose(bias, sight.result_order)
         return spread[(0,) * ahead].reshape(features)
 
-    rows = None
+    def span(inputs: jax.Array) -> Span:
+        return spanned(sight.rows(inputs), has_bias=sight.bias is not None)
+
+    at_all_points = None
     if coefficients is not None:
         places = sight.inputs_order[:ahead]
         free = sorted(places)
         rows = jnp.transpose(coefficients, (*map(free.index, places), len(free)))
         rows = rows.reshape(examples, sight.positions, -1)
+        at_all_points = spanned(rows, has_bias=sight.bias is not None)
     elif sight.inputs in known:
-        rows = sight.rows(known[sight.inputs])
+        at_all_points = span(known[sight.inputs])
     leaves = (sight.kernel,) if sight.bias is None else (sight.kernel, sight.bias)
     zeros = jnp.zeros((examples, sight.positions, features), dtype)
-    return Layer(leaves, rows, sight.rows, matrix, vector, zeros)
+    return Layer(leaves, at_all_points, span, matrix, vector, zeros)
 
 
-class Span(NamedTuple):
-    """Rows that span what the examples see of a layer; orthogonal in every example.
-
-    Attributes:
-        rows: (..., B, T, n).
-        ones: what the bias is multiplied with, (..., B, T).
-        squares: the square of the norm of each, (..., B), but for those that are 0.
-        finite: whether they are, (..., B); where not, that is the earlier noise's
-            doing: no credit at all, and 0 stands for them.
-    """
-
-    rows: jax.Array
-    ones: jax.Array
-    squares: jax.Array
-    finite: jax.Array
-
-
-def spanned(layer: Layer, rows: jax.Array) -> Span:
+def spanned(rows: jax.Array, *, has_bias: bool) -> Span:
     """What spans the rows (..., B, T, n), where a bias is one more number, 1, of each.
 
     A single row as it is; of several an orthonormal basis, with 0 for what is not
     needed.
     """
-    squares = jnp.square(rows).sum((-2, -1)) + int(layer.has_bias)
+    squares = jnp.square(rows).sum((-2, -1)) + int(has_bias)
     finite = jnp.isfinite(squares)
     rows = jnp.where(finite[..., None, None], rows, 0)
+    ones = jnp.ones_like(rows[..., :1])
     if rows.shape[-2] == 1:
-        return Span(rows, jnp.ones_like(rows[..., 0]), squares, finite)
-    basis = _orthonormal(_with_ones(layer, rows))
+        return Span(rows, ones[..., 0], squares, finite, None)
+    whole = jnp.concatenate([rows, ones], -1) if has_bias else rows
+    basis = _orthonormal(whole)
+    root = jnp.einsum("...sn,...tn->...st", basis, whole)
     rows, ones = basis[..., : rows.shape[-1]], basis[..., -1]
-    return Span(rows, ones, jnp.ones_like(squares), finite)
+    return Span(rows, ones, jnp.ones_like(squares), finite, root)
 
 
-def seen_of(layer: Layer, rows: jax.Array, noise: jax.Array) -> jax.Array:
-    """What the rows see of a kernel whose part in their span is this noise, (B, T, o).
+def seen_of(met: Span, noise: jax.Array) -> jax.Array:
+    """What the examples see of a kernel whose part in their span is this noise.
 
-    It is Rᵀ u, where Hᵢ is Rᵀ times the orthonormal rows of the span.
+    It is Rᵀ u, (B, T, o), where Hᵢ is Rᵀ times the orthonormal rows of the span.
     """
-    if rows.shape[-2] == 1:
-        squares = jnp.square(rows).sum(-1, keepdims=True) + int(layer.has_bias)
-        return jnp.sqrt(squares).astype(noise.dtype) * noise
-    rows = _with_ones(layer, rows)
-    r = jnp.einsum("...sn,...tn->...st", _orthonormal(rows), rows)
-    return jnp.einsum("...st,...so->...to", r.astype(noise.dtype), noise)
-
-
-def _with_ones(layer: Layer, rows: jax.Array) -> jax.Array:
-    if not layer.has_bias:
-        return rows
-    return jnp.concatenate([rows, jnp.ones_like(rows[..., :1])], -1)
+    if met.root is None:
+        return jnp.sqrt(met.squares).astype(noise.dtype)[..., None, None] * noise
+    return jnp.einsum("...st,...so->...to", met.root.astype(noise.dtype), noise)
 
 
 def _orthonormal(rows: jax.Array) -> jax.Array:
@@ -142,19 +138,39 @@ def _orthonormal(rows: jax.Array) -> jax.Array:
     stop each other for ever on a CPU, in jax 0.10.
     """
     limit = 10 * jnp.finfo(rows.dtype).eps
+    count = rows.shape[-2]
+
+    def without(left: jax.Array, unit: jax.Array) -> jax.Array:
+        return left - (unit * left).sum(-1, keepdims=True) * unit
+
+    def unit_of(row: jax.Array, left: jax.Array) -> jax.Array:
+        whole, rest = (jnp.square(x).sum(-1, keepdims=True) for x in (row, left))
+        kept = rest > limit**2 * whole
+        return jnp.where(kept, left / jnp.sqrt(jnp.where(kept, rest, 1)), 0)
+
+    if count <= FEW_POSITIONS:  # a loop that the compiler sees through
+        basis: list[jax.Array] = []
+        for t in range(count):
+            row = rows[..., t, :]
+            basis.append(unit_of(row, functools.reduce(without, 2 * basis, row)))
+        return jnp.stack(basis, -2)
 
     def with_row(t: jax.Array, basis: jax.Array) -> jax.Array:
         row = jax.lax.dynamic_index_in_dim(rows, t, -2, keepdims=False)
-        left = row
-        for _ in range(2):
-            along = (basis * left[..., None, :]).sum(-1, keepdims=True)
-            left = left - (along * basis).sum(-2)
-        whole, rest = (jnp.square(x).sum(-1, keepdims=True) for x in (row, left))
-        kept = rest > limit**2 * whole
-        unit = jnp.where(kept, left / jnp.sqrt(jnp.where(kept, rest, 1)), 0)
-        return jax.lax.dynamic_update_index_in_dim(basis, unit, t, -2)
 
-    return jax.lax.fori_loop(0, rows.shape[-2], with_row, jnp.zeros_like(rows))
+        def without_next(s: jax.Array, left: jax.Array) -> jax.Array:
+            unit = jax.lax.dynamic_index_in_dim(basis, s % t, -2, keepdims=False)
+            return without(left, unit)
+
+        left = jax.lax.fori_loop(0, 2 * t, without_next, row)
+        return jax.lax.dynamic_update_index_in_dim(basis, unit_of(row, left), t, -2)
+
+    return jax.lax.fori_loop(0, count, with_row, jnp.zeros_like(rows))
+
+
+def of_sign(span: Span, k: int) -> Span:
+    """What was met under one of the signs, of a span for each."""
+    return jax.tree.map(lambda leaf: leaf[k], span)
 
 
 def weights(met: Span, losses: jax.Array) -> jax.Array:

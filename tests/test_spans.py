@@ -15,7 +15,7 @@ from problems import assert_mean, replicate
 import lejax
 from lejax._reduction import find_reduced
 from lejax._sights import find_sights
-from lejax._spans import make_layer, seen_of, spanned
+from lejax._spans import make_layer, seen_of
 
 pytestmark = pytest.mark.compiles
 
@@ -76,6 +76,17 @@ def attention():
         return jnp.tanh(weights @ v @ params["w"]).mean((1, 2))
 
     return Case(outputs, keys, normal(5, 3, 2, 3), set("kqvw"))
+
+
+def many_positions():
+    """Too many for a span in every draw, but not for one in all."""
+    params = {"w": normal(0, 8, 7), "u": normal(1, 7, 7), "v": normal(2, 7)}
+
+    def outputs(params, x):
+        hidden = jnp.tanh(jnp.tanh(x @ params["w"] / 3) @ params["u"] / 2)
+        return hidden.mean(1) @ params["v"]
+
+    return Case(outputs, params, normal(3, 3, 6, 8), {"w", "v"})
 
 
 def heads():
@@ -144,6 +155,7 @@ CASES = {
     "time first": time_first,
     "one row of several": one_row_of_several,
     "attention": attention,
+    "many positions": many_positions,
     "heads": heads,
     "convolution": convolution,
     "convolution, strides": lambda: convolution((2, 1), ((1, 0), (0, 0))),
@@ -168,17 +180,18 @@ def test_layers_as_matrices(name):
     program.run(program.operations, values)
     for sight in sights.layers:
         layer = make_layer(sight, program, values)
-        seen = layer.rows @ layer.matrix(leaves[sight.kernel])
+        mine = sight.rows(values[sight.inputs])
+        seen = mine @ layer.matrix(leaves[sight.kernel])
         if sight.bias is not None:
             seen = seen + layer.vector(leaves[sight.bias])
         result = values[sight.result]
         np.testing.assert_allclose(
             sight.laid_out(seen, result.shape), result, 1e-5, 1e-5
         )
-        met = spanned(layer, layer.rows)
+        met = layer.known
         rows = jnp.concatenate([met.rows, met.ones[..., None]], -1)
         rows = rows / jnp.sqrt(met.squares)[:, None, None]
-        if not layer.has_bias:
+        if sight.bias is None:
             rows = rows[..., :-1]
         # Orthonormal, but for what is not needed.
         gram = jnp.einsum("btn,bsn->bts", rows, rows)
@@ -189,14 +202,10 @@ def test_layers_as_matrices(name):
             assert needed.sum() == len(gram)
         # What is seen of a noise that lies in the span: the rows times that noise.
         noise = normal(9, *layer.zeros.shape)
-        of_rows = layer.rows @ jnp.einsum(
-            "btn,bto->bno", rows[..., : layer.rows.shape[-1]], noise
-        )
-        if layer.has_bias:
-            of_rows = of_rows + jnp.einsum("bt,bto->bo", rows[..., -1], noise)[:, None]
-        np.testing.assert_allclose(
-            seen_of(layer, layer.rows, noise), of_rows, 1e-4, 1e-4
-        )
+        of_all = jnp.einsum("btn,bto->bno", rows, noise)
+        if sight.bias is not None:
+            mine = jnp.concatenate([mine, jnp.ones_like(mine[..., :1])], -1)
+        np.testing.assert_allclose(seen_of(met, noise), mine @ of_all, 1e-4, 1e-4)
 
 
 @pytest.mark.parametrize("reduction", [True, False])
