@@ -25,7 +25,7 @@ from lejax._axes import varying
 from lejax._program import Program
 from lejax._sights import Sights, Sum
 from lejax._spans import Layer, Span, of_sign, plus, transposed, weights
-from lejax._trees import PyTree, compute_dtype, is_large
+from lejax._trees import PyTree, compute_dtype, is_large, zero_after
 
 # One entry for every leaf: None where the examples see it in no layer.
 ByLeaf: TypeAlias = tuple[jax.Array | None, ...]
@@ -196,15 +196,9 @@ def add_control_variate(
             leaves[leaf] = found
         if is_large(credit.zeros):
             # One after the other: the sums of a chunk are never there all at once.
-            wait = _nothing(added[0])
+            wait = zero_after(added[0])
             moves = [move + wait.astype(move.dtype) for move in moves]
     return Sums(tuple(leaves), tuple(of_seen))
-
-
-def _nothing(of: jax.Array) -> jax.Array:
-    """Zero, which no compiler can know before all of the array."""
-    summed = of.sum()
-    return 0 * jnp.where(jnp.isfinite(summed), jnp.sign(summed), 0)
 
 
 def _of_layer(

@@ -17,7 +17,7 @@ import optax
 
 from lejax._axes import member, members, varying
 from lejax._objective import Coordinates
-from lejax._trees import PyTree, is_large, scaled
+from lejax._trees import PyTree, is_large, scaled, zero_after
 
 # The default chunk, in numbers of its noise: on a CPU it should stay in the cache, but
 # a few large draws at once keep all cores busy; an accelerator wants more work at once.
@@ -123,7 +123,8 @@ def fold_draws(
             outputs.append(jax.vmap(evaluated)(displacements))
             if large:
                 # Drawn again rather than stored while f is evaluated.
-                displacements = draw(_after(outputs[-1], units), block.copies)
+                after = zero_after(outputs[-1]).astype(units.dtype)
+                displacements = draw(units + after, block.copies)
         draws = Draws(
             displacements,
             jnp.asarray(block.signs),
@@ -148,13 +149,6 @@ def fold_draws(
         if share % size:
             total = chunk(total, offset + full * size, share % size, block)
     return total
-
-
-def _after(outputs: PyTree, units: jax.Array) -> jax.Array:
-    """The same numbers, which no compiler can know before the outputs."""
-    first = jax.tree.leaves(outputs)[0]
-    signs = jnp.where(jnp.isfinite(first), jnp.sign(first), 0)
-    return units + (0 * signs.sum()).astype(units.dtype)
 
 
 class _Block(NamedTuple):
