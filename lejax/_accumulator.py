@@ -91,6 +91,12 @@ class WeightedEstimate(NamedTuple):
     failed_fraction: jax.Array
 
 
+def log_weights(losses: jax.Array, beta: jax.Array) -> jax.Array:
+    """-βf. It may overflow where f does not: only f's own infinities stay infinite."""
+    limit = jnp.where(jnp.isfinite(losses), jnp.finfo(losses.dtype).max, jnp.inf)
+    return jnp.clip(-beta * losses, -limit, limit)
+
+
 def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
     """The accumulator of nothing, the neutral element of `merge`."""
     zero = jnp.zeros((), dtype)

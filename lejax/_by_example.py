@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lejax._accumulator import log_weights
 from lejax._axes import make_axes, mean_over, varying
 from lejax._credit import by_leaf, no_sums
 from lejax._draws import Draws, Plan, default_signs, fold_draws
@@ -75,8 +76,8 @@ def importance_by_example(
         G_{τ,β}(x) = -(1/B) Σᵢ (1/β) log E_φ exp(-β fᵢ(X)),   φ = N(x, τI),
 
     another objective than F_{τ,β}, whose exponent holds the mean of all. Being a mean
-    over examples it is estimated without bias on minibatches, whatever β. By Hölder's
-    and Jensen's inequalities
+    over examples it has no bias of minibatches, whatever β; J samples leave one of the
+    order 1/J. By Hölder's and Jensen's inequalities
 
         G_{τ,β} ≤ F_{τ,β} ≤ F^H_τ,
 
@@ -151,8 +152,7 @@ def importance_by_example(
             _, seen = examples.examine(displacement, sign=sign)
             # What is in the loss beside the sum is in that of every example.
             losses = count * seen.losses + mean_over(seen.beside, data)
-            limit = jnp.where(jnp.isfinite(losses), jnp.finfo(dtype).max, jnp.inf)
-            return jnp.clip(-beta * losses, -limit, limit), seen.spans
+            return log_weights(losses, beta), seen.spans
 
         found = fold_draws(
             key,
@@ -168,8 +168,8 @@ def importance_by_example(
         size = jnp.asarray(num_samples, dtype)
 
         def absorb(total: Moved, draws: Draws) -> Moved:
-            (log_weights, spans), (noises, others) = draws.outputs, draws.displacements
-            relative = _relative(log_weights, weights.max_log_weight)
+            (logs, spans), (noises, others) = draws.outputs, draws.displacements
+            relative = _relative(logs, weights.max_log_weight)
             centred = relative / jnp.where(some, weights.weight, 1) - 1 / size
             centred = jnp.where(draws.valid[..., None] & some, centred, 0) / count
             sums = forward_sums(examples, noises, draws.signs, centred, spans)
@@ -204,35 +204,11 @@ def importance_by_example(
             all_finite(displacement), displacement, optax.tree.zeros_like(displacement)
         )
 
-        # Of all examples, where one without any weight has nothing but its failures.
-        relative_square = jnp.where(some, weights.square / weights.weight**2, 1)
-        infinite = jnp.where(weights.max_log_weight > 0, jnp.inf, -jnp.inf)
-        log_mean = jnp.where(
-            some, weights.max_log_weight + jnp.log(weights.weight / size), infinite
+        return (
+            displacement,
+            state,
+            _info(weights, moved.moments, num_samples, beta, data),
         )
-        any_weight, log_mean, relative_square, failed = mean_over(
-            (
-                some.any().astype(dtype),
-                log_mean.mean(),
-                relative_square.mean(),
-                weights.failed.astype(dtype) / (size * count),
-            ),
-            data,
-        )
-        effective = jnp.where(any_weight > 0, 1 / relative_square, 0)
-        info = make_info(
-            dtype,
-            2 * num_samples,
-            objective=-log_mean / beta,
-            standard_error=jnp.where(
-                effective < TRUSTED_SAMPLE_SIZE,
-                unknown(dtype),
-                moved.moments.standard_error() / beta,
-            ),
-            effective_sample_size=effective,
-            nonfinite_fraction=failed,
-        )
-        return displacement, state, info
 
     return make_sampler(
         run,
@@ -257,6 +233,45 @@ def _space(
             "any loss."
         )
     return space
+
+
+def _info(
+    weights: Weights,
+    moments: LossMoments,
+    num_samples: int,
+    beta: jax.Array,
+    data_axis_name: str | None,
+) -> Info:
+    """What the weights of all examples tell."""
+    some, dtype = weights.weight > 0, weights.weight.dtype
+    # An example without any weight has nothing but its failures.
+    square = jnp.where(some, weights.square / weights.weight**2, 1)
+    infinite = jnp.where(weights.max_log_weight > 0, jnp.inf, -jnp.inf)
+    log_mean = jnp.where(
+        some, weights.max_log_weight + jnp.log(weights.weight / num_samples), infinite
+    )
+    any_weight, log_mean, square, failed = mean_over(
+        (
+            some.any().astype(dtype),
+            log_mean.mean(),
+            square.mean(),
+            weights.failed.astype(dtype) / (num_samples * some.size),
+        ),
+        data_axis_name,
+    )
+    effective = jnp.where(any_weight > 0, 1 / square, 0)
+    return make_info(
+        dtype,
+        2 * num_samples,
+        objective=-log_mean / beta,
+        standard_error=jnp.where(
+            effective < TRUSTED_SAMPLE_SIZE,
+            unknown(dtype),
+            moments.standard_error() / beta,
+        ),
+        effective_sample_size=effective,
+        nonfinite_fraction=failed,
+    )
 
 
 def _no_weights(count: int, dtype: Any) -> Weights:

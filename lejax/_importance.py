@@ -122,18 +122,15 @@ def importance(
             default_signs(space.zeros, num_samples // 2) if may_share else 1
         )
 
-        def log_weight(value: jax.Array) -> jax.Array:
-            # βf may overflow where f does not; only the loss's own infinities count.
-            limit = jnp.where(jnp.isfinite(value), jnp.finfo(dtype).max, jnp.inf)
-            return jnp.clip(-beta * value, -limit, limit)
-
         by_example = space.credit
 
         def evaluate(displacement: PyTree, sign: float) -> PyTree:
             if by_example is None:
-                return log_weight(space.value_fn(displacement, sign=sign))
+                return _accumulator.log_weights(
+                    space.value_fn(displacement, sign=sign), beta
+                )
             value, seen = by_example.examine(displacement, sign=sign)
-            return log_weight(value), seen
+            return _accumulator.log_weights(value, beta), seen
 
         def absorb(
             total: _accumulator.WeightedAccumulator, draws: Draws
