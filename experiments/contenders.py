@@ -110,7 +110,7 @@ def contenders(samples: int = 64, few: int = 20) -> dict[str, Contender]:
     """
     # Single draws: where losses are nearly linear, pairs have twice the noise.
     single: Any = {"antithetic": False, "signs_per_draw": 16}
-    rates, taus = (0.03, 0.1, 0.3), (0.001, 0.01)
+    rates, taus = (0.03, 0.1, 0.3, 1.0), (0.001, 0.01, 0.1)
 
     def chain(tau: Any) -> lejax.Sampler:
         # At temperature 1 the noise of so short a chain buries the gradient.
@@ -118,11 +118,11 @@ def contenders(samples: int = 64, few: int = 20) -> dict[str, Contender]:
 
     moves = lejax.robbins_monro(few // 2, 2, robbins_monro_step_size)
     return {
-        "SGD": Contender(plain(optax.sgd), (0.1, 0.3, 1.0)),
+        "SGD": Contender(plain(optax.sgd), (0.1, 0.3, 1.0, 3.0)),
         "momentum": Contender(plain(momentum), rates),
-        "Adam": Contender(plain(optax.adam), (0.001, 0.003, 0.01)),
-        "SAM": Contender(sam, rates, (0.05, 0.2)),
-        "Entropy-SGD": Contender(entropy_sgd, (0.1, 0.3, 1.0), batches=20),
+        "Adam": Contender(plain(optax.adam), (0.001, 0.003, 0.01, 0.03)),
+        "SAM": Contender(sam, rates, (0.02, 0.05, 0.2)),
+        "Entropy-SGD": Contender(entropy_sgd, (0.1, 0.3, 1.0, 3.0), batches=20),
         "sgld": Contender(local_entropy(chain), rates, taus),
         "importance": Contender(
             local_entropy(lambda tau: lejax.importance(samples)), rates, taus
@@ -132,7 +132,7 @@ def contenders(samples: int = 64, few: int = 20) -> dict[str, Contender]:
             rates,
             taus,
         ),
-        "robbins_monro": Contender(heat(moves), (0.1, 0.3, 1.0), taus),
+        "robbins_monro": Contender(heat(moves), (0.1, 0.3, 1.0, 3.0), taus),
         "pathwise": Contender(heat(lejax.pathwise(2)), rates, taus),
         "score_function": Contender(
             heat(lejax.score_function(samples, **single)), rates, taus

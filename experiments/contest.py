@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
         hidden: units.
         samples: J of what needs no gradients.
         few: gradients of an update of `sgld` and of `robbins_monro`.
-        rates: so many of a grid are tried.
+        choices: of rates and of scales that are tried, at the most.
         block: batches of a compiled program.
         images: training images on which flatness is measured.
         draws: of Hutchinson's trace, and samples of F_τ.
@@ -59,7 +59,7 @@ class Sizes(NamedTuple):
     hidden: int = 200
     samples: int = 64
     few: int = 20
-    rates: int = 3
+    choices: int = 4
     block: int = 40
     images: int = 2000
     draws: int = 50

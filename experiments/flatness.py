@@ -104,27 +104,19 @@ def _lists(found: Any) -> Any:
 
 def candidates(contender: Contender, here: Setting) -> list[tuple[float, float]]:
     """The rates and scales to choose from."""
-    return list(
-        itertools.product(contender.rates[: here.sizes.rates], contender.scales)
-    )
+    few = here.sizes.choices
+    return list(itertools.product(contender.rates[:few], contender.scales[:few]))
 
 
-def tuned(
-    contender: Contender, of: Program, here: Setting, tick: Callable[[], Any]
-) -> list[Record]:
-    """The accuracy of every candidate on the validation split, one seed."""
+def validated(of: Program, here: Setting, rate: float, scale: float) -> Record:
+    """The accuracy of a candidate on the validation split, one seed."""
     split = held_out(here.dataset)
     size = len(split.train_labels)
-    network = models.dense_classifier(here.widths, 0)
-    accuracy = jax.jit(network.accuracy)
     updates = updates_of_epochs(size, of, here)
-    found = []
-    for rate, scale in candidates(contender, here):
-        params, _ = trained(of, here, size, 0, updates, rate, scale)
-        right = float(accuracy(params, (split.test_images, split.test_labels)))
-        found.append({"rate": rate, "scale": scale, "accuracy": round(right, 5)})
-        tick()
-    return found
+    params, _ = trained(of, here, size, 0, updates, rate, scale)
+    network = models.dense_classifier(here.widths, 0)
+    right = network.accuracy(params, (split.test_images, split.test_labels))
+    return {"rate": rate, "scale": scale, "accuracy": round(float(right), 5)}
 
 
 def updates_of_epochs(size: int, of: Program, here: Setting) -> int:
@@ -173,11 +165,13 @@ def compare(here: Setting) -> Record:
     with tqdm(total=total, unit="run") as bar:
         for name, contender in all_of_them.items():
             bar.set_description(f"tuning {name}")
-            if name in record["tuning"]:
-                bar.update(len(record["tuning"][name]))
-                continue
-            record["tuning"][name] = tuned(contender, programs[name], here, bar.update)
-            write()
+            found = record["tuning"].setdefault(name, [])
+            seen = [(candidate["rate"], candidate["scale"]) for candidate in found]
+            for rate, scale in candidates(contender, here):
+                if (rate, scale) not in seen:
+                    found.append(validated(programs[name], here, rate, scale))
+                    write()
+                bar.update()
         if "seconds" not in record:
             record["seconds"] = seconds_per_update(programs, here)
             write()
@@ -187,19 +181,22 @@ def compare(here: Setting) -> Record:
             for seed, name in itertools.product(range(config.seeds), all_of_them):
                 bar.set_description(f"{budget}, seed {seed}, {name}")
                 of_name = runs[budget].setdefault(name, [])
-                if len(of_name) <= seed:
-                    chosen = best(record["tuning"][name])
+                chosen = best(record["tuning"][name])
+                head = {
+                    "rate": chosen["rate"],
+                    "scale": chosen["scale"],
+                    "updates": updates[name],
+                }
+                if len(of_name) <= seed or not head.items() <= of_name[seed].items():
                     params, spent = trained(
                         programs[name],
                         here,
                         len(here.dataset.train_labels),
                         seed,
-                        updates[name],
-                        chosen["rate"],
-                        chosen["scale"],
+                        **head,
                     )
-                    head = {"updates": updates[name], "seconds": round(spent, 3)}
-                    of_name.append(head | measure(params))
+                    found = {"seconds": round(spent, 3)} | measure(params)
+                    of_name[seed : seed + 1] = [head | found]
                     write()
                 bar.update()
     return record
