@@ -58,17 +58,17 @@ def test_leading_eigenvalues_are_those_of_the_dense_hessian(network):
 
 def test_trace_is_that_of_the_dense_hessian(network):
     loss, params, dense = network
-    measure = functools.partial(sharpness.trace, loss, params, draws=100)
-    keys = jax.random.split(jax.random.key(2), 50)
+    measure = functools.partial(sharpness.trace, loss, params, draws=50)
+    keys = jax.random.split(jax.random.key(2), 20)
     found = jax.vmap(lambda key: measure(key=key))(keys)
     np.testing.assert_array_less(
         abs(found.mean - np.trace(dense)), 4.5 * found.standard_error
     )
     # Signs leave the variance 2 Σ_{i≠j} H_ij² of a draw, and no more.
     off_diagonal = dense - np.diag(np.diag(dense))
-    expected = np.sqrt(2 * np.sum(off_diagonal**2) / 100)
+    expected = np.sqrt(2 * np.sum(off_diagonal**2) / 50)
     np.testing.assert_allclose(found.standard_error.mean(), expected, rtol=0.1)
-    np.testing.assert_allclose(found.mean.std(), expected, rtol=0.35)
+    np.testing.assert_allclose(found.mean.std(), expected, rtol=0.5)
 
 
 @pytest.mark.parametrize("tau", [0.02, 0.3])
