@@ -235,14 +235,14 @@ def table(record: Record, budget: str) -> str:
     head = ["method", "rate", "scale", "updates", "seconds", *COLUMNS]
     lines = [head, ["---"] * len(head)]
     for name, of_name in record["runs"][budget].items():
-        chosen = best(record["tuning"][name])
+        first = of_name[0]
         seconds = np.median([run["seconds"] for run in of_name])
         lines.append(
             [
                 name,
-                f"{chosen['rate']:g}",
-                f"{chosen['scale']:g}" if chosen["scale"] else "",
-                str(of_name[0]["updates"]),
+                f"{first['rate']:g}",
+                f"{first['scale']:g}" if first["scale"] else "",
+                str(first["updates"]),
                 f"{seconds:.1f}",
                 *(shown([get(run) for run in of_name]) for get in COLUMNS.values()),
             ]

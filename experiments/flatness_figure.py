@@ -85,7 +85,7 @@ def flat_and_right(
     plotting.tidy(axes, xlabel=name, ylabel="test error", xscale="log", yscale="log")
     axes.set_title("flatter is to the left, better is lower", color="0.4")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=20))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6), numticks=20))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("")
     if np.ptp(np.log10(axes.get_xlim())) > 2:
