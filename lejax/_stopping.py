@@ -13,6 +13,8 @@ from lejax._validate import finite, positive_count
 
 # So many updates in a row that moved nothing: no later one is likely to.
 FAILED_UPDATES = 10
+# A share above this is all of them, to rounding.
+ALL = 1 - 1e-6
 # `Watch.reason`, where it is not 0, counts from 1.
 REASONS = ("target_value", "failed samples", "patience")
 
@@ -76,7 +78,7 @@ def look(watch: Watch, info: Info, rules: Rules) -> Watch:
     objective = jnp.nan_to_num(
         info.objective, nan=largest, posinf=largest, neginf=-largest
     )
-    nothing = (info.effective_sample_size == 0) | (info.nonfinite_fraction > 1 - 1e-6)
+    nothing = (info.effective_sample_size == 0) | (info.nonfinite_fraction > ALL)
     failed = jnp.where(nothing, watch.failed + 1, 0)
     reached = exhausted = jnp.zeros((), bool)
     if rules.target_value is not None:
