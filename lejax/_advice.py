@@ -63,7 +63,7 @@ def _signal(history: History) -> float:
     if objective.size < STRETCHES:
         return float("nan")
     parts = np.array_split(objective.astype(np.float64), STRETCHES)
-    variance = np.var([part.mean() for part in parts], ddof=1)
+    variance = float(np.var([part.mean() for part in parts], ddof=1))
     noise = known_mean(known(history.standard_error) ** 2)
     # A run that stood still has no variance at all, and no signal.
     return 1 - noise * STRETCHES / objective.size / max(variance, 1e-300)
