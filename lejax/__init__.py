@@ -6,10 +6,12 @@ from lejax._functional import step_fn as step_fn
 from lejax._functional import value_and_grad as value_and_grad
 from lejax._importance import importance as importance
 from lejax._info import Info as Info
+from lejax._minimize import minimize as minimize
 from lejax._parallel import parallel as parallel
 from lejax._pathwise import pathwise as pathwise
 from lejax._report import ReductionReport as ReductionReport
 from lejax._report import reduction_report as reduction_report
+from lejax._result import MinimizeResult as MinimizeResult
 from lejax._robbins_monro import robbins_monro as robbins_monro
 from lejax._sampler import Sampler as Sampler
 from lejax._scoping import scoping as scoping

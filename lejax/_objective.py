@@ -46,12 +46,7 @@ def check_objective(
         _explain(error, value_fn, params, batch)
         raise
     if has_aux:
-        if not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(
-                f"value_fn must return a pair (loss, aux) with has_aux, got {out}; "
-                "return one, or drop has_aux."
-            )
-        out = out[0]
+        out = _loss_of_pair(out)
     elif isinstance(out, tuple):
         raise TypeError(
             f"value_fn must return a scalar loss, got a tuple of {len(out)}; "
@@ -74,7 +69,16 @@ def check_objective(
 
 def without_aux(value_fn: Callable[..., Any]) -> Callable[..., Any]:
     """The loss alone of a `value_fn` that returns (loss, aux)."""
-    return functools.wraps(value_fn)(lambda *args: value_fn(*args)[0])
+    return functools.wraps(value_fn)(lambda *args: _loss_of_pair(value_fn(*args)))
+
+
+def _loss_of_pair(out: Any) -> Any:
+    if not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(
+            f"value_fn must return a pair (loss, aux) with has_aux, got {out}; "
+            "return one, or drop has_aux."
+        )
+    return out[0]
 
 
 def first_batch(batch: PyTree) -> PyTree:

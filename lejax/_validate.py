@@ -53,16 +53,32 @@ def positive(name: str, value: Any) -> float | None:
                 f"pass one number."
             )
         return None
-    number = math.nan
-    if not isinstance(value, (str, bool)):
-        with contextlib.suppress(TypeError, ValueError):
-            number = float(value)
+    number = _number(value)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(
             f"{name} must be a positive finite number, got {value!r}; "
             f"pass for example {name}=0.01."
         )
     return number
+
+
+def finite(name: str, value: Any) -> float:
+    """`value` as a finite number."""
+    number = _number(value)
+    if not math.isfinite(number):
+        raise ValueError(
+            f"{name} must be a finite number, got {value!r}; "
+            f"pass for example {name}=0.01."
+        )
+    return number
+
+
+def _number(value: Any) -> float:
+    """NaN of what is no number."""
+    if not isinstance(value, (str, bool)):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)
+    return math.nan
 
 
 def positive_or_schedule(name: str, value: Any) -> float | None:
@@ -143,3 +159,13 @@ def float_leaves(params: Any) -> Any:
                 "to perturb), or let value_fn close over it."
             )
     return jax.tree.map(jnp.asarray, params)
+
+
+def untraced(name: str, arguments: Any) -> None:
+    """Refuse tracers, for a function `name` that decides by values."""
+    for leaf in jax.tree.leaves(arguments):
+        if isinstance(leaf, Tracer):
+            raise TypeError(
+                f"{name} compiles its own loop and cannot be traced, got {leaf}; call "
+                "it outside jax.jit and jax.vmap, or write the loop with local_entropy."
+            )

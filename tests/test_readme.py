@@ -15,16 +15,15 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(
     r"```python\n(.*?)```.*?```text\n(.*?)```", README, flags=re.DOTALL
 )
+NAMES = ["quickstart", "loop", "samplers", "report", "devices"]
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == README.count("```python") == 4
+    assert len(EXAMPLES) == README.count("```python") == len(NAMES)
 
 
 @pytest.mark.standard
-@pytest.mark.parametrize(
-    ("code", "output"), EXAMPLES, ids=["quickstart", "samplers", "report", "devices"]
-)
+@pytest.mark.parametrize(("code", "output"), EXAMPLES, ids=NAMES)
 def test_example(code, output, capsys):
     assert len(code.splitlines()) <= 30
     exec(compile(code, "README.md", "exec"), {})

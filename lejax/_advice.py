@@ -1,0 +1,69 @@
+"""What a run's history says against its settings, and which knob to turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from lejax._history import History, known, known_mean
+from lejax._importance import TRUSTED_SAMPLE_SIZE
+from lejax._sampler import Sampler
+from lejax._stopping import ALL, FAILED_UPDATES
+
+# Updates average noise, some tens of them; less signal than this they do not find.
+LEAST_SIGNAL = 0.1
+# A run is looked at in so many parts; of a shorter one nothing is said.
+STRETCHES = 10
+
+
+def advice(history: History, sampler: Sampler) -> Iterator[str]:
+    """One sentence and its mend for each thing that is wrong.
+
+    A field that the sampler cannot estimate says nothing.
+    """
+    failing = history.nonfinite_fraction > ALL
+    nothing = (failing | (history.effective_sample_size == 0))[-FAILED_UPDATES:]
+    if nothing.all():
+        yield (
+            f"no sample of {sampler.name} was effective in the last {nothing.size} "
+            "estimates, so nothing moved; start where value_fn is finite, or lower tau."
+        )
+        return
+    failed = known_mean(history.nonfinite_fraction)
+    if failed > 0.5:
+        yield (
+            f"{failed:.0%} of the samples failed, as value_fn was not finite there; "
+            "lower tau, or the step size of a chain, so that they stay nearer to the "
+            "parameters."
+        )
+    effective = known_mean(history.effective_sample_size)
+    # Heat weighs its draws alike: two of them may do.
+    if sampler.regularization != "heat" and effective < TRUSTED_SAMPLE_SIZE:
+        yield (
+            f"{effective:.1f} samples were effective in an update, on average, below "
+            f"{TRUSTED_SAMPLE_SIZE}: the estimates follow a few of them; raise "
+            f"num_samples of {sampler.name}, or lower beta or tau."
+        )
+    signal = _signal(history)
+    if signal < LEAST_SIGNAL:
+        yield (
+            f"the run was mostly noise ({max(signal, 0):.0%} signal), unless it began "
+            f"at a minimum; raise num_samples of {sampler.name}, or lower the rate of "
+            "the optimizer."
+        )
+
+
+def _signal(history: History) -> float:
+    """The share of the objective's way along the run that is not its own error.
+
+    From the variance of its means over stretches of the run; NaN where unknown.
+    """
+    objective = known(history.objective)
+    if objective.size < STRETCHES:
+        return float("nan")
+    parts = np.array_split(objective.astype(np.float64), STRETCHES)
+    variance = float(np.var([part.mean() for part in parts], ddof=1))
+    noise = known_mean(known(history.standard_error) ** 2)
+    # A run that stood still has no variance at all, and no signal.
+    return 1 - noise * STRETCHES / objective.size / max(variance, 1e-300)
