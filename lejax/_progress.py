@@ -10,13 +10,12 @@ from typing import Any
 
 
 def check_progress(progress: Any) -> None:
-    """Refuse what is no answer to whether there shall be a bar, and promises of one."""
+    """Refuse what is no answer to whether there shall be a bar."""
     if progress is not None and not isinstance(progress, bool):
         raise ValueError(
             f"progress must be True, False or None, got {progress!r}; "
             "leave it out for a bar in terminals alone."
         )
-    _library(progress)
 
 
 def _library(progress: bool | None) -> Any:

@@ -87,7 +87,7 @@ BY_HAND = {
 def test_it_is_the_loop_over_an_optax_chain(name):
     options, chain = BY_HAND[name]
     result = lejax.minimize(
-        loss, X, key=KEY, batches=iter(BATCHES), block_size=3, **options
+        loss, X, key=KEY, batches=iter(BATCHES), block_size=4, **options
     )
     # One estimate more than updates: that of the parameters that are returned.
     again = np.append(BATCHES, BATCHES[-1:], 0)
@@ -264,6 +264,17 @@ def test_patience(patience):
     assert falling.reason == "num_updates"
 
 
+def test_patience_counts_from_a_full_window():
+    """Also where the first objectives are no numbers."""
+    batches = np.array([0, 0, 0, *[1] * 9], np.float32)
+    free = minimize(fails_on_zero, batches=batches)
+    expected = stale_after(free.history.objective, 3)
+    assert expected == 4
+    with pytest.warns(UserWarning, match="60% of the samples failed"):
+        result = minimize(fails_on_zero, batches=batches, patience=3)
+    assert (result.reason, result.num_updates) == ("patience", expected)
+
+
 def test_callback():
     """After every block; what it gets it may keep, and what is true stops the run."""
     seen = []
@@ -385,13 +396,16 @@ def test_summary():
 
 
 def test_seconds_and_evaluations_of_a_long_run():
-    def counted(x):
-        return bowl(x)
+    """More than 32 bits hold."""
 
-    result = minimize(counted, sampler=lejax.pathwise(2), num_updates=3)
+    def step(*args, **options):
+        displacement, state, info = QUICK.step(*args, **options)
+        many = info._replace(num_evaluations=jnp.array(2**31 - 1, jnp.int32))
+        return displacement, state, many
+
+    result = minimize(sampler=QUICK._replace(step=step), num_updates=3)
+    assert result.num_evaluations == 4 * (2**31 - 1)
     assert 0 < result.seconds < 100
-    history = result.history._replace(num_evaluations=np.full(4, 2**31 - 1, np.int32))
-    assert history.num_evaluations.sum(dtype=np.int64) > 2**31
 
 
 def somewhere(x):
@@ -400,6 +414,14 @@ def somewhere(x):
 
 
 NEAR = 2.05 * jnp.ones(2)
+
+
+def fails_on_zero(x, batch):
+    return jnp.where(batch > 0, bowl(x), jnp.nan)
+
+
+def bottomless(x):
+    return jnp.sum(x) * 0 - jnp.inf
 
 
 def nowhere(x):
@@ -427,6 +449,10 @@ WARNINGS = {
         r"no sample of importance was effective in the last 3 estimates.*lower tau",
         {"value_fn": nowhere, "sampler": FEW, "num_updates": 2},
     ),
+    "a loss is -inf": (
+        r"no sample of importance was effective in the last 3 estimates",
+        {"value_fn": bottomless, "sampler": FEW, "num_updates": 2, "target_value": 0},
+    ),
     "no draw is finite": (
         r"no sample of pathwise was effective",
         {"value_fn": nowhere, "sampler": lejax.pathwise(2), "num_updates": 2},
@@ -443,7 +469,8 @@ def test_each_warning_once(name):
     message, options = WARNINGS[name]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        minimize(**options)
+        result = minimize(**options)
+    assert result.reason == "num_updates"
     (warning,) = caught
     assert warning.category is UserWarning
     assert re.search(message, str(warning.message))
@@ -468,17 +495,23 @@ def test_no_warning_without_reason(sampler):
     minimize(loss, start, sampler=sampler, tau=0.1, batch=BATCHES[0], num_updates=20)
 
 
+def test_noise_that_averages_out_is_no_reason():
+    """The fall is as large as the error of one estimate, in 200 of them."""
+    result = minimize(optimizer=optax.sgd(5e-4), num_updates=200)
+    fall = bowl(jnp.ones(2)) - bowl(result.params)
+    assert 0.5 < fall / np.mean(result.history.standard_error) < 2
+
+
 def test_a_run_that_fails_stops():
     """After ten estimates in a row that moved nothing, and not before."""
-
-    def fails_later(x, batch):
-        return jnp.where(batch > 0, bowl(x), jnp.nan)
-
     good = np.array([1, 0, 1] + [0] * 9 + [1] + [0] * 20, np.float32)
     with pytest.warns(UserWarning, match="in the last 10 estimates, so nothing moved"):
-        result = minimize(fails_later, batches=good, num_updates=100, block_size=4)
+        result = minimize(fails_on_zero, batches=good, num_updates=100, block_size=4)
     assert (result.reason, result.num_updates) == ("failed samples", 22)
     assert np.isfinite(result.params).all()
+    with pytest.warns(UserWarning, match="no sample of sgld was effective in the last"):
+        result = minimize(nowhere, sampler=lejax.sgld(3, 0.1))
+    assert (result.reason, result.num_updates) == ("failed samples", 9)
 
 
 def test_in_debugging_modes():
