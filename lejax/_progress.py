@@ -20,7 +20,9 @@ def check_progress(progress: Any) -> None:
 
 def _library(progress: bool | None) -> Any:
     """The module, None where no bar is wanted."""
-    if progress is False or (progress is None and not sys.stderr.isatty()):
+    # A program without a console has no stderr.
+    seen = sys.stderr is not None and sys.stderr.isatty()
+    if progress is False or (progress is None and not seen):
         return None
     try:
         return importlib.import_module("tqdm")

@@ -106,11 +106,10 @@ def test_it_is_the_loop_over_an_optax_chain(name):
     "options", [{"target_value": 0.9}, {"patience": 3, "num_updates": 40}]
 )
 def test_the_size_of_a_block_makes_no_difference(options):
-    whole, *others = (
-        minimize(block_size=size, **options)._replace(seconds=0) for size in (100, 1, 5)
+    one, other = (
+        minimize(block_size=size, **options)._replace(seconds=0) for size in (1, 5)
     )
-    for other in others:
-        jax.tree.map(np.testing.assert_array_equal, whole, other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_one_batch_for_all_updates():
@@ -363,6 +362,9 @@ def test_progress_bar_in_terminals_alone(bars, monkeypatch):
     assert not bars
     minimize(num_updates=1)
     assert len(bars) == 1
+    monkeypatch.setattr(sys, "stderr", None)
+    minimize(num_updates=1)
+    assert len(bars) == 1
 
 
 def test_progress_bar_without_its_library(monkeypatch):
@@ -421,7 +423,8 @@ def fails_on_zero(x, batch):
 
 
 def bottomless(x):
-    return jnp.sum(x) * 0 - jnp.inf
+    """On half of the draws; nothing can be estimated then, though few have failed."""
+    return jnp.where(jnp.sum(x) > 2, -jnp.inf, bowl(x))
 
 
 def nowhere(x):
