@@ -64,16 +64,13 @@ def sam(rate: optax.Schedule, scale: Any, key: jax.Array) -> Transformation:
         value_fn: Any = None,
         batch: Any = None,
     ) -> tuple[Any, Any]:
-        del updates
-        gradient = jax.grad(value_fn)
-        return whole.update(
-            gradient(params, batch),
-            state,
-            params,
-            grad_fn=lambda x, step: gradient(x, batch),
-        )
+        def again(x: Any, step: Any) -> Any:
+            del step
+            return jax.grad(value_fn)(x, batch)
 
-    return Transformation(whole.init, update)
+        return whole.update(updates, state, params, grad_fn=again)
+
+    return optax.chain(backpropagation(), Transformation(whole.init, update))
 
 
 def entropy_sgd(rate: optax.Schedule, scale: Any, key: jax.Array) -> Transformation:
