@@ -65,8 +65,8 @@ def _covariance(draws: Draws) -> Covariance:
     ones = kept.astype(values.dtype)
     unpaired = jnp.abs(draws.signed(ones)).sum().astype(jnp.int32)
     units = [draws.unit_moments(centred), draws.unit_moments(ones)]
-    sums = (jax.tree.map(lambda leaf: leaf.sum(0), of_units) for of_units in units)
-    return Covariance(moments, *sums, unpaired, gram(units, values.dtype))
+    comoment, offset = jax.tree.map(lambda leaf: leaf.sum(0), units)
+    return Covariance(moments, comoment, offset, unpaired, gram(units, values.dtype))
 
 
 def _about(mean: jax.Array, c: Covariance) -> tuple[PyTree, jax.Array]:
