@@ -83,7 +83,9 @@ def importance(
             are to have it get centred weights, w_j/Σw - 1/J, of the same mean as well.
 
     Returns:
-        A `Sampler` for `local_entropy`. Its info estimates every field.
+        A `Sampler` for `local_entropy`. Its info estimates every field, from two units
+        on; the noise, `squared_error` and `signal`, not where credit by example meets
+        `data_axis_name`: members do not know each other's examples.
 
     Raises:
         ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
