@@ -27,7 +27,7 @@ from lejax._moments import (
     of_members,
     pooled,
 )
-from lejax._trees import PyTree, all_finite, inner, scaled
+from lejax._trees import PyTree, all_finite, inner, is_large, scaled
 
 
 class WeightedAccumulator(NamedTuple):
@@ -50,7 +50,7 @@ class WeightedAccumulator(NamedTuple):
         credit: the sum of the control variates.
         products: Σ over groups of draws of the inner products, each with each, of what
             they add to `moment`, to `offset` if there is one, and to `credit`; None
-            where no member of an axis has all of `credit`.
+            where they are not known.
         group_square: Σ of the squares of the groups' numbers of samples.
         loss_sum: ΣE; where weights are to be centred alone, as the next.
         offset: Σδ.
@@ -126,7 +126,7 @@ def empty_with_credit(
 ) -> WeightedAccumulator:
     """The same with room for sums of credit by example, and to centre the weights.
 
-    `whole` says that the credit is of all examples.
+    `whole` says that the noise in the credit is to be known.
     """
     zero = jnp.zeros_like(nothing.max_log_weight)
     vectors = 3 if centred else 2
@@ -332,6 +332,11 @@ def _squared_error(
     moments, dtype = acc.moments, acc.moments.mean.dtype
     size = jnp.maximum(moments.size, 1).astype(dtype)
     weight = size * jnp.where(moments.mean > 0, moments.mean, 1)
+    shares = moments.size_square.astype(dtype) / size**2
+    if acc.factor is None and is_large(acc.moment):
+        # The sums that are wanted alone: by about 1/d too much, but no d numbers more.
+        square = inner(plain, plain, dtype)
+        return noise_of_sum(acc.moment_square / weight**2, square, shares)
     if acc.factor is None:
         # T2 = Σt², about 0 instead of about the mean.
         weight_square = about(jnp.zeros((), dtype), moments).deviation_square
@@ -340,7 +345,6 @@ def _squared_error(
             - 2 * inner(plain, acc.cross_moment, dtype)
             + inner(plain, plain, dtype) * weight_square
         ) / (weight * weight)
-        shares = moments.size_square.astype(dtype) / size**2
         return noise_of_sum(residuals, jnp.zeros((), dtype), shares)
     if acc.products is None:
         return unknown(dtype)

@@ -16,7 +16,7 @@ from lejax._info import Info, make_info, unknown
 from lejax._objective import Coordinates, complement_noise
 from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
-from lejax._trees import PyTree, all_finite, compute_dtype, inner, scaled
+from lejax._trees import PyTree, all_finite, compute_dtype, inner, is_large, scaled
 from lejax._validate import optional_count, positive_count, sign_count
 
 # Below this many effective samples the standard error of F saturates near 1/β.
@@ -85,7 +85,8 @@ def importance(
     Returns:
         A `Sampler` for `local_entropy`. Its info estimates every field, from two units
         on; the noise, `squared_error` and `signal`, not where credit by example meets
-        `data_axis_name`: members do not know each other's examples.
+        `data_axis_name`, as members do not know each other's examples, or more than 2²²
+        numbers in a draw, for want of memory.
 
     Raises:
         ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
@@ -169,7 +170,8 @@ def importance(
                 empty,
                 by_example.zeros,
                 centred=not antithetic,
-                whole=by_example.data_axis_name is None,
+                # The products of large leaves would hold all sums of a chunk at once.
+                whole=by_example.data_axis_name is None and not is_large(space.zeros),
             )
         total = fold_draws(
             key,

@@ -121,7 +121,7 @@ def test_unknown_is_nan(sampler):
 
 
 @pytest.mark.standard
-@pytest.mark.parametrize("name", ["importance, credit", "score_function, credit"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_members_tell_the_noise_of_all(name):
     """Over an axis of samples: the same displacement, and the noise in all of it."""
     whole, parts = SAMPLERS[name](400), SAMPLERS[name](400, axis_name="i")
