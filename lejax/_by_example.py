@@ -107,7 +107,8 @@ def importance_by_example(
     Returns:
         A `Sampler` for `local_entropy`. Its info's `effective_sample_size` is that at
         which the relative variance of a weight is the mean over the examples; where it
-        is below 10 the standard error is NaN.
+        is below 10 the standard error is NaN. The noise of the displacement, and the
+        share that is signal, are not estimated: NaN.
 
     Raises:
         ValueError: `num_samples` is not an integer of at least 2 (one draw is all spent
@@ -189,9 +190,7 @@ def importance_by_example(
             tau,
             evaluate,
             absorb,
-            Moved(
-                empty_moments(dtype), no_sums(examples, common=False), space.zeros[1]
-            ),
+            Moved(empty_moments(dtype), no_sums(examples), space.zeros[1]),
             plan,
         )
         moved = moved._replace(credit=by_leaf(examples, moved.credit))

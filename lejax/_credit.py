@@ -25,7 +25,7 @@ from lejax._axes import varying
 from lejax._program import Program
 from lejax._sights import Sights, Sum
 from lejax._spans import Layer, Span, of_sign, plus, transposed, weights
-from lejax._trees import PyTree, compute_dtype, is_large, zero_after
+from lejax._trees import PyTree, compute_dtype, gram, inner, is_large, zero_after
 
 # One entry for every leaf: None where the examples see it in no layer.
 ByLeaf: TypeAlias = tuple[jax.Array | None, ...]
@@ -49,25 +49,24 @@ class Seen(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over draws, of what the leaves share and of what the examples saw.
+    """Sums over draws of which every example has its own, as the examples saw them.
 
     The second is turned into leaves once, by Σ hᵢ vᵢᵀ, not for every chunk of draws.
 
     Attributes:
-        leaves: by leaf.
-        seen: by layer, the vᵢ, (B, T, o); None where rows differ between the points.
+        leaves: by leaf, of the layers whose rows differ between the points.
+        seen: by layer, the vᵢ, (B, T, o), of the others.
     """
 
     leaves: ByLeaf
     seen: ByLayer
 
 
-def no_sums(credit: Credit, *, common: bool) -> Sums:
-    """Sums of nothing; `common` says whether all examples share a draw of a leaf."""
+def no_sums(credit: Credit) -> Sums:
+    """Sums of nothing."""
     differ = {leaf for at in credit.layers if at.known is None for leaf in at.leaves}
     leaves = tuple(
-        zero if common or place in differ else None
-        for place, zero in enumerate(credit.zeros)
+        zero if place in differ else None for place, zero in enumerate(credit.zeros)
     )
     seen = tuple(None if at.known is None else at.zeros for at in credit.layers)
     return varying(Sums(leaves, seen), credit.data_axis_name)
@@ -85,6 +84,25 @@ def by_leaf(credit: Credit, sums: Sums) -> ByLeaf:
         for leaf, part in zip(layer.leaves, parts, strict=True):
             total[leaf] = plus(total[leaf], part)
     return tuple(total)
+
+
+def square(credit: Credit, sums: Sums, dtype: Any) -> jax.Array:
+    """The square of the length of all sums, as leaves."""
+    total = inner(sums.leaves, sums.leaves, dtype)
+    for layer, seen in zip(credit.layers, sums.seen, strict=True):
+        if seen is None:
+            continue
+        assert layer.known is not None
+        rows, ones, mine = (
+            part.reshape(seen.shape[0] * seen.shape[1], -1)
+            for part in (layer.known.rows, layer.known.ones, seen)
+        )
+        # By the inner products of the rows where these are fewer than their numbers.
+        found = jnp.einsum("an,bn,ao,bo->", rows, rows, mine, mine)
+        if len(layer.leaves) > 1:
+            found = found + jnp.square((ones * mine).sum(0)).sum()
+        total = total + found.astype(dtype)
+    return total
 
 
 class Credit(NamedTuple):
@@ -170,46 +188,53 @@ def make_credit(
 
 def add_control_variate(
     credit: Credit,
-    total: Sums,
+    total: ByLeaf,
+    moments: tuple[PyTree, ...],
     displacements: Any,
     signs: jax.Array,
     valid: jax.Array,
     seen: Seen,
-) -> Sums:
-    """The total, and ΣC over draws whose leaves are (p, g, ...), under k signs."""
+) -> tuple[ByLeaf, jax.Array]:
+    """The total with ΣC over draws whose leaves are (p, g, ...), under k signs.
+
+    And the inner products, each with each, of other sums over these draws, `moments`,
+    and of that ΣC, which comes last.
+    """
     moves = jax.tree.leaves(displacements)
-    sign = signs.astype(seen.losses.dtype).reshape(-1, 1, 1, 1)
+    dtype = seen.losses.dtype
+    sign = signs.astype(dtype).reshape(-1, 1, 1, 1)
     # An example whose loss is not finite has seen its own part alone, as the others.
     counts = jnp.isfinite(seen.losses) & valid[..., None]
     losses = jnp.where(counts, sign * (seen.losses - credit.at_origin), 0)
-    leaves, of_seen = list(total.leaves), list(total.seen)
-    for place, (layer, span) in enumerate(zip(credit.layers, seen.spans, strict=True)):
+    sums, vectors = list(total), [list(jax.tree.leaves(moment)) for moment in moments]
+    products = jnp.pad(gram(vectors, dtype), (0, 1))
+    for layer, span in zip(credit.layers, seen.spans, strict=True):
         mine = tuple(moves[leaf] for leaf in layer.leaves)
-        common, part = _of_layer(layer, mine, losses, span)
-        if part is not None:
-            of_seen[place] = plus(of_seen[place], part)
-        added = [
-            plus(leaves[leaf], found)
-            for leaf, found in zip(layer.leaves, common, strict=True)
-        ]
-        for leaf, found in zip(layer.leaves, added, strict=True):
-            leaves[leaf] = found
+        for leaf, part in zip(
+            layer.leaves, _of_layer(credit, layer, mine, losses, span), strict=True
+        ):
+            sums[leaf] = plus(sums[leaf], part)
+            with_part = [inner(of[leaf], part, dtype) for of in vectors]
+            last = jnp.stack([*with_part, inner(part, part, dtype)])
+            products = products.at[-1].add(last).at[:-1, -1].add(last[:-1])
         if is_large(credit.zeros):
             # One after the other: the sums of a chunk are never there all at once.
-            wait = zero_after(added[0])
+            wait = zero_after((sums[layer.leaves[0]],))
             moves = [move + wait.astype(move.dtype) for move in moves]
-    return Sums(tuple(leaves), tuple(of_seen))
+    return tuple(sums), products
 
 
 def _of_layer(
+    credit: Credit,
     layer: Layer,
     moves: tuple[jax.Array, ...],
     losses: jax.Array,
     span: Span | None,
-) -> tuple[list[jax.Array], jax.Array | None]:
+) -> list[jax.Array]:
     """ΣC of one layer's leaves; `losses` are the signed sᵢ - bᵢ, (k, p, g, B)."""
     kernels = jax.vmap(jax.vmap(layer.matrix))(moves[0])
     vectors = [jax.vmap(jax.vmap(layer.vector))(bias) for bias in moves[1:]]
+    point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
     if layer.known is not None:
         met = layer.known
         losses = jnp.where(met.finite, losses, 0).sum(0)
@@ -218,7 +243,8 @@ def _of_layer(
         seen = jnp.einsum("pgb,btn,pgno->bto", factor, met.rows, kernels)
         for bias in vectors:
             seen = seen + jnp.einsum("pgb,bt,pgo->bto", factor, met.ones, bias)
-        return _common(losses, moves), seen
+        parts = transposed(layer, met, seen, point)
+        return list(map(jnp.add, _common(losses, moves), parts))
     assert span is not None
     found: list[jax.Array] = []
     whole = jnp.zeros_like(losses[0])
@@ -230,11 +256,10 @@ def _of_layer(
         for bias in vectors:
             seen = seen + met.ones[..., None] * bias[:, :, None, None]
         weighted = seen * weights(met, -mine).astype(seen.dtype)[..., None, None]
-        point = tuple(move[0, 0] for move in moves)
         parts = transposed(layer, met, weighted, point)
         found = list(map(jnp.add, found, parts)) if found else parts
         whole = whole + mine
-    return list(map(jnp.add, _common(whole, moves), found)), None
+    return list(map(jnp.add, _common(whole, moves), found))
 
 
 def _common(losses: jax.Array, moves: tuple[jax.Array, ...]) -> list[jax.Array]:

@@ -36,6 +36,10 @@ NUMBERS_PER_SIGN = 100
 LEAST_UNITS = 30
 NUMBERS_AT_ONCE = 2**22
 
+# With credit by example the noise is told from so many groups of units, where there are
+# as many: what a single unit adds is not known.
+NUM_GROUPS = 8
+
 
 class Draws(NamedTuple):
     """p units of g draws, evaluated with k signs: 2 for antithetic pairs, 1 otherwise.
@@ -81,12 +85,14 @@ class Plan(NamedTuple):
         antithetic: whether they come in pairs; an odd one out is a unit of its own.
         chunk_size: how many run at once, None for what suits the device.
         signs_per_draw: how many draws, or pairs, share one under random signs.
+        num_chunks: how many chunks there should be at least.
     """
 
     num_samples: int
     antithetic: bool
     chunk_size: int | None
     signs_per_draw: int = 1
+    num_chunks: int = 1
 
 
 def fold_draws(
@@ -137,7 +143,7 @@ def fold_draws(
     for block in _blocks(plan):
         share = -(-(block.stop - block.start) // members(space.axis_name))
         offset = block.start + share * member(space.axis_name)
-        size = _chunk_units(share, block, space.zeros, plan.chunk_size)
+        size = _chunk_units(share, block, space.zeros, plan)
         full = share // size
 
         def body(total, first, size=size, block=block):
@@ -195,10 +201,10 @@ def chunk_limit(zeros: PyTree) -> int:
     return min(CHUNK_UNITS, max(few, numbers // size))
 
 
-def _chunk_units(
-    share: int, block: _Block, zeros: PyTree, chunk_size: int | None
-) -> int:
+def _chunk_units(share: int, block: _Block, zeros: PyTree, plan: Plan) -> int:
     """How many units a chunk holds: at most the limit, and chunks of equal size."""
-    draws = chunk_limit(zeros) if chunk_size is None else chunk_size // len(block.signs)
-    limit = min(max(draws // block.copies, 1), share)
+    per_draw = len(block.signs)
+    draws = plan.chunk_size // per_draw if plan.chunk_size else chunk_limit(zeros)
+    most = (block.stop - block.start) // plan.num_chunks
+    limit = max(min(draws // block.copies, most, share), 1)
     return -(-share // -(-share // limit))

@@ -10,13 +10,13 @@ import optax
 
 from lejax import _accumulator
 from lejax._axes import make_axes, mean_over
-from lejax._credit import add_control_variate, by_leaf, no_sums
-from lejax._draws import Draws, Plan, default_signs, fold_draws
+from lejax._credit import add_control_variate
+from lejax._draws import NUM_GROUPS, Draws, Plan, default_signs, fold_draws
 from lejax._info import Info, make_info, unknown
 from lejax._objective import Coordinates, complement_noise
 from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
-from lejax._trees import PyTree, all_finite, compute_dtype, scaled
+from lejax._trees import PyTree, all_finite, compute_dtype, inner, is_large, scaled
 from lejax._validate import optional_count, positive_count, sign_count
 
 # Below this many effective samples the standard error of F saturates near 1/β.
@@ -83,7 +83,10 @@ def importance(
             are to have it get centred weights, w_j/Σw - 1/J, of the same mean as well.
 
     Returns:
-        A `Sampler` for `local_entropy`. Its info estimates every field.
+        A `Sampler` for `local_entropy`. Its info estimates every field, from two units
+        on; the noise, `squared_error` and `signal`, not where credit by example meets
+        `data_axis_name`, as members do not know each other's examples, or more than 2²²
+        numbers in a draw, for want of memory.
 
     Raises:
         ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
@@ -138,14 +141,6 @@ def importance(
             if by_example is None:
                 return _accumulator.merge(total, _accumulator.summarise(draws))
             weights, seen = draws.outputs
-            credit = add_control_variate(
-                by_example,
-                total.credit,
-                draws.displacements,
-                draws.signs,
-                draws.valid,
-                seen,
-            )
             at_origin = mean_over(by_example.at_origin.sum(), by_example.data_axis_name)
             # Nothing beside the sum: a constant would hide the losses from the fit.
             losses = mean_over(seen.losses.sum(-1), by_example.data_axis_name)
@@ -154,13 +149,30 @@ def importance(
                 losses - at_origin,
                 centred=not antithetic,
             )
+            moments = (found.moment,) if antithetic else (found.moment, found.offset)
+            credit, products = add_control_variate(
+                by_example,
+                total.credit,
+                moments,
+                draws.displacements,
+                draws.signs,
+                draws.valid,
+                seen,
+            )
+            if total.products is not None:
+                found = found._replace(products=products)
             total = _accumulator.merge(total._replace(credit=None), found)
             return total._replace(credit=credit)
 
         empty = _accumulator.empty(space.zeros, dtype)
         if by_example is not None:
-            sums = no_sums(by_example, common=True)
-            empty = _accumulator.empty_with_credit(empty, sums, centred=not antithetic)
+            empty = _accumulator.empty_with_credit(
+                empty,
+                by_example.zeros,
+                centred=not antithetic,
+                # The products of large leaves would hold all sums of a chunk at once.
+                whole=by_example.data_axis_name is None and not is_large(space.zeros),
+            )
         total = fold_draws(
             key,
             space,
@@ -168,11 +180,16 @@ def importance(
             evaluate,
             absorb,
             empty,
-            Plan(num_samples, antithetic, chunk_size, shared),
+            Plan(
+                num_samples,
+                antithetic,
+                chunk_size,
+                shared,
+                1 if by_example is None else NUM_GROUPS,
+            ),
         )
         if by_example is not None:
-            sums = by_leaf(by_example, total.credit)
-            sums = mean_over(sums, by_example.data_axis_name)
+            sums = mean_over(total.credit, by_example.data_axis_name)
             total = total._replace(credit=sums)
         if space.axis_name is not None:
             total = _accumulator.merge_over(total, space.axis_name)
@@ -190,13 +207,15 @@ def importance(
             ),
             effective_sample_size=found.effective_sample_size,
             nonfinite_fraction=found.failed_fraction,
+            squared_error=found.squared_error,
         )
         displacement = space.lift(found.displacement)
         if sample_complement and space.outside is not None:
             noise = complement_noise(jax.random.fold_in(key, num_samples), space)
-            displacement = optax.tree.add(
-                displacement, scaled(noise, jnp.sqrt(tau * found.squared_weights))
-            )
+            noise = scaled(noise, jnp.sqrt(tau * found.squared_weights))
+            displacement = optax.tree.add(displacement, noise)
+            error = info.squared_error + inner(noise, noise, dtype)
+            info = info._replace(squared_error=error)
         return displacement, state, info
 
     return make_sampler(

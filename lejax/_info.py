@@ -31,6 +31,10 @@ class Info(NamedTuple):
         num_evaluations: how often the loss, or its gradient, was evaluated.
         nonfinite_fraction: the share of evaluations (for chains: of steps) that were
             lost because something was not finite.
+        squared_error: V, the estimate of E|δ̂ - E δ̂|², the noise in the displacement
+            δ̂ = -βτ ∇ that the sampler estimated (as it is in a gradient, with 1/(βτ)²).
+        signal: the share of |δ̂|² that is no noise, (|δ̂|² - V)/|δ̂|²; 1 for a perfect
+            estimate, around 0, and below, for nothing but noise.
         aux: the second output of `value_fn` at the centre point, with `has_aux`.
 
     Example:
@@ -48,6 +52,8 @@ class Info(NamedTuple):
     effective_sample_size: jax.Array
     num_evaluations: jax.Array
     nonfinite_fraction: jax.Array
+    squared_error: jax.Array
+    signal: jax.Array
     aux: PyTree = None
 
 
@@ -58,6 +64,7 @@ def make_info(
     standard_error: Any = None,
     effective_sample_size: Any = None,
     nonfinite_fraction: Any = None,
+    squared_error: Any = None,
 ) -> Info:
     """An `Info` of fixed dtypes, so that the state of an optimiser never changes."""
 
@@ -70,6 +77,8 @@ def make_info(
         known(effective_sample_size),
         jnp.asarray(num_evaluations, jnp.int32),
         known(nonfinite_fraction),
+        known(squared_error),
+        unknown(dtype),
     )
 
 

@@ -122,6 +122,20 @@ def pooled(moments: LossMoments) -> LossMoments:
     return total._replace(mean=mean)
 
 
+def noise_of_sum(
+    square: jax.Array, total_square: jax.Array, shares: jax.Array
+) -> jax.Array:
+    """E|m - E m|² of a sum m of independent parts, from what each was.
+
+    `square` is Σ|mᵤ|² over the parts, `total_square` |m|², and `shares` Σpᵤ² of their
+    shares pᵤ of all samples, so that E mᵤ = pᵤ E m. Unknown for one part.
+    """
+    several = shares < 1
+    rest = jnp.where(several, 1 - shares, 1)
+    found = jnp.maximum(square - shares * total_square, 0) / rest
+    return jnp.where(several, found, unknown(square.dtype))
+
+
 def mean_info(moments: LossMoments, num_evaluations: int) -> Info:
     """The info of an average: over the draws that were finite, so conditional."""
     nothing, dtype = moments.size == 0, moments.mean.dtype

@@ -17,26 +17,41 @@ from lejax._moments import (
     loss_moments,
     mean_info,
     merge_moments,
+    noise_of_sum,
     of_members,
     pooled,
 )
 from lejax._objective import Coordinates
 from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
-from lejax._trees import PyTree, all_finite, compute_dtype, scaled
+from lejax._trees import PyTree, all_finite, compute_dtype, inner, scaled
 from lejax._validate import optional_count, positive_count
 
 
 class MeanGradient(NamedTuple):
-    """Moments of the losses, and the sum of their gradients."""
+    """Moments of the losses, and the sum of their gradients.
+
+    Attributes:
+        moments: of the losses whose gradient is finite as well.
+        total: Σ∇f.
+        square: Σ|uᵤ|² over the units, each of which adds uᵤ to that sum.
+    """
 
     moments: LossMoments
     total: PyTree
+    square: jax.Array
 
     def mean(self) -> PyTree:
         """The average of the finite gradients; 0 where there are none."""
         size = jnp.maximum(self.moments.size, 1).astype(self.moments.mean.dtype)
         return scaled(self.total, 1 / size)
+
+    def squared_error(self) -> jax.Array:
+        """The noise in that average, by independent units."""
+        dtype, mean = self.square.dtype, self.mean()
+        size = jnp.maximum(self.moments.size, 1).astype(dtype)
+        shares = self.moments.size_square.astype(dtype) / size**2
+        return noise_of_sum(self.square / size**2, inner(mean, mean, dtype), shares)
 
 
 def mean_gradient(
@@ -57,14 +72,17 @@ def mean_gradient(
         finite = jax.vmap(jax.vmap(jax.vmap(all_finite)))((values, grads))
         kept = finite & draws.valid
 
-        def total(leaf: jax.Array) -> jax.Array:
+        def of_units(leaf: jax.Array) -> jax.Array:
             mask = kept.reshape(kept.shape + (1,) * (leaf.ndim - 3))
-            return jnp.where(mask, leaf, 0).sum((0, 1, 2))
+            return jnp.where(mask, leaf, 0).sum((0, 2))
 
         moments = loss_moments(values, kept, draws.valid)
+        units = jax.tree.map(of_units, grads)
+        total = jax.tree.map(lambda leaf: leaf.sum(0), units)
         return MeanGradient(
             merge_moments(found.moments, moments),
-            optax.tree.add(found.total, jax.tree.map(total, grads)),
+            optax.tree.add(found.total, total),
+            found.square + inner(units, units, dtype),
         )
 
     found = fold_draws(
@@ -73,13 +91,14 @@ def mean_gradient(
         variance,
         evaluate,
         absorb,
-        MeanGradient(empty_moments(dtype), space.zeros),
+        MeanGradient(empty_moments(dtype), space.zeros, jnp.zeros((), dtype)),
         plan,
     )
     if space.axis_name is None:
         return found
     moments = pooled(of_members(found.moments, space.axis_name))
-    return MeanGradient(moments, jax.lax.psum(found.total, space.axis_name))
+    sums = jax.lax.psum((found.total, found.square), space.axis_name)
+    return MeanGradient(moments, *sums)
 
 
 def pathwise(
@@ -147,7 +166,8 @@ def pathwise(
     ) -> tuple[PyTree, PyTree, Info]:
         del beta  # heat has none
         found = mean_gradient(key, space, space.zeros, tau, plan)
-        info = mean_info(found.moments, num_samples)
+        error = tau**2 * found.squared_error()
+        info = mean_info(found.moments, num_samples)._replace(squared_error=error)
         return space.lift(scaled(found.mean(), -tau)), state, info
 
     return make_sampler(

@@ -72,7 +72,8 @@ def robbins_monro(
         A `Sampler` for `heat`. Its info's `objective` and `standard_error` are those of
         F^H_τ(x_k), from the M draws of the first move, which are around x_k (with
         `smoothing`, of F^H at that variance); `effective_sample_size` is the number of
-        draws that count, over all moves; `num_evaluations` is J M.
+        draws that count, over all moves; `num_evaluations` is J M; the noise of the
+        displacement is not estimated: NaN.
 
     Raises:
         ValueError: a count is not a positive integer; `step_size` or `smoothing` is not

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from lejax._axes import Axes, check_bound, make_axes, varying
-from lejax._info import Info
+from lejax._info import Info, unknown
 from lejax._objective import Coordinates, check_objective, first_batch, over_axes
-from lejax._trees import PyTree, compute_dtype
+from lejax._trees import PyTree, compute_dtype, inner
 from lejax._validate import float_leaves, positive, typed_key
 
 Regularization = Literal["local entropy", "heat"]
@@ -125,7 +125,8 @@ def make_sampler(
         # One rounding of τ and β for all that is made of them.
         dtype = compute_dtype(space.zeros)
         tau, beta = jnp.asarray(tau, dtype), jnp.asarray(beta, dtype)
-        return run(key, state, space, tau, beta)
+        displacement, state, info = run(key, state, space, tau, beta)
+        return displacement, state, with_signal(info, displacement)
 
     sampler = Sampler(
         checked_init, step, name, regularization, check, inner_batches, over
@@ -143,3 +144,12 @@ def check_smoothing(sampler: Sampler, tau: float | None, beta: Any) -> None:
             f"beta must be 1 for {sampler.name}, got {beta!r}: heat regularisation has "
             "no inverse temperature; leave beta out."
         )
+
+
+def with_signal(info: Info, displacement: PyTree) -> Info:
+    """The info with the share of the displacement that is no noise."""
+    dtype = info.squared_error.dtype
+    square = inner(displacement, displacement, dtype)
+    moved = square > 0
+    share = 1 - info.squared_error / jnp.where(moved, square, 1)
+    return info._replace(signal=jnp.where(moved, share, unknown(dtype)))

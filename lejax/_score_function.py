@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._axes import make_axes, mean_over
-from lejax._credit import by_leaf, no_sums
-from lejax._draws import Draws, Plan, default_signs, fold_draws
+from lejax._axes import make_axes, mean_over, members
+from lejax._credit import by_leaf, no_sums, square
+from lejax._draws import NUM_GROUPS, Draws, Plan, default_signs, fold_draws
 from lejax._forward import forward_space, forward_sums
 from lejax._info import Info
 from lejax._moments import (
@@ -20,13 +20,14 @@ from lejax._moments import (
     loss_moments,
     mean_info,
     merge_moments,
+    noise_of_sum,
     of_members,
     pooled,
 )
 from lejax._objective import Coordinates
 from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
-from lejax._trees import PyTree, compute_dtype, scaled
+from lejax._trees import PyTree, compute_dtype, gram, inner, scaled
 from lejax._validate import optional_count, positive_count, sign_count
 
 
@@ -38,15 +39,22 @@ class Covariance(NamedTuple):
         comoment: Σ(f - μ)(X - x).
         offset: Σ(X - x), which complete pairs cancel.
         unpaired: the number of finite losses without the one of the other sign.
+        products: Σ over units of the inner products, each with each, of what they add
+            to the co-moment and to the offset.
         credit: for the leaves that the examples see apart, Σ(sᵢ - bᵢ) times what they
             saw; the others are those of the displacements.
+        credit_square: Σ|c|² over groups of draws, each of which adds c to that sum.
+        group_square: Σ of the squares of the groups' numbers of finite losses.
     """
 
     moments: LossMoments
     comoment: PyTree
     offset: PyTree
     unpaired: jax.Array
+    products: jax.Array
     credit: PyTree = None
+    credit_square: jax.Array | None = None
+    group_square: jax.Array | None = None
 
 
 def _covariance(draws: Draws) -> Covariance:
@@ -56,29 +64,46 @@ def _covariance(draws: Draws) -> Covariance:
     centred = jnp.where(kept, values - moments.mean, 0)
     ones = kept.astype(values.dtype)
     unpaired = jnp.abs(draws.signed(ones)).sum().astype(jnp.int32)
-    return Covariance(moments, draws.moment(centred), draws.moment(ones), unpaired)
+    units = [draws.unit_moments(centred), draws.unit_moments(ones)]
+    comoment, offset = jax.tree.map(lambda leaf: leaf.sum(0), units)
+    return Covariance(moments, comoment, offset, unpaired, gram(units, values.dtype))
 
 
-def _comoment_about(mean: jax.Array, c: Covariance) -> PyTree:
-    return optax.tree.add(c.comoment, scaled(c.offset, c.moments.mean - mean))
+def _about(mean: jax.Array, c: Covariance) -> tuple[PyTree, jax.Array]:
+    """The co-moment, and the inner products, about another mean."""
+    shift = c.moments.mean - mean
+    turn = jnp.eye(2, dtype=shift.dtype).at[0, 1].set(shift)
+    moved = optax.tree.add(c.comoment, scaled(c.offset, shift))
+    return moved, turn @ c.products @ turn.T
 
 
 def _merge(a: Covariance, b: Covariance) -> Covariance:
     moments = merge_moments(a.moments, b.moments)
-    comoments = (_comoment_about(moments.mean, c) for c in (a, b))
-    return Covariance(
-        moments,
-        optax.tree.add(*comoments),
-        optax.tree.add(a.offset, b.offset),
-        a.unpaired + b.unpaired,
-        jax.tree.map(jnp.add, a.credit, b.credit),
+    comoment, products = jax.tree.map(
+        jnp.add, _about(moments.mean, a), _about(moments.mean, b)
+    )
+    a, b = (c._replace(comoment=None, products=None) for c in (a, b))
+    return jax.tree.map(jnp.add, a, b)._replace(
+        moments=moments, comoment=comoment, products=products
     )
 
 
 def _merge_over(c: Covariance, axis_name: str) -> Covariance:
     moments = pooled(of_members(c.moments, axis_name))
-    sums = _comoment_about(moments.mean, c), c.offset, c.unpaired, c.credit
-    return Covariance(moments, *jax.lax.psum(sums, axis_name))
+    comoment, products = _about(moments.mean, c)
+    sums = c._replace(comoment=comoment, products=products)
+    return jax.lax.psum(sums, axis_name)._replace(moments=moments)
+
+
+def _squared_error(c: Covariance, displacement: PyTree, factor: jax.Array) -> jax.Array:
+    """The noise in factor times the co-moment, by independent units."""
+    dtype = factor.dtype
+    size = jnp.maximum(c.moments.size, 1).astype(dtype)
+    return noise_of_sum(
+        c.products[0, 0] * factor**2,
+        inner(displacement, displacement, dtype),
+        c.moments.size_square.astype(dtype) / size**2,
+    )
 
 
 def score_function(
@@ -167,12 +192,15 @@ def score_function(
         examples = 1 if by_example is None else by_example.at_origin.size
         shared = signs_per_draw or default_signs(space.zeros, draws, examples)
         none = empty_moments(compute_dtype(space.zeros))
+        products = jnp.zeros((2, 2), none.mean.dtype)
         if by_example is None:
-            empty = Covariance(none, space.zeros, space.zeros, none.size)
+            empty = Covariance(none, space.zeros, space.zeros, none.size, products)
         else:
             others = space.zeros[1]
-            sums = no_sums(by_example, common=False)
-            empty = Covariance(none, others, others, none.size, sums)
+            sums = no_sums(by_example)
+            empty = Covariance(
+                none, others, others, none.size, products, sums, none.mean, none.mean
+            )
 
         def evaluate(displacement: PyTree, sign: float) -> PyTree:
             if by_example is None:
@@ -186,8 +214,15 @@ def score_function(
             kept = jnp.isfinite(values) & draws.valid
             losses = jnp.where(kept[..., None], seen.losses - by_example.at_origin, 0)
             sums = forward_sums(by_example, noises, draws.signs, losses, seen.spans)
-            draws = draws._replace(outputs=values, displacements=others)
-            return _merge(total, _covariance(draws)._replace(credit=sums))
+            found = _covariance(draws._replace(outputs=values, displacements=others))
+            return _merge(
+                total,
+                found._replace(
+                    credit=sums,
+                    credit_square=square(by_example, sums, values.dtype),
+                    group_square=jnp.square(found.moments.size.astype(values.dtype)),
+                ),
+            )
 
         found = fold_draws(
             key,
@@ -196,7 +231,13 @@ def score_function(
             evaluate,
             absorb,
             empty,
-            Plan(num_samples, antithetic, chunk_size, shared),
+            Plan(
+                num_samples,
+                antithetic,
+                chunk_size,
+                shared,
+                1 if by_example is None else NUM_GROUPS,
+            ),
         )
         if by_example is not None:
             sums = by_leaf(by_example, found.credit)
@@ -209,10 +250,22 @@ def score_function(
         factor = jnp.where(degrees > 0, -1 / jnp.where(degrees > 0, degrees, 1), 0)
         info = mean_info(found.moments, num_samples + (by_example is not None))
         displacement = scaled(found.comoment, factor)
+        error = _squared_error(found, displacement, factor)
         if by_example is not None:
-            sums = mean_over(found.credit, by_example.data_axis_name)
+            assert found.credit_square is not None
+            assert found.group_square is not None
             each = -1 / jnp.maximum(size, 1).astype(dtype)
-            displacement = scaled(sums, each), displacement
+            mine = scaled(found.credit, each)
+            of_credit = noise_of_sum(
+                found.credit_square * each**2,
+                inner(mine, mine, dtype),
+                found.group_square * each**2,
+            )
+            # Other members of a data axis have other examples, with draws of their own.
+            data = by_example.data_axis_name
+            error = error + mean_over(of_credit, data) / members(data)
+            displacement = mean_over(mine, data), displacement
+        info = info._replace(squared_error=error)
         return space.lift(displacement), state, info
 
     return make_sampler(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -171,3 +172,8 @@ def inner(a: PyTree, b: PyTree, dtype: Any) -> jax.Array:
     """Σ a·b over all leaves, which may differ in width."""
     products = jax.tree.map(lambda x, y: jnp.sum(x * y).astype(dtype), a, b)
     return sum(jax.tree.leaves(products), jnp.zeros((), dtype))
+
+
+def gram(trees: Sequence[PyTree], dtype: Any) -> jax.Array:
+    """The inner products of all trees, each with each."""
+    return jnp.stack([jnp.stack([inner(a, b, dtype) for b in trees]) for a in trees])

@@ -133,9 +133,8 @@ def test_errors_of_few_units_are_exact(pairs):
         found.displacement, signed @ displacements / units.sum(), rtol=1e-4
     )
     residual = signed[:, None] * displacements - units[:, None] * found.displacement
-    np.testing.assert_allclose(
-        found.squared_error, (residual**2).sum() / units.sum() ** 2, rtol=1e-4
-    )
+    truth = 4 / 3 * (residual**2).sum() / units.sum() ** 2
+    np.testing.assert_allclose(found.squared_error, truth, rtol=1e-4)
 
 
 def test_the_variance_where_the_loss_does_not_see():

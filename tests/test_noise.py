@@ -1,0 +1,177 @@
+"""The noise in an update, as the info tells it, against that of replicates."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import assert_mean, replicate
+
+import lejax
+
+INPUTS = jax.random.normal(jax.random.key(1), (5, 4))
+LABELS = jax.nn.one_hot(jnp.array([0, 1, 1, 0, 2]), 3)
+PARAMS = {
+    "a": jax.random.normal(jax.random.key(2), (4, 6)) / 2,
+    "b": jax.random.normal(jax.random.key(3), (6, 3)) / 2,
+    "c": jnp.zeros(3),
+}
+SAMPLERS = {
+    "importance": functools.partial(lejax.importance, credit=False),
+    "importance, credit": functools.partial(lejax.importance, credit=True),
+    "score_function": functools.partial(lejax.score_function, credit=False),
+    "score_function, credit": lejax.score_function,
+    "pathwise": lejax.pathwise,
+}
+
+
+def loss(params, batch):
+    inputs, labels = batch
+    logits = jnp.tanh(inputs @ params["a"]) @ params["b"] + params["c"]
+    return -jnp.mean((jax.nn.log_softmax(logits) * labels).sum(-1))
+
+
+def runs(sampler, replicates=1500, tau=0.3, beta=1.0):
+    """Displacements as vectors, and the infos."""
+
+    def run(key):
+        displacement, _, info = sampler.step(
+            key,
+            sampler.init(PARAMS),
+            PARAMS,
+            value_fn=loss,
+            batch=(INPUTS, LABELS),
+            tau=tau,
+            beta=beta,
+        )
+        return jax.flatten_util.ravel_pytree(displacement)[0], info
+
+    displacements, info = replicate(run, replicates)
+    return np.asarray(displacements, np.float64), info
+
+
+@pytest.mark.standard
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize(("tau", "samples"), [(0.1, 100), (0.4, 401)])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_squared_error_is_that_of_replicates(name, tau, samples, antithetic):
+    sampler = SAMPLERS[name](samples, antithetic=antithetic)
+    beta = 1.0 if sampler.regularization == "heat" else 2.0
+    found, info = runs(sampler, tau=tau, beta=beta)
+    squares = ((found - found.mean(0)) ** 2).sum(1) * len(found) / (len(found) - 1)
+    # With credit the spread of the groups' weights is in it too, about 1/d of it.
+    extra = 1 / found.shape[1] if "credit" in name else 0.01
+    told = np.asarray(info.squared_error, np.float64)
+    assert_mean(told - squares, 0, bias=extra * squares.mean())
+    assert told.std() < 0.5 * told.mean()
+    share = 1 - told / (found**2).sum(1)
+    np.testing.assert_allclose(info.signal, share, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.standard
+def test_the_complement_is_noise_as_well():
+    batch = INPUTS[:2], LABELS[:2]
+    sampler = lejax.importance(100, antithetic=False, sample_complement=True)
+
+    def run(key):
+        displacement, _, info = sampler.step(
+            key, (), PARAMS, value_fn=loss, batch=batch, tau=0.3
+        )
+        return jax.flatten_util.ravel_pytree(displacement)[0], info.squared_error
+
+    found, told = replicate(run, 1500)
+    found = np.asarray(found, np.float64)
+    squares = ((found - found.mean(0)) ** 2).sum(1) * len(found) / (len(found) - 1)
+    assert_mean(told - squares, 0, bias=0.01 * squares.mean())
+
+
+@pytest.mark.standard
+def test_chunks_are_groups_and_no_more():
+    """The noise is told from them, the displacement is not."""
+    found = [
+        runs(lejax.importance(200, credit=True, chunk_size=size), 2)
+        for size in (10, 40)
+    ]
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
+    ratio = found[0][1].squared_error / found[1][1].squared_error
+    assert (ratio != 1).all()
+    assert (abs(ratio - 1) < 0.8).all()
+
+
+@pytest.mark.standard
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        lejax.importance(1),
+        lejax.pathwise(2),
+        lejax.sgld(3, 0.01),
+        lejax.robbins_monro(2, 2, 0.1),
+        lejax.importance_by_example(10),
+    ],
+)
+def test_unknown_is_nan(sampler):
+    """From one unit, or a chain."""
+    _, info = runs(sampler, 2)
+    assert np.isnan(info.squared_error).all()
+    assert np.isnan(info.signal).all()
+
+
+@pytest.mark.standard
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_members_tell_the_noise_of_all(name):
+    """Over an axis of samples: the same displacement, and the noise in all of it."""
+    whole, parts = SAMPLERS[name](400), SAMPLERS[name](400, axis_name="i")
+    given = dict(value_fn=loss, batch=(INPUTS, LABELS), tau=0.3)
+
+    def of_all(key):
+        return whole.step(key, (), PARAMS, **given)
+
+    def of_members(key):
+        step = jax.vmap(
+            lambda _: parts.step(key, (), PARAMS, **given), axis_name="i", axis_size=4
+        )
+        return jax.tree.map(lambda leaf: leaf[0], step(jnp.arange(4)))
+
+    found, expected = replicate(of_members, 200), replicate(of_all, 200)
+    for a, b in zip(*map(jax.tree.leaves, (found[0], expected[0])), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    gap = found[2].squared_error - expected[2].squared_error
+    assert_mean(gap, 0, bias=0.01 * float(expected[2].squared_error.mean()))
+
+
+@pytest.mark.standard
+def test_data_axes_and_credit():
+    """Importance does not know it there; forwards, examples have draws of their own."""
+    batch = (INPUTS[:4].reshape(2, 2, 4), LABELS[:4].reshape(2, 2, 3))
+
+    def noise(sampler):
+        def run(key):
+            step = jax.vmap(
+                lambda batch: sampler.step(
+                    key, (), PARAMS, value_fn=loss, batch=batch, tau=0.3
+                ),
+                axis_name="data",
+            )
+            displacement, _, info = jax.tree.map(lambda leaf: leaf[0], step(batch))
+            return jax.flatten_util.ravel_pytree(displacement)[0], info.squared_error
+
+        return replicate(run, 1500)
+
+    assert np.isnan(noise(lejax.importance(64, data_axis_name="data"))[1]).all()
+    found, told = noise(lejax.score_function(64, data_axis_name="data"))
+    found = np.asarray(found, np.float64)
+    squares = ((found - found.mean(0)) ** 2).sum(1) * len(found) / (len(found) - 1)
+    assert_mean(told - squares, 0, bias=0.02 * squares.mean())
+
+
+def test_a_state_holds_it():
+    tx = lejax.local_entropy(lejax.importance(100), 0.5, key=jax.random.key(0))
+    x = jnp.ones(2)
+    state = tx.init(x)
+    assert np.isnan(state.info.signal)
+    _, state = tx.update(None, state, x, value_fn=lambda x: jnp.sum(x**2))
+    assert 0.5 < optax.tree.get(state, "info").signal < 1
