@@ -35,6 +35,8 @@ class Info(NamedTuple):
             δ̂ = -βτ ∇ that the sampler estimated (as it is in a gradient, with 1/(βτ)²).
         signal: the share of |δ̂|² that is no noise, (|δ̂|² - V)/|δ̂|²; 1 for a perfect
             estimate, around 0, and below, for nothing but noise.
+        tau: the τ of the estimate.
+        beta: its β; 1 for heat.
         aux: the second output of `value_fn` at the centre point, with `has_aux`.
 
     Example:
@@ -54,6 +56,8 @@ class Info(NamedTuple):
     nonfinite_fraction: jax.Array
     squared_error: jax.Array
     signal: jax.Array
+    tau: jax.Array
+    beta: jax.Array
     aux: PyTree = None
 
 
@@ -66,7 +70,10 @@ def make_info(
     nonfinite_fraction: Any = None,
     squared_error: Any = None,
 ) -> Info:
-    """An `Info` of fixed dtypes, so that the state of an optimiser never changes."""
+    """An `Info` of fixed dtypes, so that the state of an optimiser never changes.
+
+    What every sampler tells alike, `make_sampler` adds.
+    """
 
     def known(value: Any) -> jax.Array:
         return unknown(dtype) if value is None else jnp.asarray(value, dtype)
@@ -78,7 +85,9 @@ def make_info(
         jnp.asarray(num_evaluations, jnp.int32),
         known(nonfinite_fraction),
         known(squared_error),
-        unknown(dtype),
+        signal=unknown(dtype),
+        tau=unknown(dtype),
+        beta=unknown(dtype),
     )
 
 

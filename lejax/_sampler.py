@@ -126,7 +126,8 @@ def make_sampler(
         dtype = compute_dtype(space.zeros)
         tau, beta = jnp.asarray(tau, dtype), jnp.asarray(beta, dtype)
         displacement, state, info = run(key, state, space, tau, beta)
-        return displacement, state, with_signal(info, displacement)
+        info = with_signal(info, displacement)._replace(tau=tau, beta=beta)
+        return displacement, state, info
 
     sampler = Sampler(
         checked_init, step, name, regularization, check, inner_batches, over
