@@ -13,21 +13,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from lejax._draws import Draws
-from lejax._info import unknown
 from lejax._moments import (
     LossMoments,
-    about,
     empty_moments,
     loss_moments,
     merge_moments,
-    noise_of_sum,
     of_members,
     pooled,
 )
-from lejax._trees import PyTree, all_finite, inner, is_large, scaled
+from lejax._trees import PyTree, all_finite, inner, scaled
 
 
 class WeightedAccumulator(NamedTuple):
@@ -48,10 +44,6 @@ class WeightedAccumulator(NamedTuple):
             example alone, as all that follow.
         loss_square: ΣE².
         credit: the sum of the control variates.
-        products: Σ over groups of draws of the inner products, each with each, of what
-            they add to `moment`, to `offset` if there is one, and to `credit`; None
-            where they are not known.
-        group_square: Σ of the squares of the groups' numbers of samples.
         loss_sum: ΣE; where weights are to be centred alone, as the next.
         offset: Σδ.
         factor: the multiple of `credit` that leaves the least noise; what `with_credit`
@@ -69,36 +61,10 @@ class WeightedAccumulator(NamedTuple):
     loss_product: jax.Array | None = None
     loss_square: jax.Array | None = None
     credit: PyTree = None
-    products: jax.Array | None = None
-    group_square: jax.Array | None = None
     loss_sum: jax.Array | None = None
     offset: PyTree = None
     factor: jax.Array | None = None
     credited: PyTree = None
-
-
-class WeightedEstimate(NamedTuple):
-    """What an accumulator says about q ∝ exp(ℓ) φ.
-
-    Attributes:
-        displacement: δ̂ = Σv/S, estimates E_q[X] - x; 0 where nothing has a weight. Of
-            centred weights, less Σδ/J, which has mean 0.
-        squared_error: V, the estimate of E|δ̂ - δ|²; NaN from one unit, or one group.
-        squared_weights: ΣD²/S²: times the variance of the draws, that of δ̂ along a
-            direction that the loss does not see.
-        log_mean: log((1/J) Σ exp ℓ); ∓inf where nothing, or an infinite weight, counts.
-        log_mean_error: its standard error, by independent units.
-        effective_sample_size: S²/K.
-        failed_fraction: the share of samples whose loss was not finite.
-    """
-
-    displacement: PyTree
-    squared_error: jax.Array
-    squared_weights: jax.Array
-    log_mean: jax.Array
-    log_mean_error: jax.Array
-    effective_sample_size: jax.Array
-    failed_fraction: jax.Array
 
 
 def log_weights(losses: jax.Array, beta: jax.Array) -> jax.Array:
@@ -122,20 +88,14 @@ def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
 
 
 def empty_with_credit(
-    nothing: WeightedAccumulator, credit: PyTree, *, centred: bool, whole: bool
+    nothing: WeightedAccumulator, credit: PyTree, *, centred: bool
 ) -> WeightedAccumulator:
-    """The same with room for sums of credit by example, and to centre the weights.
-
-    `whole` says that the noise in the credit is to be known.
-    """
+    """The same with room for sums of credit by example, and to centre the weights."""
     zero = jnp.zeros_like(nothing.max_log_weight)
-    vectors = 3 if centred else 2
     return nothing._replace(
         loss_product=zero,
         loss_square=zero,
         credit=credit,
-        products=jnp.zeros((vectors, vectors), zero.dtype) if whole else None,
-        group_square=zero,
         loss_sum=zero if centred else None,
         offset=nothing.moment if centred else None,
     )
@@ -187,7 +147,6 @@ def with_losses(
     acc = acc._replace(
         loss_product=(d * e).sum(),
         loss_square=(e * e).sum(),
-        group_square=jnp.square(acc.moments.size.astype(e.dtype)),
     )
     if not centred:
         return acc
@@ -201,6 +160,15 @@ def merge(a: WeightedAccumulator, b: WeightedAccumulator) -> WeightedAccumulator
     a, b = _rescaled(a, top), _rescaled(b, top)
     return jax.tree.map(jnp.add, a, b)._replace(
         max_log_weight=top, moments=merge_moments(a.moments, b.moments)
+    )
+
+
+def merge_groups(groups: WeightedAccumulator) -> WeightedAccumulator:
+    """`merge` of those along a leading axis."""
+    top = groups.max_log_weight.max()
+    each = jax.vmap(_rescaled, (0, None))(groups, top)
+    return jax.tree.map(lambda leaf: leaf.sum(0), each)._replace(
+        max_log_weight=top, moments=pooled(each.moments)
     )
 
 
@@ -279,14 +247,7 @@ def _rescaled(acc: WeightedAccumulator, top: jax.Array) -> WeightedAccumulator:
         moment=scaled(acc.moment, once),
         cross_moment=scaled(acc.cross_moment, twice),
         loss_product=scaled(acc.loss_product, once),
-        products=None if acc.products is None else _of_first(acc.products, once),
     )
-
-
-def _of_first(products: jax.Array, factor: jax.Array) -> jax.Array:
-    """The inner products, each with each, where the first vector is scaled."""
-    factors = jnp.ones_like(products[0]).at[0].set(factor)
-    return products * factors * factors[:, None]
 
 
 def _scaled_moments(moments: LossMoments, factor: jax.Array) -> LossMoments:
@@ -294,65 +255,4 @@ def _scaled_moments(moments: LossMoments, factor: jax.Array) -> LossMoments:
         mean=moments.mean * factor,
         deviation=moments.deviation * factor,
         deviation_square=moments.deviation_square * factor**2,
-    )
-
-
-def estimate(acc: WeightedAccumulator) -> WeightedEstimate:
-    """The estimates that the sums allow."""
-    moments, dtype = acc.moments, acc.moments.mean.dtype
-    counts = moments.mean > 0
-    size = jnp.maximum(moments.size, 1).astype(dtype)
-    mean = jnp.where(counts, moments.mean, 1)
-    weight = size * mean  # S
-    plain = scaled(acc.moment, 1 / weight)
-    displacement = plain
-    if acc.credited is not None:
-        displacement = scaled(acc.credited, 1 / weight)
-    if acc.offset is not None:
-        centred = optax.tree.sub(displacement, scaled(acc.offset, 1 / size))
-        displacement = optax.tree.where(counts, centred, displacement)
-    infinite = jnp.where(acc.max_log_weight > 0, jnp.inf, -jnp.inf).astype(dtype)
-    return WeightedEstimate(
-        displacement=displacement,
-        squared_error=_squared_error(acc, plain, displacement),
-        squared_weights=acc.difference_square / (weight * weight),
-        log_mean=jnp.where(counts, acc.max_log_weight + jnp.log(mean), infinite),
-        log_mean_error=moments.standard_error() / mean,
-        effective_sample_size=jnp.where(
-            counts, weight**2 / jnp.where(counts, acc.member_square, 1), 0
-        ),
-        failed_fraction=moments.failed.astype(dtype) / size,
-    )
-
-
-def _squared_error(
-    acc: WeightedAccumulator, plain: PyTree, displacement: PyTree
-) -> jax.Array:
-    """V, from units; with credit from groups, as the credit of a unit is not known."""
-    moments, dtype = acc.moments, acc.moments.mean.dtype
-    size = jnp.maximum(moments.size, 1).astype(dtype)
-    weight = size * jnp.where(moments.mean > 0, moments.mean, 1)
-    shares = moments.size_square.astype(dtype) / size**2
-    if acc.factor is None and is_large(acc.moment):
-        # The sums that are wanted alone: by about 1/d too much, but no d numbers more.
-        square = inner(plain, plain, dtype)
-        return noise_of_sum(acc.moment_square / weight**2, square, shares)
-    if acc.factor is None:
-        # T2 = Σt², about 0 instead of about the mean.
-        weight_square = about(jnp.zeros((), dtype), moments).deviation_square
-        residuals = (
-            acc.moment_square
-            - 2 * inner(plain, acc.cross_moment, dtype)
-            + inner(plain, plain, dtype) * weight_square
-        ) / (weight * weight)
-        return noise_of_sum(residuals, jnp.zeros((), dtype), shares)
-    if acc.products is None:
-        return unknown(dtype)
-    assert acc.group_square is not None
-    centring = () if acc.offset is None else (-weight / size,)
-    factors = jnp.stack([jnp.ones((), dtype), *centring, acc.factor]) / weight
-    return noise_of_sum(
-        factors @ acc.products @ factors,
-        inner(displacement, displacement, dtype),
-        acc.group_square / size**2,
     )

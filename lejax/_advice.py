@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lejax._history import History, known, known_mean
-from lejax._importance import TRUSTED_SAMPLE_SIZE
+from lejax._info import TRUSTED_SAMPLE_SIZE
 from lejax._sampler import Sampler
 from lejax._stopping import ALL, FAILED_UPDATES
 

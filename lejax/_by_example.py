@@ -14,8 +14,7 @@ from lejax._axes import make_axes, mean_over, varying
 from lejax._credit import by_leaf, no_sums
 from lejax._draws import Draws, Plan, default_signs, fold_draws
 from lejax._forward import forward_space, forward_sums
-from lejax._importance import TRUSTED_SAMPLE_SIZE
-from lejax._info import Info, make_info, unknown
+from lejax._info import TRUSTED_SAMPLE_SIZE, Info, make_info, unknown
 from lejax._moments import (
     LossMoments,
     empty_moments,

@@ -25,7 +25,7 @@ from lejax._axes import varying
 from lejax._program import Program
 from lejax._sights import Sights, Sum
 from lejax._spans import Layer, Span, of_sign, plus, transposed, weights
-from lejax._trees import PyTree, compute_dtype, gram, inner, is_large, zero_after
+from lejax._trees import PyTree, compute_dtype, inner, is_large, zero_after
 
 # One entry for every leaf: None where the examples see it in no layer.
 ByLeaf: TypeAlias = tuple[jax.Array | None, ...]
@@ -189,39 +189,30 @@ def make_credit(
 def add_control_variate(
     credit: Credit,
     total: ByLeaf,
-    moments: tuple[PyTree, ...],
     displacements: Any,
     signs: jax.Array,
     valid: jax.Array,
     seen: Seen,
-) -> tuple[ByLeaf, jax.Array]:
-    """The total with ΣC over draws whose leaves are (p, g, ...), under k signs.
-
-    And the inner products, each with each, of other sums over these draws, `moments`,
-    and of that ΣC, which comes last.
-    """
+) -> ByLeaf:
+    """The total with ΣC over draws whose leaves are (p, g, ...), under k signs."""
     moves = jax.tree.leaves(displacements)
     dtype = seen.losses.dtype
     sign = signs.astype(dtype).reshape(-1, 1, 1, 1)
     # An example whose loss is not finite has seen its own part alone, as the others.
     counts = jnp.isfinite(seen.losses) & valid[..., None]
     losses = jnp.where(counts, sign * (seen.losses - credit.at_origin), 0)
-    sums, vectors = list(total), [list(jax.tree.leaves(moment)) for moment in moments]
-    products = jnp.pad(gram(vectors, dtype), (0, 1))
+    sums = list(total)
     for layer, span in zip(credit.layers, seen.spans, strict=True):
         mine = tuple(moves[leaf] for leaf in layer.leaves)
         for leaf, part in zip(
             layer.leaves, _of_layer(credit, layer, mine, losses, span), strict=True
         ):
             sums[leaf] = plus(sums[leaf], part)
-            with_part = [inner(of[leaf], part, dtype) for of in vectors]
-            last = jnp.stack([*with_part, inner(part, part, dtype)])
-            products = products.at[-1].add(last).at[:-1, -1].add(last[:-1])
         if is_large(credit.zeros):
             # One after the other: the sums of a chunk are never there all at once.
             wait = zero_after((sums[layer.leaves[0]],))
             moves = [move + wait.astype(move.dtype) for move in moves]
-    return tuple(sums), products
+    return tuple(sums)
 
 
 def _of_layer(

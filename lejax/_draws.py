@@ -36,8 +36,8 @@ NUMBERS_PER_SIGN = 100
 LEAST_UNITS = 30
 NUMBERS_AT_ONCE = 2**22
 
-# With credit by example the noise is told from so many groups of units, where there are
-# as many: what a single unit adds is not known.
+# What a single unit adds is not always known; the noise is then told from so many
+# groups of units, where there are as many.
 NUM_GROUPS = 8
 
 
@@ -110,6 +110,58 @@ def fold_draws(
     `absorb(total, draws)` what the total is after these draws.
     The members of a named axis each fold a share of the units, and get their own sum.
     """
+    fold = _folder(key, space, variance, evaluate, absorb, plan)
+    total = varying(initial, space.axis_name)  # as the carry of a scan must be
+    for block in _blocks(plan):
+        total = fold(total, *_share(block, space.axis_name), block)
+    return total
+
+
+def fold_groups(
+    key: jax.Array,
+    space: Coordinates,
+    variance: Any,
+    evaluate: Callable[[PyTree, float], PyTree],
+    absorb: Callable[[PyTree, Draws], PyTree],
+    initial: PyTree,
+    plan: Plan,
+) -> PyTree:
+    """`fold_draws` of `NUM_GROUPS` groups of the same units, or some more, each apart.
+
+    The totals are on a leading axis. As many groups are made at once as a chunk holds.
+    """
+    fold = _folder(key, space, variance, evaluate, absorb, plan)
+    initial = varying(initial, space.axis_name)
+    totals: list[PyTree] = []
+    for block in _blocks(plan):
+        offset, share = _share(block, space.axis_name)
+        # Of equal size, if that can be; else what is left is one more.
+        count = largest_divisor(share, 2 * NUM_GROUPS)
+        count = count if count >= NUM_GROUPS else min(share, NUM_GROUPS)
+        size = share // count
+        at_once = largest_divisor(count, _limit(block, space.zeros, plan) // size)
+
+        def group(i, offset=offset, size=size, block=block):
+            return fold(initial, offset + size * i, size, block)
+
+        batch_size = None if at_once == 1 else at_once
+        numbers = jnp.arange(count, dtype=jnp.int32)
+        totals.append(jax.lax.map(group, numbers, batch_size=batch_size))
+        if share % count:
+            rest = fold(initial, offset + count * size, share % count, block)
+            totals.append(jax.tree.map(lambda leaf: leaf[None], rest))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *totals)
+
+
+def _folder(
+    key: jax.Array,
+    space: Coordinates,
+    variance: Any,
+    evaluate: Callable[[PyTree, float], PyTree],
+    absorb: Callable[[PyTree, Draws], PyTree],
+    plan: Plan,
+) -> Callable[..., PyTree]:
+    """`fold(total, first, count, block)`: the total after so many units of a block."""
     scale = jnp.sqrt(variance)
     large = is_large(space.zeros)
 
@@ -139,22 +191,23 @@ def fold_draws(
         )
         return absorb(total, draws)
 
-    total = varying(initial, space.axis_name)  # as the carry of a scan must be
-    for block in _blocks(plan):
-        share = -(-(block.stop - block.start) // members(space.axis_name))
-        offset = block.start + share * member(space.axis_name)
-        size = _chunk_units(share, block, space.zeros, plan)
-        full = share // size
+    def fold(total: PyTree, first: Any, count: int, block: _Block) -> PyTree:
+        # Chunks of equal size, at most the limit.
+        size = -(-count // -(-count // _limit(block, space.zeros, plan)))
+        full = count // size
+        if full == 1:
+            total = chunk(total, first, size, block)
+        else:
+            total, _ = jax.lax.scan(
+                lambda total, first: (chunk(total, first, size, block), None),
+                total,
+                first + size * jnp.arange(full, dtype=jnp.int32),
+            )
+        if count % size:
+            total = chunk(total, first + full * size, count % size, block)
+        return total
 
-        def body(total, first, size=size, block=block):
-            return chunk(total, first, size, block), None
-
-        total, _ = jax.lax.scan(
-            body, total, offset + size * jnp.arange(full, dtype=jnp.int32)
-        )
-        if share % size:
-            total = chunk(total, offset + full * size, share % size, block)
-    return total
+    return fold
 
 
 class _Block(NamedTuple):
@@ -201,10 +254,16 @@ def chunk_limit(zeros: PyTree) -> int:
     return min(CHUNK_UNITS, max(few, numbers // size))
 
 
-def _chunk_units(share: int, block: _Block, zeros: PyTree, plan: Plan) -> int:
-    """How many units a chunk holds: at most the limit, and chunks of equal size."""
-    per_draw = len(block.signs)
-    draws = plan.chunk_size // per_draw if plan.chunk_size else chunk_limit(zeros)
+def _limit(block: _Block, zeros: PyTree, plan: Plan) -> int:
+    """How many units a chunk holds at most."""
+    draws = (
+        plan.chunk_size // len(block.signs) if plan.chunk_size else chunk_limit(zeros)
+    )
     most = (block.stop - block.start) // plan.num_chunks
-    limit = max(min(draws // block.copies, most, share), 1)
-    return -(-share // -(-share // limit))
+    return max(1, min(draws // block.copies, most))
+
+
+def _share(block: _Block, axis_name: str | None) -> tuple[Any, int]:
+    """The first unit of a member of the axis, and how many it has."""
+    share = -(-(block.stop - block.start) // members(axis_name))
+    return block.start + share * member(axis_name), share

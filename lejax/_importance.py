@@ -11,16 +11,14 @@ import optax
 from lejax import _accumulator
 from lejax._axes import make_axes, mean_over
 from lejax._credit import add_control_variate
-from lejax._draws import NUM_GROUPS, Draws, Plan, default_signs, fold_draws
-from lejax._info import Info, make_info, unknown
+from lejax._draws import Draws, Plan, default_signs, fold_draws, fold_groups
+from lejax._info import TRUSTED_SAMPLE_SIZE, Info, make_info, unknown
 from lejax._objective import Coordinates, complement_noise
 from lejax._reduction import coordinates
 from lejax._sampler import Sampler, make_sampler
 from lejax._trees import PyTree, all_finite, compute_dtype, inner, is_large, scaled
 from lejax._validate import optional_count, positive_count, sign_count
-
-# Below this many effective samples the standard error of F saturates near 1/β.
-TRUSTED_SAMPLE_SIZE = 10
+from lejax._weighted import estimate
 
 
 def importance(
@@ -149,45 +147,32 @@ def importance(
                 losses - at_origin,
                 centred=not antithetic,
             )
-            moments = (found.moment,) if antithetic else (found.moment, found.offset)
-            credit, products = add_control_variate(
+            credit = add_control_variate(
                 by_example,
                 total.credit,
-                moments,
                 draws.displacements,
                 draws.signs,
                 draws.valid,
                 seen,
             )
-            if total.products is not None:
-                found = found._replace(products=products)
             total = _accumulator.merge(total._replace(credit=None), found)
             return total._replace(credit=credit)
 
         empty = _accumulator.empty(space.zeros, dtype)
         if by_example is not None:
             empty = _accumulator.empty_with_credit(
-                empty,
-                by_example.zeros,
-                centred=not antithetic,
-                # The products of large leaves would hold all sums of a chunk at once.
-                whole=by_example.data_axis_name is None and not is_large(space.zeros),
+                empty, by_example.zeros, centred=not antithetic
             )
-        total = fold_draws(
-            key,
-            space,
-            tau,
-            evaluate,
-            absorb,
-            empty,
-            Plan(
-                num_samples,
-                antithetic,
-                chunk_size,
-                shared,
-                1 if by_example is None else NUM_GROUPS,
-            ),
-        )
+        plan = Plan(num_samples, antithetic, chunk_size, shared)
+        given = key, space, tau, evaluate, absorb, empty, plan
+        if is_large(space.zeros) or (
+            by_example is not None and by_example.data_axis_name is not None
+        ):
+            # Of groups, large sums would be there at once, and many be sent.
+            groups = jax.tree.map(lambda leaf: leaf[None], fold_draws(*given))
+        else:
+            groups = fold_groups(*given)
+        total = _accumulator.merge_groups(groups)
         if by_example is not None:
             sums = mean_over(total.credit, by_example.data_axis_name)
             total = total._replace(credit=sums)
@@ -195,7 +180,7 @@ def importance(
             total = _accumulator.merge_over(total, space.axis_name)
         elif by_example is not None:
             total = _accumulator.with_credit(total, all_finite(total.credit))
-        found = _accumulator.estimate(total)
+        found = estimate(total, groups, space.axis_name)
         info = make_info(
             dtype,
             num_samples + (by_example is not None),
@@ -208,6 +193,7 @@ def importance(
             effective_sample_size=found.effective_sample_size,
             nonfinite_fraction=found.failed_fraction,
             squared_error=found.squared_error,
+            norm_error=found.norm_error,
         )
         displacement = space.lift(found.displacement)
         if sample_complement and space.outside is not None:

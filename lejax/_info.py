@@ -9,9 +9,12 @@ import jax.numpy as jnp
 
 from lejax._trees import PyTree
 
+# Below this many effective samples the standard error of F saturates near 1/β.
+TRUSTED_SAMPLE_SIZE = 10
+
 
 class Info(NamedTuple):
-    """What one update tells about itself; every field is a scalar but `aux`.
+    """What one update tells about itself; scalars but for the last two.
 
     A quantity that the sampler cannot estimate is NaN; each sampler says which. In what
     is traced under `jax.debug_nans`, which would stop there, it is the largest number.
@@ -35,9 +38,13 @@ class Info(NamedTuple):
             δ̂ = -βτ ∇ that the sampler estimated (as it is in a gradient, with 1/(βτ)²).
         signal: the share of |δ̂|² that is no noise, (|δ̂|² - V)/|δ̂|²; 1 for a perfect
             estimate, around 0, and below, for nothing but noise.
+        signal_error: the standard error of `signal`, by the jackknife over groups of
+            draws; `importance` tells it.
         tau: the τ of the estimate.
         beta: its β; 1 for heat.
         aux: the second output of `value_fn` at the centre point, with `has_aux`.
+        gradient: the gradient that went to the chain, with `keep_gradient`: what
+            `certificate` wants. None for the leaves that a mask left out.
 
     Example:
         >>> import jax, jax.numpy as jnp, lejax
@@ -56,9 +63,11 @@ class Info(NamedTuple):
     nonfinite_fraction: jax.Array
     squared_error: jax.Array
     signal: jax.Array
+    signal_error: jax.Array
     tau: jax.Array
     beta: jax.Array
     aux: PyTree = None
+    gradient: PyTree = None
 
 
 def make_info(
@@ -69,10 +78,12 @@ def make_info(
     effective_sample_size: Any = None,
     nonfinite_fraction: Any = None,
     squared_error: Any = None,
+    norm_error: Any = None,
 ) -> Info:
     """An `Info` of fixed dtypes, so that the state of an optimiser never changes.
 
-    What every sampler tells alike, `make_sampler` adds.
+    What every sampler tells alike, `make_sampler` adds, and makes `signal_error` of
+    `norm_error`, the standard error of |δ̂|² - V.
     """
 
     def known(value: Any) -> jax.Array:
@@ -86,6 +97,7 @@ def make_info(
         known(nonfinite_fraction),
         known(squared_error),
         signal=unknown(dtype),
+        signal_error=known(norm_error),
         tau=unknown(dtype),
         beta=unknown(dtype),
     )

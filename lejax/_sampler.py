@@ -148,9 +148,12 @@ def check_smoothing(sampler: Sampler, tau: float | None, beta: Any) -> None:
 
 
 def with_signal(info: Info, displacement: PyTree) -> Info:
-    """The info with the share of the displacement that is no noise."""
+    """The info with the share of the displacement that is no noise, and its error."""
     dtype = info.squared_error.dtype
     square = inner(displacement, displacement, dtype)
     moved = square > 0
-    share = 1 - info.squared_error / jnp.where(moved, square, 1)
-    return info._replace(signal=jnp.where(moved, share, unknown(dtype)))
+    share, error = (
+        jnp.where(moved, part / jnp.where(moved, square, 1), unknown(dtype))
+        for part in (square - info.squared_error, info.signal_error)
+    )
+    return info._replace(signal=share, signal_error=error)

@@ -60,6 +60,7 @@ def local_entropy(
     beta: Any = 1.0,
     mask: Any = None,
     has_aux: Any = False,
+    keep_gradient: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The gradient of the local entropy, as an optax transformation.
 
@@ -96,6 +97,8 @@ def local_entropy(
             `jax.ShapeDtypeStruct`s) instead of True keeps the structure of the state
             the same from the start, as `jax.lax.scan` needs it. f(x) itself is had by
             `value_fn` returning (f, (f, ...)).
+        keep_gradient: whether `state.info.gradient` holds the gradient, for
+            `certificate`.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with a `SmoothingState`, whose `info`
@@ -136,7 +139,7 @@ def local_entropy(
         Garcia Trillos, Kaplan, Sanz-Alonso, section 3; Chaudhari et al., *Entropy-SGD*.
     """
     check_sampler(sampler, "local entropy")
-    return smoothed(sampler, tau, key, beta, mask, has_aux)
+    return smoothed(sampler, tau, key, beta, mask, has_aux, keep_gradient=keep_gradient)
 
 
 def heat(
@@ -199,6 +202,7 @@ def smoothed(
     mask: Any,
     has_aux: Any,
     per_tau: bool = True,
+    keep_gradient: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """What the transformations share; without `per_tau`, τ times the gradient."""
     check_smoothing(sampler, positive_or_schedule("tau", tau), beta)
@@ -210,6 +214,8 @@ def smoothed(
         dtype = compute_dtype(selected)
         aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         info = make_info(dtype, 0)._replace(aux=aux)
+        if keep_gradient:
+            info = info._replace(gradient=optax.tree.zeros_like(selected))
         return SmoothingState(
             jnp.zeros((), jnp.int32), key, sampler.init(selected), info
         )
@@ -243,6 +249,8 @@ def smoothed(
             has_aux=has_aux is True or like is not None,
             per_tau=per_tau,
         )
+        if keep_gradient:
+            info = info._replace(gradient=grads)
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
         step = jnp.asarray(optax.safe_increment(state.step))

@@ -55,8 +55,9 @@ def runs(sampler, replicates=1500, tau=0.3, beta=1.0):
 
 
 @pytest.mark.standard
-@pytest.mark.parametrize("antithetic", [True, False])
-@pytest.mark.parametrize(("tau", "samples"), [(0.1, 100), (0.4, 401)])
+@pytest.mark.parametrize(
+    ("tau", "samples", "antithetic"), [(0.1, 100, True), (0.4, 401, False)]
+)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_squared_error_is_that_of_replicates(name, tau, samples, antithetic):
     sampler = SAMPLERS[name](samples, antithetic=antithetic)
@@ -68,8 +69,15 @@ def test_squared_error_is_that_of_replicates(name, tau, samples, antithetic):
     told = np.asarray(info.squared_error, np.float64)
     assert_mean(told - squares, 0, bias=extra * squares.mean())
     assert told.std() < 0.5 * told.mean()
-    share = 1 - told / (found**2).sum(1)
-    np.testing.assert_allclose(info.signal, share, rtol=1e-3, atol=1e-4)
+    norms = (found**2).sum(1)
+    np.testing.assert_allclose(info.signal, 1 - told / norms, rtol=1e-3, atol=1e-4)
+    if sampler.name == "importance":
+        # The jackknife says too much, of what is of second order up to √2 times, and
+        # with ten groups to some percent.
+        error = np.sqrt(np.mean((np.asarray(info.signal_error) * norms) ** 2))
+        assert 1 < error / (norms - told).std() < 2.1
+    else:
+        assert np.isnan(info.signal_error).all()
 
 
 @pytest.mark.standard
@@ -90,16 +98,18 @@ def test_the_complement_is_noise_as_well():
 
 
 @pytest.mark.standard
-def test_chunks_are_groups_and_no_more():
-    """The noise is told from them, the displacement is not."""
+@pytest.mark.parametrize("samples", [200, 38])
+def test_chunks_change_nothing(samples):
+    """Groups are of the same units, one by one or side by side; a rest is one more."""
     found = [
-        runs(lejax.importance(200, credit=True, chunk_size=size), 2)
-        for size in (10, 40)
+        runs(lejax.importance(samples, credit=True, chunk_size=size), 2)
+        for size in (2, 10, 40, 1000)
     ]
-    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
-    ratio = found[0][1].squared_error / found[1][1].squared_error
-    assert (ratio != 1).all()
-    assert (abs(ratio - 1) < 0.8).all()
+    for displacement, info in found[1:]:
+        np.testing.assert_allclose(displacement, found[0][0], atol=1e-5)
+        for one, other in zip(info, found[0][1], strict=True):
+            if one is not None:
+                np.testing.assert_allclose(one, other, rtol=2e-3)
 
 
 @pytest.mark.standard
@@ -118,6 +128,7 @@ def test_unknown_is_nan(sampler):
     _, info = runs(sampler, 2)
     assert np.isnan(info.squared_error).all()
     assert np.isnan(info.signal).all()
+    assert np.isnan(info.signal_error).all()
 
 
 @pytest.mark.standard
@@ -141,6 +152,12 @@ def test_members_tell_the_noise_of_all(name):
         np.testing.assert_allclose(a, b, atol=1e-4)
     gap = found[2].squared_error - expected[2].squared_error
     assert_mean(gap, 0, bias=0.01 * float(expected[2].squared_error.mean()))
+    if whole.name == "importance":
+        # Of more groups: 4 members make 7 or 8 each.
+        ratio = np.mean(found[2].signal_error ** 2) / np.mean(
+            expected[2].signal_error ** 2
+        )
+        assert 0.8 < ratio < 1.25
 
 
 @pytest.mark.standard

@@ -50,10 +50,9 @@ def alone(make):
 
 def without_noise(tree):
     """Infos without what depends on the layout: test_noise.py has it by replicates."""
+    noise = dict.fromkeys(("squared_error", "signal", "signal_error"))
     return jax.tree.map(
-        lambda x: x._replace(squared_error=None, signal=None) if is_info(x) else x,
-        tree,
-        is_leaf=is_info,
+        lambda x: x._replace(**noise) if is_info(x) else x, tree, is_leaf=is_info
     )
 
 
