@@ -25,6 +25,15 @@ import lejax
 
 pytestmark = pytest.mark.compiles
 
+
+def certified(p, key):
+    """The parameters, times the decrease that a step is sure to bring."""
+    smoothed = lejax.value_and_grad(loss, lejax.importance(40), 0.1)
+    (_, info), grads = smoothed(p, key, BATCH)
+    found = lejax.certificate(info._replace(gradient=grads), grads)
+    return jax.tree.map(lambda leaf: leaf * found.estimate.astype(leaf.dtype), p)
+
+
 # Pure functions of (params, key), and what is said of a loss.
 PURE = {
     lejax.step_fn: lambda p, key: lejax.step_fn(loss, lejax.importance(20), 0.1)(
@@ -33,6 +42,7 @@ PURE = {
     lejax.value_and_grad: lambda p, key: lejax.value_and_grad(
         loss, lejax.pathwise(4), 0.1
     )(p, key, BATCH)[1],
+    lejax.certificate: certified,
     lejax.reduction_report: lambda p, key: jax.tree.map(
         lambda leaf: leaf * lejax.reduction_report(loss, p, BATCH).reduced_size, p
     ),

@@ -1,0 +1,209 @@
+"""The decrease that is certain, against exact free energies of replicates."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+from problems import ONE_DIMENSIONAL, QUADRATIC, quadrature, replicate
+
+import lejax
+from lejax._certificate import _student
+
+KEY = jax.random.key(0)
+
+
+def exact(gradient, tau, beta):
+    """An info without noise."""
+    one, none = jnp.ones(()), jnp.zeros(())
+    return lejax.Info(
+        objective=none,
+        standard_error=none,
+        effective_sample_size=100 * one,
+        num_evaluations=jnp.int32(1),
+        nonfinite_fraction=none,
+        squared_error=none,
+        signal=one,
+        signal_error=none,
+        tau=tau * one,
+        beta=beta * one,
+        gradient=gradient,
+    )
+
+
+@pytest.mark.parametrize(("tau", "beta"), [(0.3, 1.0), (1.7, 0.6), (0.1, 5.0)])
+def test_what_is_missing_is_the_divergence(tau, beta):
+    """F(x + u) - F(x) = [(|u|² - 2<u, δ>)/2τ - KL(q_x ‖ q_{x+u})]/β.
+
+    The Gaussians q of a quadratic have the same covariance at x and x + u, and means
+    that differ by Mu, M = (I + βτA)⁻¹; so KL = <Mu, M⁻¹Mu>/2τ.
+    """
+    with jax.enable_x64(True):
+        x = QUADRATIC.flat(QUADRATIC.params())
+        gradient = -QUADRATIC.displacement(x, tau, beta) / (beta * tau)
+        u = np.array([0.3, -0.2, 0.1, -0.4]) * np.sqrt(tau)
+        found = lejax.certificate(exact(jnp.asarray(gradient), tau, beta), u)
+    moved = np.linalg.solve(np.eye(4) + beta * tau * QUADRATIC.matrix, u)
+    divergence = moved @ u / (2 * tau)
+    decrease = QUADRATIC.free_energy(x, tau, beta) - QUADRATIC.free_energy(
+        x + u, tau, beta
+    )
+    np.testing.assert_allclose(found.decrease, decrease - divergence / beta, rtol=1e-9)
+    assert found.inside
+    assert found.estimate == found.decrease
+
+
+def chains(tau, beta):
+    """Those that take the gradient as it is, remember others, or see but its signs."""
+    momentum = optax.stateless(lambda g, x: jax.tree.map(lambda g: g + 0.05, g))
+    return {
+        "the whole step": optax.sgd(beta * tau),
+        "a short one": optax.sgd(beta * tau / 4),
+        "momentum": optax.chain(momentum, optax.sgd(beta * tau / 2)),
+        "signs": optax.chain(optax.scale_by_sign(), optax.sgd(0.05 * np.sqrt(tau))),
+    }
+
+
+def certificates(value_fn, x, samples, tau, beta, chain, **options):
+    """Updates and their certificates, 2000 times."""
+    sampler = lejax.importance(samples, **options)
+    smoothed = lejax.value_and_grad(value_fn, sampler, tau, beta=beta)
+
+    def one(key):
+        (_, info), gradient = smoothed(x, key)
+        updates, _ = chain.update(gradient, chain.init(x), x)
+        info = info._replace(gradient=gradient)
+        return updates, lejax.certificate(info, updates), info
+
+    return replicate(one, 2000)
+
+
+def check_coverage(found, decrease):
+    """The bound is above what is true in 5 % at most; the margin is what makes it so."""
+    assert found.inside.all()
+    assert (np.asarray(found.decrease) > decrease).mean() < 0.05
+    assert (np.asarray(found.estimate) > found.decrease).all()
+
+
+@pytest.mark.parametrize("chain", chains(1.0, 1.0))
+@pytest.mark.parametrize(
+    ("tau", "beta", "options"), [(0.3, 2.0, {}), (1.5, 0.4, {"antithetic": False})]
+)
+def test_coverage_on_a_quadratic(tau, beta, options, chain):
+    x = QUADRATIC.params()
+    updates, found, _ = certificates(
+        QUADRATIC.value_fn, x, 200, tau, beta, chains(tau, beta)[chain], **options
+    )
+    at, moved = QUADRATIC.flat(x), QUADRATIC.flat(updates)
+    before = QUADRATIC.free_energy(at, tau, beta)
+    after = [QUADRATIC.free_energy(at + u, tau, beta) for u in moved]
+    check_coverage(found, before - np.array(after))
+    # It says something: of SGD nearly always, and never more than there is.
+    if "step" in chain:
+        assert (np.asarray(found.decrease) > 0).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ONE_DIMENSIONAL)
+@pytest.mark.parametrize(("tau", "beta"), [(0.2, 1.0), (0.7, 2.0)])
+def test_coverage_on_skewed_and_bimodal_losses(name, tau, beta):
+    value_fn, x = ONE_DIMENSIONAL[name], jnp.array(0.4)
+    chain = optax.sgd(beta * tau)
+    updates, found, _ = certificates(value_fn, x, 400, tau, beta, chain)
+    grid = np.linspace(float(updates.min()), float(updates.max()), 200)
+    exactly = [quadrature(value_fn, 0.4 + u, tau, beta).free_energy for u in grid]
+    after = np.interp(np.asarray(updates), grid, exactly)
+    before = quadrature(value_fn, 0.4, tau, beta).free_energy
+    check_coverage(found, before - after)
+
+
+def test_the_noise_in_the_squared_norm_is_taken_off():
+    """Of a short step, whose bound misses little, in 40 dimensions, mostly noise."""
+    tau, x = 0.3, jnp.linspace(-0.2, 0.2, 40)
+    chain = optax.sgd(0.02 * tau)
+    updates, found, info = certificates(
+        lambda x: jnp.sum(x**2) / 2, x, 200, tau, 1.0, chain
+    )
+    assert np.mean(info.signal) < 0.6
+    moved = np.asarray(x + updates, np.float64)
+    decrease = (np.sum(np.asarray(x, np.float64) ** 2) - (moved**2).sum(1)) / 2.6
+    check_coverage(found, decrease)
+    noise = (1 - info.signal) * jnp.sum(updates**2, 1) / (0.02 * tau)
+    assert (np.asarray(found.decrease + noise) > decrease).mean() > 0.15
+
+
+def test_it_is_of_the_update_that_the_chain_made():
+    """From the state of an optimiser, with the leaves of a mask, under jit."""
+    smooth = lejax.local_entropy(
+        lejax.importance(200),
+        0.5,
+        key=KEY,
+        mask={"a": True, "b": False},
+        keep_gradient=True,
+    )
+    tx = optax.chain(smooth, optax.sgd(0.5))
+    x = {"a": jnp.ones(3), "b": jnp.ones(2, jnp.bfloat16)}
+    state = tx.init(x)
+
+    def value_fn(x):
+        return jnp.sum(x["a"] ** 2) + jnp.sum(x["b"]).astype(jnp.float32)
+
+    @jax.jit
+    def update(state, incoming):
+        updates, state = tx.update(incoming, state, x, value_fn=value_fn)
+        return updates, state, lejax.certificate(state[0].info, updates)
+
+    zeros = optax.tree.zeros_like(x)
+    updates, after, found = update(state, zeros)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    np.testing.assert_array_equal(updates["a"], -0.5 * after[0].info.gradient["a"])
+    assert found.inside
+    assert found.decrease > 0
+    # What the estimate held still, may not move.
+    _, _, found = update(state, optax.tree.ones_like(x))
+    assert not found.inside
+    assert np.isneginf(found.decrease)
+
+
+def test_outside_the_guarantee():
+    x = jnp.ones(3)
+
+    def of(sampler, tau=0.5):
+        smoothed = lejax.value_and_grad(lambda x: 9 * jnp.sum(x**2), sampler, tau)
+        (_, info), gradient = smoothed(x, KEY)
+        info = info._replace(gradient=gradient)
+        return lejax.certificate(info, -tau * gradient)
+
+    for sampler in (lejax.sgld(20, 0.01), lejax.importance(2), lejax.importance(12)):
+        found = of(sampler)
+        assert not found.inside
+        assert np.isneginf(found.decrease)
+    assert of(lejax.importance(4000)).inside
+
+
+def test_more_confidence_is_a_lower_bound():
+    x = jnp.ones(3)
+    smoothed = lejax.value_and_grad(lambda x: jnp.sum(x**2), lejax.importance(200), 0.5)
+    (_, info), gradient = smoothed(x, KEY)
+    info = info._replace(gradient=gradient)
+    bounds = [
+        float(lejax.certificate(info, -gradient / 9, confidence=c).decrease)
+        for c in (0.6, 0.9, 0.95, 0.99)
+    ]
+    assert bounds == sorted(bounds, reverse=True)
+    for degrees in (5, 7, 20):
+        for p in (0.6, 0.9, 0.95, 0.975):
+            truth = scipy.stats.t.ppf(p, degrees)
+            assert abs(_student(p, degrees) - truth) < 0.005
+
+
+def test_bad_input():
+    info = exact(jnp.ones(3), 0.5, 1.0)
+    with pytest.raises(ValueError, match=r"confidence must be between 0.5 and 1, got"):
+        lejax.certificate(info, jnp.ones(3), confidence=95)
+    with pytest.raises(ValueError, match=r"updates must be like the gradient"):
+        lejax.certificate(info, {"a": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"keep_gradient=True"):
+        lejax.certificate(info._replace(gradient=None), jnp.ones(3))
