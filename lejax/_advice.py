@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from lejax._history import History, known, known_mean
+from lejax._history import History, known_mean, signal_of
 from lejax._info import TRUSTED_SAMPLE_SIZE
 from lejax._sampler import Sampler
 from lejax._stopping import ALL, FAILED_UPDATES
 
 # Updates average noise, some tens of them; less signal than this they do not find.
 LEAST_SIGNAL = 0.1
-# A run is looked at in so many parts; of a shorter one nothing is said.
-STRETCHES = 10
 
 
 def advice(history: History, sampler: Sampler) -> Iterator[str]:
@@ -45,25 +41,10 @@ def advice(history: History, sampler: Sampler) -> Iterator[str]:
             f"{TRUSTED_SAMPLE_SIZE}: the estimates follow a few of them; raise "
             f"num_samples of {sampler.name}, or lower beta or tau."
         )
-    signal = _signal(history)
+    signal = signal_of(history)
     if signal < LEAST_SIGNAL:
         yield (
             f"the run was mostly noise ({max(signal, 0):.0%} signal), unless it began "
             f"at a minimum; raise num_samples of {sampler.name}, or lower the rate of "
             "the optimizer."
         )
-
-
-def _signal(history: History) -> float:
-    """The share of the objective's way along the run that is not its own error.
-
-    From the variance of its means over stretches of the run; NaN where unknown.
-    """
-    objective = known(history.objective)
-    if objective.size < STRETCHES:
-        return float("nan")
-    parts = np.array_split(objective.astype(np.float64), STRETCHES)
-    variance = float(np.var([part.mean() for part in parts], ddof=1))
-    noise = known_mean(known(history.standard_error) ** 2)
-    # A run that stood still has no variance at all, and no signal.
-    return 1 - noise * STRETCHES / objective.size / max(variance, 1e-300)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from lejax._draws import NUM_GROUPS
 from lejax._info import TRUSTED_SAMPLE_SIZE, Info
@@ -118,7 +117,10 @@ def certificate(
     dtype = info.squared_error.dtype
     mine, others_move = _apart(info.gradient, updates)
     # Sums of half precision would lose what they are to tell.
-    gradient, mine = optax.tree.cast((info.gradient, mine), dtype)
+    gradient, mine = (
+        jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+        for tree in (info.gradient, mine)
+    )
     along = inner(gradient, mine, dtype)
     length = inner(mine, mine, dtype)
     square = inner(gradient, gradient, dtype)

@@ -13,7 +13,9 @@ from lejax._info import Info
 class History(NamedTuple):
     """One number for every estimate of a run, of the fields of `Info` of these names.
 
-    Entry k is of the parameters after k updates.
+    Entry k is of the parameters after k updates. `squared_norm` is |δ̂|², which goes
+    with `squared_error`. `certified` says whether the update
+    made there was sure to lower the local entropy of its batch, by `certificate`.
     """
 
     objective: Any
@@ -21,11 +23,25 @@ class History(NamedTuple):
     effective_sample_size: Any
     num_evaluations: Any
     nonfinite_fraction: Any
+    squared_error: Any
+    squared_norm: Any
+    signal: Any
+    certified: Any
 
 
-def record(info: Info) -> History:
+def record(info: Info, squared_norm: Any, certified: Any) -> History:
     """The scalars of one estimate: what has the size of the parameters is not kept."""
-    return History(*(getattr(info, name) for name in History._fields))
+    return History(
+        objective=info.objective,
+        standard_error=info.standard_error,
+        effective_sample_size=info.effective_sample_size,
+        num_evaluations=info.num_evaluations,
+        nonfinite_fraction=info.nonfinite_fraction,
+        squared_error=info.squared_error,
+        squared_norm=squared_norm,
+        signal=info.signal,
+        certified=certified,
+    )
 
 
 def joined(parts: list[History]) -> History:
@@ -34,11 +50,23 @@ def joined(parts: list[History]) -> History:
 
 
 def known(values: np.ndarray) -> np.ndarray:
-    """The values that say something: `unknown` is NaN, or the largest number."""
-    return values[np.isfinite(values) & (values < np.finfo(values.dtype).max)]
+    """Which values say something: `unknown` is NaN, or the largest number."""
+    return np.isfinite(values) & (values < np.finfo(values.dtype).max)
 
 
 def known_mean(values: np.ndarray) -> float:
     """The mean of the known values, NaN where there is none."""
-    values = known(values)
+    values = values[known(values)]
     return float(values.mean(dtype=np.float64)) if values.size else float("nan")
+
+
+def signal_of(history: History) -> float:
+    """The share of all steps of a run that is no noise; NaN where it is unknown.
+
+    Σ(|δ̂|² - V) / Σ|δ̂|²: a run that has arrived makes small steps, all noise, that are
+    no reason to complain.
+    """
+    told = known(history.squared_error)
+    noise = history.squared_error[told].astype(np.float64)
+    square = history.squared_norm[told].sum(dtype=np.float64)
+    return float(1 - noise.sum() / square) if square > 0 else float("nan")

@@ -172,10 +172,10 @@ def importance(
             groups = jax.tree.map(lambda leaf: leaf[None], fold_draws(*given))
         else:
             groups = fold_groups(*given)
-        total = _accumulator.merge_groups(groups)
         if by_example is not None:
-            sums = mean_over(total.credit, by_example.data_axis_name)
-            total = total._replace(credit=sums)
+            sums = mean_over(groups.credit, by_example.data_axis_name)
+            groups = groups._replace(credit=sums)
+        total = _accumulator.merge_groups(groups)
         if space.axis_name is not None:
             total = _accumulator.merge_over(total, space.axis_name)
         elif by_example is not None:

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lejax._certificate import certificate
 from lejax._history import History, record
+from lejax._info import Info, unknown
 from lejax._stopping import Rules, Watch, look, start_watch
-from lejax._trees import PyTree, compute_dtype
+from lejax._trees import PyTree, compute_dtype, inner
 
 
 class Run(NamedTuple):
@@ -47,12 +49,26 @@ def make_loop(
     pick: Callable[[PyTree, jax.Array], PyTree],
     size: int,
     *,
+    certify: bool,
     donate: bool,
 ) -> Loop:
     """A loop over blocks of at most `size`; `pick(batches, i)` is the i-th batch.
 
     With `donate` the run that goes in is used up: its memory is that of the new one.
     """
+
+    def squared_norm(info: Info, grads: PyTree) -> jax.Array:
+        """|δ̂|²."""
+        return inner(grads, grads, info.tau.dtype) * (info.beta * info.tau) ** 2
+
+    def certified(info: Info, grads: PyTree, updates: PyTree) -> jax.Array:
+        nothing = unknown(info.signal.dtype)
+        if not certify:
+            return nothing
+        found = certificate(info._replace(gradient=grads), updates)
+        top = jnp.finfo(nothing.dtype).max
+        known = jnp.isfinite(info.signal_error) & (info.signal_error < top)
+        return jnp.where(known, (found.decrease > 0).astype(nothing.dtype), nothing)
 
     def start(params: PyTree) -> Run:
         run = Run(
@@ -92,13 +108,17 @@ def make_loop(
             moves = moving & (watch.reason == 0)
             params = optax.tree.where(moves, moved, run.params)
             history = jax.tree.map(
-                lambda past, new: past.at[i].set(new), history, record(info)
+                lambda past, new: past.at[i].set(new),
+                history,
+                record(
+                    info, squared_norm(info, grads), certified(info, grads, updates)
+                ),
             )
             return Run(params, smoothing, state, watch), history, i + 1
 
         history = jax.tree.map(
             lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype),
-            record(run.smoothing.info),
+            record(run.smoothing.info, *2 * (run.smoothing.info.signal,)),
         )
         return jax.lax.while_loop(unfinished, advance, (run, history, first))
 

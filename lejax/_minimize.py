@@ -14,7 +14,7 @@ import optax
 from lejax._advice import advice
 from lejax._blocks import Feed, make_feed
 from lejax._estimate import check_sampler
-from lejax._history import History, joined, known_mean
+from lejax._history import History, joined, known_mean, signal_of
 from lejax._importance import importance
 from lejax._loop import Loop, make_loop
 from lejax._objective import without_aux
@@ -152,6 +152,7 @@ def minimize(
         make_rules(target_value, patience, sampler),
         feed.pick,
         size,
+        certify=sampler.regularization == "local entropy",
         # What a callback gets it may keep.
         donate=callback is None,
     )
@@ -170,6 +171,8 @@ def minimize(
         seconds=time.perf_counter() - started,
         effective_sample_size=known_mean(history.effective_sample_size),
         nonfinite_fraction=known_mean(history.nonfinite_fraction),
+        signal=signal_of(history),
+        certified=known_mean(history.certified[:done]),
         history=history,
         reason=reason,
     )

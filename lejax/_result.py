@@ -22,9 +22,15 @@ class MinimizeResult(NamedTuple):
         seconds: of the whole call, compilation and callbacks among it.
         effective_sample_size: of an update, on average; NaN where it is unknown.
         nonfinite_fraction: the share of all samples that failed.
+        signal: the share of all steps of the run, in squared length, that was no noise;
+            NaN where it is unknown.
+        certified: the share of the updates that were sure, at 95 %, to lower the local
+            entropy of their batch (see `certificate`); NaN where that is unknown.
         history: NumPy arrays `objective`, `standard_error`, `effective_sample_size`,
-            `num_evaluations` and `nonfinite_fraction`, as `Info` has them, one entry
-            for each estimate: entry k is of the parameters after k updates.
+            `num_evaluations`, `nonfinite_fraction`, `squared_error` and `signal`, as
+            `Info` has them, `squared_norm`, |δ̂|², and `certified`, 1 or 0 where it is
+            known, one entry for each estimate: entry k is of the parameters after k
+            updates.
         reason: what stopped it: "num_updates", "target_value", "patience", "callback",
             "batches" (there were no more) or "failed samples".
 
@@ -51,6 +57,8 @@ class MinimizeResult(NamedTuple):
     seconds: float
     effective_sample_size: float
     nonfinite_fraction: float
+    signal: float
+    certified: float
     history: History
     reason: str
 
@@ -64,8 +72,14 @@ class MinimizeResult(NamedTuple):
             ("evaluations", f"{self.num_evaluations:,} in {self.seconds:.1f} s"),
             ("effective", effective),
             ("failed", f"{self.nonfinite_fraction:.1%} of the samples"),
+            ("signal", _share(self.signal, "of the steps")),
+            ("certified", _share(self.certified, "of the updates")),
         )
         return "\n".join(f"{name:<12} {text}" for name, text in lines)
+
+
+def _share(value: float, of: str) -> str:
+    return "not estimated" if math.isnan(value) else f"{value:.0%} {of}"
 
 
 def estimate_text(value: float, error: float) -> str:

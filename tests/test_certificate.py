@@ -82,7 +82,7 @@ def certificates(value_fn, x, samples, tau, beta, chain, **options):
 
 
 def check_coverage(found, decrease):
-    """The bound is above what is true in 5 % at most; the margin is what makes it so."""
+    """The bound is above what is true in 5 % at most."""
     assert found.inside.all()
     assert (np.asarray(found.decrease) > decrease).mean() < 0.05
     assert (np.asarray(found.estimate) > found.decrease).all()

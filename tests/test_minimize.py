@@ -281,6 +281,8 @@ def test_summary():
         num_evaluations=3_000_000_000,
         seconds=2.34,
         effective_sample_size=31.4,
+        signal=0.873,
+        certified=0.5,
     )
     assert str(result).splitlines() == [
         "objective    1.235 ± 0.01",
@@ -288,6 +290,8 @@ def test_summary():
         "evaluations  3,000,000,000 in 2.3 s",
         "effective    31 samples in an update",
         "failed       0.0% of the samples",
+        "signal       87% of the steps",
+        "certified    50% of the updates",
     ]
     nan = float("nan")
     unknown = result._replace(objective=nan, standard_error=nan)

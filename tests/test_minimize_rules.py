@@ -115,6 +115,9 @@ def test_patience_counts_from_a_full_window():
     assert (result.reason, result.num_updates) == ("patience", expected)
 
 
+# Pairs see no noise in a bowl, at its minimum.
+PLAIN = lejax.importance(40, antithetic=False)
+STILL = {"params": jnp.zeros(2), "optimizer": optax.sgd(1e-3), "num_updates": 200}
 WARNINGS = {
     "few are effective": (
         r"[\d.]+ samples were effective.*raise num_samples of importance, or lower bet",
@@ -130,7 +133,7 @@ WARNINGS = {
     ),
     "mostly noise": (
         r"mostly noise \(\d+% signal\).*raise num_samples of importance.*rate",
-        {"sampler": FEW, "params": jnp.zeros(2), "num_updates": 200},
+        {"sampler": PLAIN, **STILL},
     ),
     "nothing is effective": (
         r"no sample of importance was effective in the last 3 estimates.*lower tau",
@@ -187,6 +190,28 @@ def test_noise_that_averages_out_is_no_reason():
     result = minimize(optimizer=optax.sgd(5e-4), num_updates=200)
     fall = bowl(jnp.ones(2)) - bowl(result.params)
     assert 0.5 < fall / np.mean(result.history.standard_error) < 2
+
+
+def test_a_run_that_has_arrived_is_no_reason():
+    """Though most of its steps are noise, from then on."""
+    options = {"optimizer": optax.sgd(0.2), "num_updates": 200}
+    result = minimize(params=jnp.full(2, 3.0), sampler=PLAIN, **options)
+    assert np.median(result.history.signal[50:]) < 0.5 < result.signal
+
+
+def test_the_share_of_certified_updates():
+    """All are, far from the minimum; at it not, and samplers without noise say no."""
+    far = minimize(params=jnp.full(2, 3.0), sampler=MANY, num_updates=3, tau=0.1)
+    assert far.certified == 1
+    assert "100% of the updates" in str(far)
+    with pytest.warns(UserWarning, match="mostly noise"):
+        history = minimize(sampler=PLAIN, **STILL).history
+    assert set(history.certified) == {0, 1}
+    assert history.certified.mean() < 0.2
+    for sampler in (lejax.sgld(5, 0.1), lejax.pathwise(2)):
+        result = minimize(sampler=sampler)
+        assert np.isnan(result.certified)
+        assert "certified    not estimated" in str(result)
 
 
 def test_a_run_that_fails_stops():
