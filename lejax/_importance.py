@@ -209,5 +209,6 @@ def importance(
         "importance",
         "local entropy",
         coordinates=coordinates(reduction, credit),
+        knows_noise=True,
         axes=make_axes(axis_name, data_axis_name),
     )

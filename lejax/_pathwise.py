@@ -175,6 +175,7 @@ def pathwise(
         "pathwise",
         "heat",
         coordinates=coordinates(reduction),
+        knows_noise=True,
         axes=make_axes(axis_name, data_axis_name),
         differentiable=True,
     )

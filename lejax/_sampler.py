@@ -35,6 +35,7 @@ class Sampler(NamedTuple):
         inner_batches: whether a batch is a stack of batches that take turns.
         over: `over(axis_name, data_axis_name)` is the same sampler for the members of
             named axes, as if it had been made with these arguments.
+        knows_noise: whether its info may tell `squared_error` and `signal`.
 
     Example:
         By hand: the displacement of f(x) = x²/2 is -τ/(1 + τ) x.
@@ -55,6 +56,7 @@ class Sampler(NamedTuple):
     check: Callable[[float], None]
     inner_batches: bool
     over: Callable[[str | None, str | None], Sampler]
+    knows_noise: bool
 
 
 def stateless(params: PyTree, axes: Axes) -> tuple[()]:
@@ -79,6 +81,7 @@ def make_sampler(
     coordinates: Callable[..., Coordinates],
     differentiable: bool = False,
     inner_batches: bool = False,
+    knows_noise: bool = False,
 ) -> Sampler:
     """A sampler from `run(key, state, space, tau, beta)`.
 
@@ -97,6 +100,7 @@ def make_sampler(
             coordinates=coordinates,
             differentiable=differentiable,
             inner_batches=inner_batches,
+            knows_noise=knows_noise,
         )
 
     def checked_init(params: PyTree) -> PyTree:
@@ -130,7 +134,14 @@ def make_sampler(
         return displacement, state, info
 
     sampler = Sampler(
-        checked_init, step, name, regularization, check, inner_batches, over
+        checked_init,
+        step,
+        name,
+        regularization,
+        check,
+        inner_batches,
+        over,
+        knows_noise,
     )
     return sampler
 

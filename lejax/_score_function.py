@@ -277,5 +277,6 @@ def score_function(
             if credit
             else coordinates(reduction)
         ),
+        knows_noise=True,
         axes=make_axes(axis_name, data_axis_name),
     )

@@ -13,7 +13,7 @@ import optax
 from lejax._estimate import check_sampler, estimate_gradient
 from lejax._info import Info, make_info
 from lejax._sampler import Sampler, check_smoothing
-from lejax._trees import PyTree, compute_dtype
+from lejax._trees import PyTree, compute_dtype, scaled
 from lejax._validate import (
     float_leaves,
     given,
@@ -61,6 +61,7 @@ def local_entropy(
     mask: Any = None,
     has_aux: Any = False,
     keep_gradient: bool = False,
+    shrink: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The gradient of the local entropy, as an optax transformation.
 
@@ -99,6 +100,11 @@ def local_entropy(
             `value_fn` returning (f, (f, ...)).
         keep_gradient: whether `state.info.gradient` holds the gradient, for
             `certificate`.
+        shrink: multiply the gradient by the share of it that is signal, `info.signal`,
+            between 0 and 1. A step ρδ̂ changes F by at most [ρ²(|δ|² + V) - 2ρ|δ|²]/2βτ
+            on average, which is least at ρ = |δ|²/(|δ|² + V): the steps get shorter
+            where they begin to be noise. What is behind must not undo it, as Adam does
+            in the long run. Where the noise is not known, nothing is changed.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with a `SmoothingState`, whose `info`
@@ -107,7 +113,8 @@ def local_entropy(
     Raises:
         ValueError: `tau` or `beta` is not positive, the sampler is one of heat
             regularisation or cannot work at `tau`, a perturbed leaf is not floating,
-            params is None or has a `MaskedNode`, `value_fn` is missing.
+            params is None or has a `MaskedNode`, `value_fn` is missing, or `shrink`
+            is asked of a sampler that never knows its noise.
         TypeError: `key` is not a typed key, or `value_fn` does not return a scalar.
 
     Example:
@@ -136,10 +143,20 @@ def local_entropy(
         True
 
     References:
-        Garcia Trillos, Kaplan, Sanz-Alonso, section 3; Chaudhari et al., *Entropy-SGD*.
+        Garcia Trillos, Kaplan, Sanz-Alonso, section 3; Chaudhari et al., *Entropy-SGD*;
+        James, Stein, *Estimation with quadratic loss* (`shrink`).
     """
     check_sampler(sampler, "local entropy")
-    return smoothed(sampler, tau, key, beta, mask, has_aux, keep_gradient=keep_gradient)
+    return smoothed(
+        sampler,
+        tau,
+        key,
+        beta,
+        mask,
+        has_aux,
+        keep_gradient=keep_gradient,
+        shrink=shrink,
+    )
 
 
 def heat(
@@ -149,6 +166,7 @@ def heat(
     key: jax.Array,
     mask: Any = None,
     has_aux: Any = False,
+    shrink: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The gradient of the heat-regularised loss, as an optax transformation.
 
@@ -166,6 +184,8 @@ def heat(
         key: a typed key, `jax.random.key(seed)`.
         mask: which leaves to perturb, as in `local_entropy`.
         has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
+        shrink: multiply the gradient by the share of it that is signal, as in
+            `local_entropy`; `pathwise` and `score_function` know it.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with a `SmoothingState`, to be called
@@ -191,7 +211,7 @@ def heat(
         Garcia Trillos, Kaplan, Sanz-Alonso, section 4.
     """
     check_sampler(sampler, "heat")
-    return smoothed(sampler, tau, key, 1.0, mask, has_aux)
+    return smoothed(sampler, tau, key, 1.0, mask, has_aux, shrink=shrink)
 
 
 def smoothed(
@@ -203,10 +223,16 @@ def smoothed(
     has_aux: Any,
     per_tau: bool = True,
     keep_gradient: bool = False,
+    shrink: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """What the transformations share; without `per_tau`, τ times the gradient."""
     check_smoothing(sampler, positive_or_schedule("tau", tau), beta)
     typed_key(key)
+    if shrink and not sampler.knows_noise:
+        raise ValueError(
+            "shrink=True needs a sampler that estimates its noise, got "
+            f"{sampler.name}; leave it out, or use importance, pathwise or score_function."
+        )
     like = has_aux if not isinstance(has_aux, bool) else None
 
     def init(params: PyTree) -> SmoothingState:
@@ -251,6 +277,9 @@ def smoothed(
         )
         if keep_gradient:
             info = info._replace(gradient=grads)
+        if shrink:
+            share = jnp.where(jnp.isfinite(info.signal), info.signal, 1)
+            grads = scaled(grads, share.clip(0, 1))
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
         step = jnp.asarray(optax.safe_increment(state.step))
