@@ -60,6 +60,7 @@ def local_entropy(
     beta: Any = 1.0,
     mask: Any = None,
     has_aux: Any = False,
+    displacement: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The gradient of the local entropy, as an optax transformation.
 
@@ -96,6 +97,8 @@ def local_entropy(
             `jax.ShapeDtypeStruct`s) instead of True keeps the structure of the state
             the same from the start, as `jax.lax.scan` needs it. f(x) itself is had by
             `value_fn` returning (f, (f, ...)).
+        displacement: let x - E_q[X] = βτ ∇F come out instead of ∇F: `optax.sgd(1.0)`
+            behind it is Algorithm 1 whatever becomes of τ and β.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with a `SmoothingState`, whose `info`
@@ -136,7 +139,7 @@ def local_entropy(
         Garcia Trillos, Kaplan, Sanz-Alonso, section 3; Chaudhari et al., *Entropy-SGD*.
     """
     check_sampler(sampler, "local entropy")
-    return smoothed(sampler, tau, key, beta, mask, has_aux)
+    return smoothed(sampler, tau, key, beta, mask, has_aux, displacement)
 
 
 def heat(
@@ -146,6 +149,7 @@ def heat(
     key: jax.Array,
     mask: Any = None,
     has_aux: Any = False,
+    displacement: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The gradient of the heat-regularised loss, as an optax transformation.
 
@@ -163,6 +167,8 @@ def heat(
         key: a typed key, `jax.random.key(seed)`.
         mask: which leaves to perturb, as in `local_entropy`.
         has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
+        displacement: let τ times the gradient come out: `optax.sgd(1.0)` behind it is
+            Algorithm 2 whatever the schedule of τ.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with a `SmoothingState`, to be called
@@ -188,7 +194,7 @@ def heat(
         Garcia Trillos, Kaplan, Sanz-Alonso, section 4.
     """
     check_sampler(sampler, "heat")
-    return smoothed(sampler, tau, key, 1.0, mask, has_aux)
+    return smoothed(sampler, tau, key, 1.0, mask, has_aux, displacement)
 
 
 def smoothed(
@@ -198,9 +204,9 @@ def smoothed(
     beta: Any,
     mask: Any,
     has_aux: Any,
-    per_tau: bool = True,
+    displacement: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    """What the transformations share; without `per_tau`, τ times the gradient."""
+    """What the transformations share."""
     check_smoothing(sampler, positive_or_schedule("tau", tau), beta)
     typed_key(key)
     like = has_aux if not isinstance(has_aux, bool) else None
@@ -241,7 +247,7 @@ def smoothed(
             tau=tau(state.step) if callable(tau) else tau,
             beta=beta,
             has_aux=has_aux is True or like is not None,
-            per_tau=per_tau,
+            displacement=displacement,
         )
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
