@@ -157,6 +157,16 @@ def fold_draws(
     return total
 
 
+def own_evaluations(plan: Plan, axis_name: str | None) -> int:
+    """How many one member makes, with those that only fill up its share."""
+    return sum(
+        -(-(block.stop - block.start) // members(axis_name))
+        * len(block.signs)
+        * block.copies
+        for block in _blocks(plan)
+    )
+
+
 class _Block(NamedTuple):
     """Units of one kind: from which number to which, signs, copies of a draw."""
 
