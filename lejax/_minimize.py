@@ -13,6 +13,7 @@ import optax
 
 from lejax._advice import advice
 from lejax._blocks import Feed, make_feed
+from lejax._control import first_tau
 from lejax._estimate import check_sampler
 from lejax._history import History, joined, known_mean
 from lejax._importance import importance
@@ -29,7 +30,6 @@ from lejax._validate import (
     loss_function,
     optional_count,
     positive_count,
-    positive_or_schedule,
     untraced,
 )
 
@@ -72,7 +72,8 @@ def minimize(
             batch is passed.
         params: x_0, any tree of floating arrays.
         tau: τ, the variance of the smoothing, in squared units of the parameters: a
-            positive number, or a schedule of the number of updates so far.
+            positive number, a schedule of the number of updates so far, or a controller
+            made by `target_share`.
         key: a typed key, `jax.random.key(seed)`.
         batch: one batch for all updates; it may hold more than arrays.
         batches: an iterable instead, of a batch for every update, which are trees of
@@ -218,7 +219,7 @@ def _smoothing(
     sampler: Sampler, tau: Any, beta: Any, key: jax.Array, *, displacement: bool
 ) -> optax.GradientTransformationExtraArgs:
     check_sampler(sampler, "local entropy", "heat")
-    check_smoothing(sampler, positive_or_schedule("tau", tau), beta)
+    check_smoothing(sampler, first_tau(tau, sampler), beta)
     if sampler.regularization == "heat":
         return heat(sampler, tau, key=key, displacement=displacement)
     return local_entropy(sampler, tau, key=key, beta=beta, displacement=displacement)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lejax._control import current_tau, first_tau, restrained
 from lejax._estimate import check_sampler, estimate_gradient
 from lejax._info import Info, make_info
 from lejax._sampler import Sampler, check_smoothing
@@ -18,7 +19,6 @@ from lejax._validate import (
     float_leaves,
     given,
     loss_function,
-    positive_or_schedule,
     typed_key,
 )
 
@@ -84,10 +84,12 @@ def local_entropy(
     Args:
         sampler: `importance` or `sgld`.
         tau: τ, the variance of the smoothing, in squared units of the parameters: a
-            positive number, or a schedule of the number of updates so far.
+            positive number, a schedule of the number of updates so far, or a controller
+            made by `target_share`.
         key: a typed key, `jax.random.key(seed)`.
         beta: β > 0, the inverse temperature. With f the mean over a batch, β = 1 leaves
-            the weights almost uniform.
+            the weights almost uniform. `importance` with a `target_share` finds its own
+            from the second update on.
         mask: which leaves to perturb: a tree of booleans like params, or a prefix of
             it, or a function of params that returns one. The others keep their incoming
             updates (zeros where `updates` is None). Default: all.
@@ -107,7 +109,8 @@ def local_entropy(
     Raises:
         ValueError: `tau` or `beta` is not positive, the sampler is one of heat
             regularisation or cannot work at `tau`, a perturbed leaf is not floating,
-            params is None or has a `MaskedNode`, `value_fn` is missing.
+            params is None or has a `MaskedNode`, `value_fn` is missing; or as
+            `target_share` says.
         TypeError: `key` is not a typed key, or `value_fn` does not return a scalar.
 
     Example:
@@ -207,7 +210,7 @@ def smoothed(
     displacement: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """What the transformations share."""
-    check_smoothing(sampler, positive_or_schedule("tau", tau), beta)
+    check_smoothing(sampler, first_tau(tau, sampler), beta)
     typed_key(key)
     like = has_aux if not isinstance(has_aux, bool) else None
 
@@ -244,11 +247,12 @@ def smoothed(
             selected,
             value_fn=loss,
             batch=batch,
-            tau=tau(state.step) if callable(tau) else tau,
+            tau=current_tau(tau, state.step, state.info, sampler),
             beta=beta,
             has_aux=has_aux is True or like is not None,
             displacement=displacement,
         )
+        grads = restrained(tau, grads, info, sampler)
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
         step = jnp.asarray(optax.safe_increment(state.step))
