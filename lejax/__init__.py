@@ -3,6 +3,8 @@
 from lejax._by_example import importance_by_example as importance_by_example
 from lejax._certificate import Certificate as Certificate
 from lejax._certificate import certificate as certificate
+from lejax._control import target_share as target_share
+from lejax._effective import beta_for_share as beta_for_share
 from lejax._entropy_sgd import entropy_sgd as entropy_sgd
 from lejax._functional import step_fn as step_fn
 from lejax._functional import value_and_grad as value_and_grad

@@ -214,6 +214,7 @@ def importance_by_example(
         "local entropy",
         coordinates=_space,
         axes=make_axes(axis_name, data_axis_name),
+        num_samples=num_samples,
     )
 
 

@@ -135,9 +135,7 @@ def fold_groups(
     totals: list[PyTree] = []
     for block in _blocks(plan):
         offset, share = _share(block, space.axis_name)
-        # Of equal size, if that can be; else what is left is one more.
-        count = largest_divisor(share, 2 * NUM_GROUPS)
-        count = count if count >= NUM_GROUPS else min(share, NUM_GROUPS)
+        count = _num_groups(share)
         size = share // count
         at_once = largest_divisor(count, _limit(block, space.zeros, plan) // size)
 
@@ -210,6 +208,23 @@ def _folder(
     return fold
 
 
+def own_evaluations(plan: Plan, axis_name: str | None, *, of_groups: bool) -> int:
+    """How many one member makes, with those that only fill up its share.
+
+    Of groups, those of the largest.
+    """
+    shares = [
+        (_share(block, axis_name)[1], len(block.signs) * block.copies)
+        for block in _blocks(plan)
+    ]
+    if not of_groups:
+        return sum(share * each for share, each in shares)
+    return max(
+        max(share // _num_groups(share), share % _num_groups(share)) * each
+        for share, each in shares
+    )
+
+
 class _Block(NamedTuple):
     """Units of one kind: from which number to which, signs, copies of a draw."""
 
@@ -228,6 +243,12 @@ def _blocks(plan: Plan) -> Iterator[_Block]:
             copies = largest_divisor(count, plan.signs_per_draw)
             yield _Block(start, start + count // copies, signs, copies)
             start += count // copies
+
+
+def _num_groups(share: int) -> int:
+    """Groups are of equal size, if that can be; else what is left is one more."""
+    count = largest_divisor(share, 2 * NUM_GROUPS)
+    return count if count >= NUM_GROUPS else min(share, NUM_GROUPS)
 
 
 def default_signs(zeros: PyTree, draws: int, examples: int = 1) -> int:

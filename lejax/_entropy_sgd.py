@@ -33,7 +33,7 @@ def entropy_sgd(
         x' ← x' - η' [∇f(x') + γ (x' - x)] + √η' ε N(0, I),   μ ← (1 - α) μ + α x',
 
     and then x ← x - η (x - μ) with Nesterov's momentum. A whole optimiser: `optax.sgd`
-    behind τ times the gradient of `local_entropy` by `sgld`. With a mask, in another
+    behind the `displacement` of `local_entropy` by `sgld`. With a mask, in another
     chain or with another sampler, use `local_entropy` itself. The noise of μ, mean 0,
     is left out where the loss cannot see (see `reduction` of `sgld`).
 
@@ -107,7 +107,7 @@ def entropy_sgd(
         inner_batches=inner_batches,
     )
     tx = optax.chain(
-        smoothed(sampler, tau, key, 1.0, None, has_aux, per_tau=False),
+        smoothed(sampler, tau, key, 1.0, None, has_aux, displacement=True),
         optax.sgd(learning_rate, momentum=momentum, nesterov=True),
     )
 

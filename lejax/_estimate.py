@@ -12,7 +12,7 @@ import optax
 from lejax._info import Info
 from lejax._objective import call, check_objective, first_batch, without_aux
 from lejax._sampler import Regularization, Sampler
-from lejax._trees import PyTree, all_finite, compute_dtype, scaled
+from lejax._trees import PyTree, all_finite, scaled
 from lejax._validate import loss_function
 
 
@@ -43,11 +43,11 @@ def estimate_gradient(
     tau: Any,
     beta: Any,
     has_aux: bool,
-    per_tau: bool = True,
+    displacement: bool = False,
 ) -> tuple[PyTree, PyTree, Info]:
     """-δ̂/(βτ) in the dtypes of params, zero where it would not be finite.
 
-    -δ̂/β without `per_tau`: half precision holds it where it may not hold the gradient.
+    -δ̂ with `displacement`: half precision holds it where it may not hold the gradient.
     """
     aux, loss = None, loss_function(value_fn)
     if has_aux:
@@ -56,14 +56,14 @@ def estimate_gradient(
         _, aux = call(value_fn, params, centre)
         loss = without_aux(value_fn)
 
-    displacement, state, info = sampler.step(
+    step, state, info = sampler.step(
         key, state, params, value_fn=loss, batch=batch, tau=tau, beta=beta
     )
-    dtype = compute_dtype(displacement)
-    tau, beta = jnp.asarray(tau, dtype), jnp.asarray(beta, dtype)
+    # The sampler may have chosen another β than was passed.
+    factor = 1 if displacement else 1 / (info.beta * info.tau)
     grads = jax.tree.map(
         lambda g, p: g.astype(p.dtype),
-        scaled(displacement, -1 / (beta * tau) if per_tau else -1 / beta),
+        scaled(step, -factor),
         params,
     )
     finite = all_finite(grads)

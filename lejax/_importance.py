@@ -9,15 +9,23 @@ import jax.numpy as jnp
 import optax
 
 from lejax import _accumulator
-from lejax._axes import make_axes, mean_over
+from lejax._axes import gathered, make_axes, mean_over
 from lejax._credit import add_control_variate
-from lejax._draws import Draws, Plan, default_signs, fold_draws, fold_groups
+from lejax._draws import (
+    Draws,
+    Plan,
+    default_signs,
+    fold_draws,
+    fold_groups,
+    own_evaluations,
+)
+from lejax._effective import adapted, beta_in_use, keeping, no_beta, nothing_kept
 from lejax._info import TRUSTED_SAMPLE_SIZE, Info, make_info, unknown
 from lejax._objective import Coordinates, complement_noise
 from lejax._reduction import coordinates
-from lejax._sampler import Sampler, make_sampler
+from lejax._sampler import Sampler, as_passed, make_sampler, stateless
 from lejax._trees import PyTree, all_finite, compute_dtype, inner, is_large, scaled
-from lejax._validate import optional_count, positive_count, sign_count
+from lejax._validate import fraction, optional_count, positive_count, sign_count
 from lejax._weighted import estimate
 
 
@@ -32,6 +40,7 @@ def importance(
     reduction: bool = True,
     sample_complement: bool = False,
     credit: bool | None = None,
+    target_share: Any = None,
 ) -> Sampler:
     """Importance sampling of E_q[X]: gradient-free, parallel (Algorithm 4).
 
@@ -79,17 +88,23 @@ def importance(
             It takes one evaluation more, at x. By default with pairs, unless
             `sample_complement` asks for the noise of plain sampling. Plain draws that
             are to have it get centred weights, w_j/Σw - 1/J, of the same mean as well.
+        target_share: the ESS/J that is wanted, between 0 and 1; β is then that of
+            `beta_for_share` on the losses of the update before, kept for this, and the
+            `beta` that is passed that of the first update. It costs no evaluation; as β
+            is known before the draws, they estimate what they did. Where nothing is
+            learnt, as every loss failed or all are equal, β stays.
 
     Returns:
-        A `Sampler` for `local_entropy`. Its info estimates every field, from two units
+        A `Sampler` for `local_entropy`. Its info tells the β that was used, and
+        estimates every other field, from two units
         on; the noise, `squared_error` and `signal`, not where credit by example meets
         `data_axis_name`, as members do not know each other's examples, or more than 2²²
         numbers in a draw, for want of memory.
 
     Raises:
         ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
-            integer, `signs_per_draw` is above 32, an axis is not bound, or both are
-            the same.
+            integer, `signs_per_draw` is above 32, `target_share` is not between 0 and
+            1, an axis is not bound, or both are the same.
 
     Example:
         The step on f(x) = x²/2 is -τ/(1 + τ) x, here -1/3 of x:
@@ -107,6 +122,9 @@ def importance(
     num_samples = positive_count("num_samples", num_samples)
     chunk_size = optional_count("chunk_size", chunk_size)
     signs_per_draw = sign_count(signs_per_draw)
+    adapts = target_share is not None
+    if adapts:
+        fraction("target_share", target_share)
     # The paper's samples are independent.
     may_share = antithetic and not sample_complement
     credit = may_share if credit is None else credit
@@ -164,14 +182,23 @@ def importance(
                 empty, by_example.zeros, centred=not antithetic
             )
         plan = Plan(num_samples, antithetic, chunk_size, shared)
-        given = key, space, tau, evaluate, absorb, empty, plan
-        if is_large(space.zeros) or (
+        # Of groups, large sums would be there at once, and many be sent.
+        whole = is_large(space.zeros) or (
             by_example is not None and by_example.data_axis_name is not None
-        ):
-            # Of groups, large sums would be there at once, and many be sent.
+        )
+        fold, initial = absorb, empty
+        if adapts:
+            fold = keeping(absorb, lambda of: of if by_example is None else of[0])
+            room = own_evaluations(plan, space.axis_name, of_groups=not whole)
+            initial = nothing_kept(empty, room, dtype)
+        given = key, space, tau, evaluate, fold, initial, plan
+        if whole:
             groups = jax.tree.map(lambda leaf: leaf[None], fold_draws(*given))
         else:
             groups = fold_groups(*given)
+        if adapts:
+            logs = gathered(groups.log_weights, space.axis_name)
+            state, groups = adapted(state, logs, beta, target_share), groups.total
         if by_example is not None:
             sums = mean_over(groups.credit, by_example.data_axis_name)
             groups = groups._replace(credit=sums)
@@ -211,4 +238,8 @@ def importance(
         coordinates=coordinates(reduction, credit),
         knows_noise=True,
         axes=make_axes(axis_name, data_axis_name),
+        init=no_beta if adapts else stateless,
+        # What follows the share itself does not tell it to others.
+        num_samples=None if adapts else num_samples,
+        beta_in_use=beta_in_use if adapts else as_passed,
     )

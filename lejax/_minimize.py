@@ -13,6 +13,7 @@ import optax
 
 from lejax._advice import advice
 from lejax._blocks import Feed, make_feed
+from lejax._control import first_tau
 from lejax._estimate import check_sampler
 from lejax._history import History, joined, known_mean, signal_of
 from lejax._importance import importance
@@ -29,7 +30,6 @@ from lejax._validate import (
     loss_function,
     optional_count,
     positive_count,
-    positive_or_schedule,
     untraced,
 )
 
@@ -72,7 +72,8 @@ def minimize(
             batch is passed.
         params: x_0, any tree of floating arrays.
         tau: τ, the variance of the smoothing, in squared units of the parameters: a
-            positive number, or a schedule of the number of updates so far.
+            positive number, a schedule of the number of updates so far, or a controller
+            made by `target_share`.
         key: a typed key, `jax.random.key(seed)`.
         batch: one batch for all updates; it may hold more than arrays.
         batches: an iterable instead, of a batch for every update, which are trees of
@@ -82,7 +83,7 @@ def minimize(
         sampler: any sampler; by default `importance(1000)`. One of heat minimises F^H.
         beta: β > 0, the inverse temperature, as in `local_entropy`; 1 for heat.
         optimizer: the optax transformation that makes updates of smoothed gradients; by
-            default `optax.sgd(beta * tau)`, with the schedule of `tau` if it is one.
+            default the paper's step is taken, whatever becomes of τ and β.
         num_updates: at most so many.
         target_value: stop at the first parameters whose estimated objective, plus its
             standard error where that is known, is not above it.
@@ -134,7 +135,7 @@ def minimize(
     untraced("minimize", (params, key, tau, beta, batch))
     params = float_leaves(params)
     sampler = importance(1000) if sampler is None else sampler
-    smooth = _smoothing(sampler, tau, beta, key)
+    smooth = _smoothing(sampler, tau, beta, key, displacement=optimizer is None)
     num_updates = positive_count("num_updates", num_updates)
     by_default = max(1, min(num_updates // 100, 100))
     size = min(optional_count("block_size", block_size) or by_default, num_updates)
@@ -148,7 +149,7 @@ def minimize(
     loop = make_loop(
         without_aux(value_fn) if has_aux else value_fn,
         smooth,
-        _optimizer(optimizer, tau, beta),
+        _optimizer(optimizer),
         make_rules(target_value, patience, sampler),
         feed.pick,
         size,
@@ -218,22 +219,19 @@ def _run(
 
 
 def _smoothing(
-    sampler: Sampler, tau: Any, beta: Any, key: jax.Array
+    sampler: Sampler, tau: Any, beta: Any, key: jax.Array, *, displacement: bool
 ) -> optax.GradientTransformationExtraArgs:
     check_sampler(sampler, "local entropy", "heat")
-    check_smoothing(sampler, positive_or_schedule("tau", tau), beta)
+    check_smoothing(sampler, first_tau(tau, sampler), beta)
     if sampler.regularization == "heat":
-        return heat(sampler, tau, key=key)
-    return local_entropy(sampler, tau, key=key, beta=beta)
+        return heat(sampler, tau, key=key, displacement=displacement)
+    return local_entropy(sampler, tau, key=key, beta=beta, displacement=displacement)
 
 
-def _optimizer(optimizer: Any, tau: Any, beta: Any) -> optax.GradientTransformation:
-    """The paper's rate βτ, where no other is asked for."""
+def _optimizer(optimizer: Any) -> optax.GradientTransformation:
+    """The whole displacement, where nothing else is asked for."""
     if optimizer is None:
-        rate: Any = float(beta)
-        return optax.sgd(
-            (lambda step: rate * tau(step)) if callable(tau) else rate * float(tau)
-        )
+        return optax.sgd(1.0)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             f"optimizer must be an optax transformation, got {optimizer!r}; "

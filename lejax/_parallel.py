@@ -108,8 +108,13 @@ def parallel(
             fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names
         )
 
+    def places(state: PyTree) -> PyTree:
+        """Chains are split; what is one number is the same for all."""
+        return jax.tree.map(lambda leaf: split if leaf.ndim else whole, state)
+
     def init(params: PyTree) -> PyTree:
-        return on_mesh(shared.init, (whole,), split)(params)
+        of_state = places(jax.eval_shape(shared.init, params))
+        return on_mesh(shared.init, (whole,), of_state)(params)
 
     def step(
         key: jax.Array,
@@ -134,8 +139,9 @@ def parallel(
             )
 
         part = () if data_axis_name is None or batch is None else (in_parts(batch),)
-        in_specs = (whole, split, whole, *(of_batch for _ in part))
-        run = on_mesh(of_member, in_specs, (whole, split, whole))
+        of_state = places(state)
+        in_specs = (whole, of_state, whole, *(of_batch for _ in part))
+        run = on_mesh(of_member, in_specs, (whole, of_state, whole))
         return run(key, state, params, *part)
 
     return sampler._replace(init=init, step=step, over=shared.over)

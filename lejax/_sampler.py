@@ -36,6 +36,8 @@ class Sampler(NamedTuple):
         over: `over(axis_name, data_axis_name)` is the same sampler for the members of
             named axes, as if it had been made with these arguments.
         knows_noise: whether its info may tell `squared_error` and `signal`.
+        num_samples: the J of which `effective_sample_size` tells how many count at the
+            τ and β that are passed; None where it tells something else, or nothing.
 
     Example:
         By hand: the displacement of f(x) = x²/2 is -τ/(1 + τ) x.
@@ -57,6 +59,7 @@ class Sampler(NamedTuple):
     inner_batches: bool
     over: Callable[[str | None, str | None], Sampler]
     knows_noise: bool
+    num_samples: int | None = None
 
 
 def stateless(params: PyTree, axes: Axes) -> tuple[()]:
@@ -68,6 +71,12 @@ def stateless(params: PyTree, axes: Axes) -> tuple[()]:
 def any_tau(tau: float) -> None:
     """The `check` of a sampler that works at every τ."""
     del tau
+
+
+def as_passed(state: PyTree, beta: jax.Array) -> jax.Array:
+    """The `beta_in_use` of a sampler that leaves β to its caller."""
+    del state
+    return beta
 
 
 def make_sampler(
@@ -82,11 +91,14 @@ def make_sampler(
     differentiable: bool = False,
     inner_batches: bool = False,
     knows_noise: bool = False,
+    num_samples: int | None = None,
+    beta_in_use: Callable[[PyTree, jax.Array], jax.Array] = as_passed,
 ) -> Sampler:
     """A sampler from `run(key, state, space, tau, beta)`.
 
     `run` works in the coordinates `space`, which `coordinates` makes, and lifts the
-    displacement that it returns. This is the one place where arguments are checked.
+    displacement that it returns; its β is that of `beta_in_use(state, beta)`. This is
+    the one place where arguments are checked.
     """
 
     def over(axis_name: str | None, data_axis_name: str | None) -> Sampler:
@@ -101,6 +113,8 @@ def make_sampler(
             differentiable=differentiable,
             inner_batches=inner_batches,
             knows_noise=knows_noise,
+            num_samples=num_samples,
+            beta_in_use=beta_in_use,
         )
 
     def checked_init(params: PyTree) -> PyTree:
@@ -128,7 +142,8 @@ def make_sampler(
         space = over_axes(space, params, axes)
         # One rounding of τ and β for all that is made of them.
         dtype = compute_dtype(space.zeros)
-        tau, beta = jnp.asarray(tau, dtype), jnp.asarray(beta, dtype)
+        tau = jnp.asarray(tau, dtype)
+        beta = beta_in_use(state, jnp.asarray(beta, dtype))
         displacement, state, info = run(key, state, space, tau, beta)
         info = with_signal(info, displacement)._replace(tau=tau, beta=beta)
         return displacement, state, info
@@ -142,6 +157,7 @@ def make_sampler(
         inner_batches,
         over,
         knows_noise,
+        num_samples,
     )
     return sampler
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lejax._control import current_tau, first_tau, restrained
 from lejax._estimate import check_sampler, estimate_gradient
 from lejax._info import Info, make_info
 from lejax._sampler import Sampler, check_smoothing
@@ -18,7 +19,6 @@ from lejax._validate import (
     float_leaves,
     given,
     loss_function,
-    positive_or_schedule,
     typed_key,
 )
 
@@ -60,6 +60,7 @@ def local_entropy(
     beta: Any = 1.0,
     mask: Any = None,
     has_aux: Any = False,
+    displacement: bool = False,
     keep_gradient: bool = False,
     shrink: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -85,10 +86,12 @@ def local_entropy(
     Args:
         sampler: `importance` or `sgld`.
         tau: τ, the variance of the smoothing, in squared units of the parameters: a
-            positive number, or a schedule of the number of updates so far.
+            positive number, a schedule of the number of updates so far, or a controller
+            made by `target_share`.
         key: a typed key, `jax.random.key(seed)`.
         beta: β > 0, the inverse temperature. With f the mean over a batch, β = 1 leaves
-            the weights almost uniform.
+            the weights almost uniform. `importance` with a `target_share` finds its own
+            from the second update on.
         mask: which leaves to perturb: a tree of booleans like params, or a prefix of
             it, or a function of params that returns one. The others keep their incoming
             updates (zeros where `updates` is None). Default: all.
@@ -105,6 +108,8 @@ def local_entropy(
             on average, which is least at ρ = |δ|²/(|δ|² + V): the steps get shorter
             where they begin to be noise. What is behind must not undo it, as Adam does
             in the long run. Where the noise is not known, nothing is changed.
+        displacement: let x - E_q[X] = βτ ∇F come out instead of ∇F: `optax.sgd(1.0)`
+            behind it is Algorithm 1 whatever becomes of τ and β.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with a `SmoothingState`, whose `info`
@@ -114,7 +119,7 @@ def local_entropy(
         ValueError: `tau` or `beta` is not positive, the sampler is one of heat
             regularisation or cannot work at `tau`, a perturbed leaf is not floating,
             params is None or has a `MaskedNode`, `value_fn` is missing, or `shrink`
-            is asked of a sampler that never knows its noise.
+            is asked of a sampler that never knows its noise; or as `target_share` says.
         TypeError: `key` is not a typed key, or `value_fn` does not return a scalar.
 
     Example:
@@ -154,6 +159,7 @@ def local_entropy(
         beta,
         mask,
         has_aux,
+        displacement,
         keep_gradient=keep_gradient,
         shrink=shrink,
     )
@@ -166,6 +172,7 @@ def heat(
     key: jax.Array,
     mask: Any = None,
     has_aux: Any = False,
+    displacement: bool = False,
     shrink: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """The gradient of the heat-regularised loss, as an optax transformation.
@@ -184,6 +191,8 @@ def heat(
         key: a typed key, `jax.random.key(seed)`.
         mask: which leaves to perturb, as in `local_entropy`.
         has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
+        displacement: let τ times the gradient come out: `optax.sgd(1.0)` behind it is
+            Algorithm 2 whatever the schedule of τ.
         shrink: multiply the gradient by the share of it that is signal, as in
             `local_entropy`; `pathwise` and `score_function` know it.
 
@@ -211,7 +220,7 @@ def heat(
         Garcia Trillos, Kaplan, Sanz-Alonso, section 4.
     """
     check_sampler(sampler, "heat")
-    return smoothed(sampler, tau, key, 1.0, mask, has_aux, shrink=shrink)
+    return smoothed(sampler, tau, key, 1.0, mask, has_aux, displacement, shrink=shrink)
 
 
 def smoothed(
@@ -221,17 +230,19 @@ def smoothed(
     beta: Any,
     mask: Any,
     has_aux: Any,
-    per_tau: bool = True,
+    displacement: bool,
+    *,
     keep_gradient: bool = False,
     shrink: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """What the transformations share; without `per_tau`, τ times the gradient."""
-    check_smoothing(sampler, positive_or_schedule("tau", tau), beta)
+    """What the transformations share."""
+    check_smoothing(sampler, first_tau(tau, sampler), beta)
     typed_key(key)
     if shrink and not sampler.knows_noise:
         raise ValueError(
             "shrink=True needs a sampler that estimates its noise, got "
-            f"{sampler.name}; leave it out, or use importance, pathwise or score_function."
+            f"{sampler.name}; leave it out, or take importance, pathwise or "
+            "score_function."
         )
     like = has_aux if not isinstance(has_aux, bool) else None
 
@@ -270,16 +281,18 @@ def smoothed(
             selected,
             value_fn=loss,
             batch=batch,
-            tau=tau(state.step) if callable(tau) else tau,
+            tau=current_tau(tau, state.step, state.info, sampler),
             beta=beta,
             has_aux=has_aux is True or like is not None,
-            per_tau=per_tau,
+            displacement=displacement,
         )
         if keep_gradient:
-            info = info._replace(gradient=grads)
+            factor = 1 / (info.beta * info.tau) if displacement else 1
+            info = info._replace(gradient=scaled(grads, factor))
         if shrink:
             share = jnp.where(jnp.isfinite(info.signal), info.signal, 1)
             grads = scaled(grads, share.clip(0, 1))
+        grads = restrained(tau, grads, info, sampler)
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
         step = jnp.asarray(optax.safe_increment(state.step))

@@ -73,6 +73,15 @@ def finite(name: str, value: Any) -> float:
     return number
 
 
+def fraction(name: str, value: Any) -> None:
+    """Refuse a number that is known and not between 0 and 1."""
+    if not isinstance(value, Tracer) and not 0 < _number(value) < 1:
+        raise ValueError(
+            f"{name} must be between 0 and 1, got {value!r}; "
+            f"pass for example {name}=0.5."
+        )
+
+
 def _number(value: Any) -> float:
     """NaN of what is no number."""
     if not isinstance(value, (str, bool)):

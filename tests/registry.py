@@ -31,6 +31,11 @@ def of_all_devices(tau, **options):
     return lejax.local_entropy(sampler, tau, **options)
 
 
+def controlled(tau, **options):
+    tau = tau if callable(tau) else lejax.target_share(0.2, tau)
+    return lejax.local_entropy(lejax.importance(20), tau, **options)
+
+
 def scoped(tau, **options):
     tau = tau if callable(tau) else lejax.scoping(tau, 0.1)
     return lejax.local_entropy(lejax.importance(20), tau, **options)
@@ -50,6 +55,9 @@ SMOOTHINGS = {
     "importance, centred": smoothing(
         lejax.local_entropy, lejax.importance, 20, antithetic=False, credit=True
     ),
+    "importance, adapted": smoothing(
+        lejax.local_entropy, lejax.importance, 20, target_share=0.3
+    ),
     "sgld": smoothing(lejax.local_entropy, lejax.sgld, 5, 0.01),
     "sgld, cold": smoothing(
         lejax.local_entropy, lejax.sgld, 5, 0.01, warm_start=False, averaging=0.5
@@ -66,6 +74,7 @@ SMOOTHINGS = {
     ),
     "parallel": Entry(of_all_devices, {lejax.parallel}),
     "scoping": Entry(scoped, {lejax.scoping}),
+    "target_share": Entry(controlled, {lejax.target_share}),
 }
 TRANSFORMATIONS = SMOOTHINGS | {"entropy_sgd": Entry(entropy_sgd, {lejax.entropy_sgd})}
 every_smoothing = pytest.mark.parametrize("name", SMOOTHINGS)

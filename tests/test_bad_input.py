@@ -102,7 +102,13 @@ def test_positive_numbers(bad):
             lambda: lejax.robbins_monro(4, 4, bad),
         ],
         "temperature": [lambda: lejax.sgld(4, 0.1, temperature=bad)],
-        "init_value": [lambda: lejax.scoping(bad, 0.1)],
+        "init_value": [
+            lambda: lejax.scoping(bad, 0.1),
+            lambda: lejax.target_share(0.5, bad),
+        ],
+        "gain": [lambda: lejax.target_share(0.5, 0.1, gain=bad)],
+        "max_change": [lambda: lejax.target_share(0.5, 0.1, max_change=bad)],
+        "max_ratio": [lambda: lejax.target_share(0.5, 0.1, max_ratio=bad)],
         "inner_learning_rate": [
             lambda: lejax.entropy_sgd(0.1, 1.0, key=KEY, inner_learning_rate=bad)
         ],
@@ -115,6 +121,46 @@ def test_positive_numbers(bad):
         for make in makers:
             with pytest.raises(ValueError, match=rf"{name}(\(0\))? must be a positive"):
                 make()
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.0, -0.1, 2, np.nan, "half", True])
+def test_shares(bad):
+    for name, make in (
+        ("share", lambda: lejax.beta_for_share(X, bad)),
+        ("share", lambda: lejax.target_share(bad, 0.1)),
+        ("target_share", lambda: lejax.importance(4, target_share=bad)),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} must be between 0 and 1, got"):
+            make()
+
+
+def test_the_numbers_of_a_controller():
+    with pytest.raises(ValueError, match=r"gain must be at most 1, got 1.5.*gain=0.1"):
+        lejax.target_share(0.5, 0.1, gain=1.5)
+    for name in ("max_change", "max_ratio"):
+        with pytest.raises(ValueError, match=rf"{name} must be above 1, got 1.0"):
+            lejax.target_share(0.5, 0.1, **{name: 1.0})
+
+
+def test_a_share_that_no_controller_can_follow():
+    """Chains and heat tell none, adapted importance sampling follows it itself."""
+    tau = lejax.target_share(0.5, 0.1)
+    adapts = lejax.importance(4, target_share=0.5)
+    message = "tau by target_share goes by the share of.*{}.*pass a number or a sched"
+    for name, make in (
+        ("sgld", lambda: transformation(sampler=lejax.sgld(4, 0.1), tau=tau)),
+        ("importance", lambda: transformation(sampler=adapts, tau=tau)),
+        ("pathwise", lambda: lejax.heat(lejax.pathwise(4), tau, key=KEY)),
+        (
+            "importance",
+            lambda: lejax.minimize(loss, X, tau=tau, key=KEY, sampler=adapts),
+        ),
+    ):
+        with pytest.raises(ValueError, match=message.format(name)):
+            make()
+    for make in (lejax.step_fn, lejax.value_and_grad):
+        with pytest.raises(ValueError, match="tau must be a positive finite number"):
+            make(loss, lejax.importance(4), tau)
 
 
 @pytest.mark.parametrize("bad", [-1, -2.0, np.inf, np.nan, "fast"])

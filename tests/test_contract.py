@@ -43,6 +43,9 @@ PURE = {
         loss, lejax.pathwise(4), 0.1
     )(p, key, BATCH)[1],
     lejax.certificate: certified,
+    lejax.beta_for_share: lambda p, key: jax.tree.map(
+        lambda leaf: leaf * lejax.beta_for_share(jax.random.normal(key, 9), 0.5), p
+    ),
     lejax.reduction_report: lambda p, key: jax.tree.map(
         lambda leaf: leaf * lejax.reduction_report(loss, p, BATCH).reduced_size, p
     ),

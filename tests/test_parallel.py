@@ -22,6 +22,7 @@ SHARED = [
     "signs",
     "centred",
     "no credit",
+    "adapted",
     "heat, no credit",
     "score_function",
     "one chain",

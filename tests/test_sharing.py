@@ -22,6 +22,7 @@ SAMPLERS = {
     "few samples": lambda **axis: lejax.importance(3, **axis),
     "plain": lambda **axis: lejax.importance(7, antithetic=False, **axis),
     "signs": lambda **axis: lejax.importance(24, signs_per_draw=3, **axis),
+    "adapted": lambda **axis: lejax.importance(17, target_share=0.5, **axis),
     "pathwise": lambda **axis: lejax.pathwise(7, **axis),
     "score_function": lambda **axis: lejax.score_function(7, **axis),
     "robbins_monro": lambda **axis: lejax.robbins_monro(3, 7, 0.3, **axis),
