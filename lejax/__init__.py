@@ -22,7 +22,7 @@ from lejax._scoping import scoping as scoping
 from lejax._score_function import score_function as score_function
 from lejax._sgld import SGLDState as SGLDState
 from lejax._sgld import sgld as sgld
-from lejax._transform import SmoothingState as SmoothingState
+from lejax._smoothing import SmoothingState as SmoothingState
 from lejax._transform import heat as heat
 from lejax._transform import local_entropy as local_entropy
 

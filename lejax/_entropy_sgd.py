@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._sgld import sgld
-from lejax._transform import smoothed
+from lejax._smoothing import smoothed
 from lejax._validate import positive, positive_count, positive_or_schedule
 
 
