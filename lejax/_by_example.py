@@ -106,7 +106,7 @@ def importance_by_example(
     Returns:
         A `Sampler` for `local_entropy`. Its info's `effective_sample_size` is that at
         which the relative variance of a weight is the mean over the examples; where it
-        is below 10 the standard error is NaN. The noise of the displacement, and the
+        is below 20 the standard error is NaN. The noise of the displacement, and the
         share that is signal, are not estimated: NaN.
 
     Raises:

@@ -23,7 +23,7 @@ class Certificate(NamedTuple):
             0 where no decrease is certain.
         estimate: the same without the margin for noise: the bound on average.
         inside: whether the guarantee holds. Outside are estimates whose noise is not
-            known, those of fewer than ten effective samples, and updates that move
+            known, those of fewer than twenty effective samples, and updates that move
             leaves which the estimate left alone; `decrease` is then -inf.
 
     Example:

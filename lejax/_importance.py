@@ -96,10 +96,10 @@ def importance(
 
     Returns:
         A `Sampler` for `local_entropy`. Its info tells the β that was used, and
-        estimates every other field, from two units
-        on; the noise, `squared_error` and `signal`, not where credit by example meets
-        `data_axis_name`, as members do not know each other's examples, or more than 2²²
-        numbers in a draw, for want of memory.
+        estimates every other field, from two units on. The noise it does not know where
+        credit by example meets `data_axis_name`, as members do not know each other's
+        examples, or more than 2²² numbers in a draw, for want of memory; without credit
+        but `signal_error` is missing there.
 
     Raises:
         ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
