@@ -142,9 +142,17 @@ def fold_groups(
         def group(i, offset=offset, size=size, block=block):
             return fold(initial, offset + size * i, size, block)
 
-        batch_size = None if at_once == 1 else at_once
         numbers = jnp.arange(count, dtype=jnp.int32)
-        totals.append(jax.lax.map(group, numbers, batch_size=batch_size))
+        if at_once == 1:
+            totals.append(jax.lax.map(group, numbers))
+        else:
+            # Not by `batch_size` of `map`, which fails at leaves without any number.
+            found = jax.lax.map(jax.vmap(group), numbers.reshape(-1, at_once))
+            totals.append(
+                jax.tree.map(
+                    lambda leaf, n=count: leaf.reshape(n, *leaf.shape[2:]), found
+                )
+            )
         if share % count:
             rest = fold(initial, offset + count * size, share % count, block)
             totals.append(jax.tree.map(lambda leaf: leaf[None], rest))
