@@ -252,7 +252,7 @@ def smoothed(
             has_aux=has_aux is True or like is not None,
             displacement=displacement,
         )
-        grads = restrained(tau, grads, info, sampler)
+        grads = restrained(tau, grads, state.step, info, sampler)
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
         step = jnp.asarray(optax.safe_increment(state.step))
