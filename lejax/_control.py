@@ -11,7 +11,7 @@ import optax
 from lejax._info import Info
 from lejax._sampler import Sampler
 from lejax._trees import PyTree
-from lejax._validate import fraction, positive, positive_or_schedule
+from lejax._validate import first_value, fraction, positive, positive_or_schedule
 
 
 class Controller(NamedTuple):
@@ -56,8 +56,11 @@ def target_share(
     may differ.
 
     Args:
-        share: the ESS/J that is wanted, between 0 and 1: near 1 for weights that hardly
-            matter and small steps.
+        share: the ESS/J that is wanted, between 0 and 1, or a schedule of the number of
+            updates so far. Near 1 weights hardly matter and steps are small. A constant
+            one lets τ rise while gradients fall; one that rises anneals τ, as scoping
+            does, with nothing in it that depends on the units of parameters or loss:
+            `optax.linear_schedule(0.1, 0.7, num_updates)`.
         init_value: τ_0, a variance, in squared units of the parameters.
         gain: γ, above 0 and at most 1: 1/γ updates are averaged.
         max_change: τ changes by this factor at most in an update, up or down; so does
@@ -98,7 +101,7 @@ def target_share(
         tune τ; Talagrand, *Transportation cost for Gaussian and other product
         measures*.
     """
-    fraction("share", share)
+    fraction(*first_value("share", share))
     positive("init_value", init_value)
     _at_most_one("gain", gain)
     _above_one("max_change", max_change)
@@ -147,32 +150,36 @@ def current_tau(tau: Any, step: jax.Array, info: Info, sampler: Sampler) -> Any:
         jnp.asarray(value, dtype)
         for value in (tau.init_value, tau.gain, tau.max_change, tau.max_ratio)
     )
-    found, wanted = _divergences(tau, info, sampler)
+    # Before the first update the info knows nothing.
+    begun = step > 0
+    found, wanted = _divergences(tau, jnp.maximum(step, 1) - 1, info, sampler)
     gain = jnp.maximum(gain, 1 / jnp.maximum(step, 1).astype(dtype))
     gain = jnp.where(found > 2 * wanted, 1, gain)
     factor = ((wanted / found) ** gain).clip(1 / change, change)
-    # Before the first update the info knows nothing.
-    begun = step > 0
     follows = jnp.where(begun, info.tau, first) * factor
     return jnp.where(begun, follows.clip(first / ratio, first * ratio), first)
 
 
-def restrained(tau: Any, updates: PyTree, info: Info, sampler: Sampler) -> PyTree:
+def restrained(
+    tau: Any, updates: PyTree, step: jax.Array, info: Info, sampler: Sampler
+) -> PyTree:
     """No update by a controlled τ that was much too large."""
     if not isinstance(tau, Controller):
         return updates
-    found, wanted = _divergences(tau, info, sampler)
+    found, wanted = _divergences(tau, step, info, sampler)
     return optax.tree.where(found > 2 * wanted, optax.tree.zeros_like(updates), updates)
 
 
 def _divergences(
-    controller: Controller, info: Info, sampler: Sampler
+    controller: Controller, step: jax.Array, info: Info, sampler: Sampler
 ) -> tuple[jax.Array, jax.Array]:
-    """D and D*, both positive and finite."""
-    dtype = info.tau.dtype
-    tiny = jnp.finfo(dtype).tiny
+    """D and D* of the update of this number, both positive and finite."""
+    dtype, share = info.tau.dtype, controller.share
+    share = share(step) if callable(share) else share
+    tiny, eps = jnp.finfo(dtype).tiny, jnp.finfo(dtype).eps
     found = info.effective_sample_size / jnp.asarray(sampler.num_samples, dtype)
     # Nothing effective, or nothing known of it, is the least share.
     found = jnp.where(found > tiny, found, tiny)
-    share = jnp.asarray(controller.share, dtype)
+    # A schedule may leave what it should not.
+    share = jnp.asarray(share, dtype).clip(tiny, 1 - eps)
     return jnp.maximum(-jnp.log(found), tiny), -jnp.log(share)

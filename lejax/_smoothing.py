@@ -121,7 +121,7 @@ def smoothed(
         if shrink:
             share = jnp.where(jnp.isfinite(info.signal), info.signal, 1)
             grads = scaled(grads, share.clip(0, 1))
-        grads = restrained(tau, grads, info, sampler)
+        grads = restrained(tau, grads, state.step, info, sampler)
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
         step = jnp.asarray(optax.safe_increment(state.step))

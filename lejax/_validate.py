@@ -92,11 +92,16 @@ def _number(value: Any) -> float:
 
 def positive_or_schedule(name: str, value: Any) -> float | None:
     """`positive`, of a number or of a schedule's first value."""
+    return positive(*first_value(name, value))
+
+
+def first_value(name: str, value: Any) -> tuple[str, Any]:
+    """What to call a number, or the first of a schedule, and the number."""
     if not callable(value):
-        return positive(name, value)
+        return name, value
     # A schedule on constants is a constant, also inside somebody's jit.
     with jax.ensure_compile_time_eval():
-        return positive(f"{name}(0)", value(jnp.zeros((), jnp.int32)))
+        return f"{name}(0)", value(jnp.zeros((), jnp.int32))
 
 
 def typed_key(key: Any) -> None:

@@ -132,6 +132,8 @@ def test_shares(bad):
     ):
         with pytest.raises(ValueError, match=rf"^{name} must be between 0 and 1, got"):
             make()
+    with pytest.raises(ValueError, match=r"^share\(0\) must be between 0 and 1, got"):
+        lejax.target_share(lambda k: bad, 0.1)
 
 
 def test_the_numbers_of_a_controller():
