@@ -173,7 +173,9 @@ def main(config: Config) -> None:
     print(f"{results.device_name()}; batch {config.batch_size}")
     print("| network | head | test accuracy (least of the seeds) | seconds |")
     print("| --- | --- | --- | --- |")
-    path = config.output / "forward_only.json"
+    # Choices must not take the place of results.
+    stem = "forward_only_validation" if config.validation else "forward_only"
+    path = config.output / f"{stem}.json"
     given = {name: getattr(config, name) for name in ("rate", "tau", "decay")}
     given = {name: value for name, value in given.items() if value is not None}
     # What another call has trained stays.
