@@ -34,7 +34,7 @@ def device_name() -> str:
 
 def versions() -> dict[str, str]:
     """Of everything that a figure may depend on."""
-    names = ("lejax", "jax", "optax", "flax")
+    names = ("lejax", "jax", "optax", "flax", "matfree")
     return {name: importlib.metadata.version(name) for name in names}
 
 

@@ -208,6 +208,7 @@ def test_forward_only(nothing_prepared, capsys, tmp_path):
             shorten=100,
             evaluations=2,
             seeds=(0,),
+            decay=0.05,
             output=tmp_path,
         )
     )
@@ -220,7 +221,18 @@ def test_forward_only(nothing_prepared, capsys, tmp_path):
     for curves in next(iter(kept.values())).values():
         assert curves[0]["accuracy"][-1] > 0.7 > 0.3 > curves[0]["accuracy"][0]
     assert (tmp_path / "forward_only.png").exists()
-    assert "| short: one hidden layer, relu, 80 updates" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| short: one hidden layer, relu, 80 updates" in printed
+    assert "rate 0.003, decay 0.05 | forward only |" in printed
+
+
+def test_forward_only_has_a_run_once(nothing_prepared):
+    """Of other settings it takes the place of its namesake."""
+    curves = {"tanh: 1": 1, "short: 1": 2, "long: 1": 3}
+    found = forward_only.put(curves, "short: 2", 4)
+    assert list(found.items()) == [("short: 2", 4), ("tanh: 1", 1), ("long: 1", 3)]
+    found = forward_only.put(curves, "four layers: 1", 4)
+    assert list(found.values()) == [2, 1, 3, 4]
 
 
 def test_open_es_estimates_the_same_step():
