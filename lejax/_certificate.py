@@ -28,7 +28,7 @@ class Certificate(NamedTuple):
 
     Example:
         >>> import jax, jax.numpy as jnp, lejax
-        >>> smoothed = lejax.value_and_grad(jnp.square, lejax.importance(100), tau=0.5)
+        >>> smoothed = lejax.value_and_grad(jnp.square, lejax.importance(1000), tau=0.1)
         >>> (_, info), grad = smoothed(jnp.array(3.0), jax.random.key(0))
         >>> info = info._replace(gradient=grad)
         >>> print(bool(lejax.certificate(info, -0.1 * grad).inside))

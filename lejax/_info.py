@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from lejax._trees import PyTree
 
-# Below this many effective samples the standard error of F saturates near 1/β: of
-# bounded weights 95 % intervals then cover 86 to 90 % (experiments/coverage.py).
+# Below this many effective samples the standard error of F saturates near 1/β, and its
+# 95 % intervals cover less than 90 %, also of bounded weights (experiments/coverage.py).
 TRUSTED_SAMPLE_SIZE = 20
 
 
@@ -29,9 +29,9 @@ class Info(NamedTuple):
             antithetic pair is one, and so are all samples that share a draw). For local
             entropy NaN below twenty effective samples: the formula then saturates near
             1/β and would say too little. It is of first order in 1/J: where weights
-            have heavy tails that few samples show, its 95 % intervals cover less (of a
-            linear loss 92 % with 200 of 1000 samples effective, 87 % with 20 of 200:
-            `experiments/coverage.py`).
+            have heavy tails that few samples show, 95 % intervals cover less (of a
+            linear loss 92 to 93 % with 200 of 1000 samples effective, 85 to 88 % with
+            20 of 200: `experiments/coverage.py`).
         effective_sample_size: (Σw)²/Σw² for importance weights w; the number of draws
             that count for plain averages. 0 says that nothing could be estimated: the
             update is then zero.

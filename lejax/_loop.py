@@ -14,7 +14,7 @@ from lejax._certificate import certificate
 from lejax._history import History, record
 from lejax._info import Info, unknown
 from lejax._stopping import Rules, Watch, look, start_watch
-from lejax._trees import PyTree, compute_dtype, inner
+from lejax._trees import PyTree, compute_dtype, inner, scaled
 
 
 class Run(NamedTuple):
@@ -49,26 +49,29 @@ def make_loop(
     pick: Callable[[PyTree, jax.Array], PyTree],
     size: int,
     *,
+    displacement: bool,
     certify: bool,
     donate: bool,
 ) -> Loop:
     """A loop over blocks of at most `size`; `pick(batches, i)` is the i-th batch.
 
+    What `smooth` hands on is the gradient, or with `displacement` βτ times that; with
+    `certify` it is told which updates were certain to lower the local entropy.
     With `donate` the run that goes in is used up: its memory is that of the new one.
     """
 
-    def squared_norm(info: Info, grads: PyTree) -> jax.Array:
-        """|δ̂|²."""
-        return inner(grads, grads, info.tau.dtype) * (info.beta * info.tau) ** 2
-
-    def certified(info: Info, grads: PyTree, updates: PyTree) -> jax.Array:
+    def kept(info: Info, grads: PyTree, updates: PyTree) -> History:
         nothing = unknown(info.signal.dtype)
+        scale = info.beta * info.tau
+        gradient = scaled(grads, 1 / scale) if displacement else grads
+        square = inner(gradient, gradient, nothing.dtype) * scale**2
         if not certify:
-            return nothing
-        found = certificate(info._replace(gradient=grads), updates)
+            return record(info, square, nothing)
+        found = certificate(info._replace(gradient=gradient), updates)
         top = jnp.finfo(nothing.dtype).max
         known = jnp.isfinite(info.signal_error) & (info.signal_error < top)
-        return jnp.where(known, (found.decrease > 0).astype(nothing.dtype), nothing)
+        certain = (found.decrease > 0).astype(nothing.dtype)
+        return record(info, square, jnp.where(known, certain, nothing))
 
     def start(params: PyTree) -> Run:
         run = Run(
@@ -110,9 +113,7 @@ def make_loop(
             history = jax.tree.map(
                 lambda past, new: past.at[i].set(new),
                 history,
-                record(
-                    info, squared_norm(info, grads), certified(info, grads, updates)
-                ),
+                kept(info, grads, updates),
             )
             return Run(params, smoothing, state, watch), history, i + 1
 

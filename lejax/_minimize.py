@@ -153,6 +153,7 @@ def minimize(
         make_rules(target_value, patience, sampler),
         feed.pick,
         size,
+        displacement=optimizer is None,
         certify=sampler.regularization == "local entropy",
         # What a callback gets it may keep.
         donate=callback is None,

@@ -175,7 +175,7 @@ def test_each_warning_once(name):
         lejax.pathwise(1),
         lejax.robbins_monro(2, 2, 0.5),
         lejax.score_function(20),
-        lejax.importance_by_example(20),
+        lejax.importance_by_example(40),
     ],
     ids=lambda sampler: sampler.name,
 )
