@@ -111,3 +111,8 @@ def unknown(dtype: Any) -> jax.Array:
     """What stands for a number that nothing is known of."""
     debugging = jax.debug_nans.value
     return jnp.asarray(jnp.finfo(dtype).max if debugging else jnp.nan, dtype)
+
+
+def is_known(value: jax.Array) -> jax.Array:
+    """Whether it is not what stands there for want of a number."""
+    return jnp.isfinite(value) & (value < jnp.finfo(value.dtype).max)

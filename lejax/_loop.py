@@ -12,7 +12,7 @@ import optax
 
 from lejax._certificate import certificate
 from lejax._history import History, record
-from lejax._info import Info, unknown
+from lejax._info import Info, is_known, unknown
 from lejax._stopping import Rules, Watch, look, start_watch
 from lejax._trees import PyTree, compute_dtype, inner, scaled
 
@@ -68,10 +68,9 @@ def make_loop(
         if not certify:
             return record(info, square, nothing)
         found = certificate(info._replace(gradient=gradient), updates)
-        top = jnp.finfo(nothing.dtype).max
-        known = jnp.isfinite(info.signal_error) & (info.signal_error < top)
         certain = (found.decrease > 0).astype(nothing.dtype)
-        return record(info, square, jnp.where(known, certain, nothing))
+        certain = jnp.where(is_known(info.signal_error), certain, nothing)
+        return record(info, square, certain)
 
     def start(params: PyTree) -> Run:
         run = Run(

@@ -46,12 +46,13 @@ class MeanGradient(NamedTuple):
         size = jnp.maximum(self.moments.size, 1).astype(self.moments.mean.dtype)
         return scaled(self.total, 1 / size)
 
-    def squared_error(self) -> jax.Array:
-        """The noise in that average, by independent units."""
+    def squared_error(self, factor: jax.Array) -> jax.Array:
+        """The noise in that average times a factor, by independent units."""
         dtype, mean = self.square.dtype, self.mean()
         size = jnp.maximum(self.moments.size, 1).astype(dtype)
         shares = self.moments.size_square.astype(dtype) / size**2
-        return noise_of_sum(self.square / size**2, inner(mean, mean, dtype), shares)
+        square, total = self.square / size**2, inner(mean, mean, dtype)
+        return noise_of_sum(factor**2 * square, factor**2 * total, shares)
 
 
 def mean_gradient(
@@ -166,7 +167,7 @@ def pathwise(
     ) -> tuple[PyTree, PyTree, Info]:
         del beta  # heat has none
         found = mean_gradient(key, space, space.zeros, tau, plan)
-        error = tau**2 * found.squared_error()
+        error = found.squared_error(tau)
         info = mean_info(found.moments, num_samples)._replace(squared_error=error)
         return space.lift(scaled(found.mean(), -tau)), state, info
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._axes import Axes, check_bound, make_axes, varying
-from lejax._info import Info, unknown
+from lejax._info import Info, is_known, unknown
 from lejax._objective import Coordinates, check_objective, first_batch, over_axes
 from lejax._trees import PyTree, compute_dtype, inner
 from lejax._validate import float_leaves, positive, typed_key
@@ -179,8 +179,12 @@ def with_signal(info: Info, displacement: PyTree) -> Info:
     dtype = info.squared_error.dtype
     square = inner(displacement, displacement, dtype)
     moved = square > 0
-    share, error = (
-        jnp.where(moved, part / jnp.where(moved, square, 1), unknown(dtype))
-        for part in (square - info.squared_error, info.signal_error)
+
+    def of_square(part: jax.Array, source: jax.Array) -> jax.Array:
+        known = moved & is_known(source)
+        return jnp.where(known, part / jnp.where(moved, square, 1), unknown(dtype))
+
+    return info._replace(
+        signal=of_square(square - info.squared_error, info.squared_error),
+        signal_error=of_square(info.signal_error, info.signal_error),
     )
-    return info._replace(signal=share, signal_error=error)

@@ -12,7 +12,7 @@ import optax
 
 from lejax._control import current_tau, first_tau, restrained
 from lejax._estimate import estimate_gradient
-from lejax._info import Info, make_info
+from lejax._info import Info, is_known, make_info
 from lejax._sampler import Sampler, check_smoothing
 from lejax._trees import PyTree, compute_dtype, scaled
 from lejax._validate import (
@@ -119,7 +119,7 @@ def smoothed(
             factor = 1 / (info.beta * info.tau) if displacement else 1
             info = info._replace(gradient=scaled(grads, factor))
         if shrink:
-            share = jnp.where(jnp.isfinite(info.signal), info.signal, 1)
+            share = jnp.where(is_known(info.signal), info.signal, 1)
             grads = scaled(grads, share.clip(0, 1))
         grads = restrained(tau, grads, state.step, info, sampler)
         if updates is None:

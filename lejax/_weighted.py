@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._accumulator import WeightedAccumulator
+from lejax._info import is_known
 from lejax._moments import about, noise_of_sum
 from lejax._trees import PyTree, inner, is_large, scaled
 
@@ -68,7 +69,7 @@ def estimate(
         squared_error=(
             _noise_of_units(acc, weight, size) if acc.credited is None else noise
         ),
-        norm_error=2 * jnp.sqrt(along),
+        norm_error=jnp.where(is_known(along), 2 * jnp.sqrt(along), along),
         squared_weights=acc.difference_square / (weight * weight),
         log_mean=jnp.where(counts, acc.max_log_weight + jnp.log(mean), infinite),
         log_mean_error=moments.standard_error() / mean,
