@@ -70,7 +70,9 @@ def stored(options: Options, name: str) -> Iterator[dict[str, Any]]:
     for path in sorted(options.output.glob("*.json")):
         record = results.read(path)
         if record.get("data") == name:
-            yield from record.get("runs", {}).values()
+            # Those of `flatness` are lists by budget, not runs of this study.
+            runs = record.get("runs", {}).values()
+            yield from (run for run in runs if "settings" in run)
 
 
 def checkpoints_of(run: Run, seeds: int, options: Options) -> Checkpoints:

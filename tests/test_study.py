@@ -117,6 +117,15 @@ def test_other_settings_and_more_seeds_are_computed(tmp_path):
     assert more["SGD"].accuracy.shape[1] == 2
 
 
+def test_what_is_no_run_is_passed_over():
+    """The committed results of all commands in one folder, among them `flatness`."""
+    folder = Path(__file__).parents[1] / "experiments" / "results"
+    assert "runs" in read(folder, "flatness")
+    found = list(study.stored(Options(output=folder), "mnist"))
+    assert len(found) > 50
+    assert all({"settings", "seeds", "accuracy"} <= run.keys() for run in found)
+
+
 def test_an_interrupted_study_ends_in_the_same_result(tmp_path, monkeypatch):
     runs = {"IS": methods.Run("IS"), "HR": methods.Run("HR", hidden=0)}
     whole = Options(**QUICK, output=tmp_path / "whole")
