@@ -82,6 +82,20 @@ class Run:
     validation: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Controlled(Run):
+    """A run of which τ is but the start: a controller follows a share.
+
+    Attributes:
+        share: of the samples that are to be effective, at first and at the end; it
+            changes by a straight line.
+        gain: of the controller.
+    """
+
+    share: tuple[float, float] = (0.5, 0.5)
+    gain: float = 0.1
+
+
 def langevin_step_size(j: Any, first_step: int = 1000) -> Any:
     """ε_j = 1/(1000 + j), where the first step, j = 0 here, is the paper's j = 1."""
     return 1.0 / (first_step + 1 + j)
@@ -153,6 +167,13 @@ def optimizer(
     """The method at one τ and one learning rate, which is βτ where it is None."""
     if run.method == "IS" and run.column == "as published":
         tau = tau**2
+    if isinstance(run, Controlled):
+        share = optax.linear_schedule(*run.share, run.updates)
+        tau = lejax.target_share(share, tau, gain=run.gain)
+        head = lejax.local_entropy(
+            sampler(run, tau), tau, key=key, beta=run.beta, displacement=True
+        )
+        return optax.chain(head, optax.sgd(1.0))
     if run.scoping_rate:
         tau = lejax.scoping(tau, run.scoping_rate)
     if run.method == "SGD":

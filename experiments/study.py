@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from experiments import data, hosts, results, workers
 from experiments.checkpoints import Checkpoints
-from experiments.methods import Run
+from experiments.methods import Controlled, Run
 from experiments.options import Options
 from experiments.training import train
 
@@ -26,6 +26,8 @@ class Curves(NamedTuple):
         accuracy: (grid, seeds, T); the grid is that of τ and the learning rate.
         seconds: spent on all updates of all members, compilation apart.
         evaluations_per_update: of the loss or its gradient, in each of the runs.
+        tau: (grid, seeds, T - 1), from the second evaluation on; None where it is that
+            of the settings.
     """
 
     run: Run
@@ -33,6 +35,7 @@ class Curves(NamedTuple):
     accuracy: np.ndarray
     seconds: float
     evaluations_per_update: int
+    tau: np.ndarray | None
 
 
 @functools.cache
@@ -97,7 +100,7 @@ def make(run: Run, seeds: int, options: Options, tick: workers.Tick) -> dict[str
         evaluations.append(evaluation)
     # Of at most 10,000 images an accuracy has four digits.
     accuracy = np.stack([e.accuracy for e in evaluations], axis=-1).round(4)
-    return {
+    found = {
         "settings": results.settings(run),
         "seeds": seeds,
         "evaluations_per_update": evaluations[-1].evaluations_per_update,
@@ -106,6 +109,10 @@ def make(run: Run, seeds: int, options: Options, tick: workers.Tick) -> dict[str
         "accuracy": accuracy.tolist(),
         "fingerprint": evaluations[-1].fingerprint,
     }
+    if isinstance(run, Controlled):
+        taus = np.stack([e.tau for e in evaluations[1:]], axis=-1)
+        found["tau"] = [[[float(f"{t:.4g}") for t in s] for s in of] for of in taus]
+    return found
 
 
 def study(
@@ -158,6 +165,9 @@ def study(
             np.asarray(found[label]["accuracy"])[:, :seeds],
             found[label]["seconds"],
             found[label]["evaluations_per_update"],
+            np.asarray(found[label]["tau"])[:, :seeds]
+            if "tau" in found[label]
+            else None,
         )
         for label, run in runs.items()
     }

@@ -30,6 +30,7 @@ class Evaluation(NamedTuple):
             not in it. NaN at the start.
         evaluations_per_update: of the loss or its gradient, in each of the runs.
         fingerprint: of all parameters: the same where they are, bit for bit.
+        tau: of the last update, (grid, seeds); NaN where there was none.
     """
 
     updates: int
@@ -37,6 +38,7 @@ class Evaluation(NamedTuple):
     seconds: float
     evaluations_per_update: int
     fingerprint: str
+    tau: np.ndarray
 
 
 def batch_indices(seed: int, size: int, updates: int, batch_size: int) -> np.ndarray:
@@ -194,8 +196,15 @@ def train(
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(carry[0]):
             digest.update(np.asarray(leaf).tobytes())
+        info = optax.tree.get(carry[1], "info")
+        tau = np.full(found.shape, np.nan) if info is None else info.tau
         return Evaluation(
-            updates, found, seconds, int(spent.ravel()[0]), digest.hexdigest()[:16]
+            updates,
+            found,
+            seconds,
+            int(spent.ravel()[0]),
+            digest.hexdigest()[:16],
+            np.asarray(tau, float),
         )
 
     found = None if checkpoints is None else checkpoints.load(carry)
@@ -204,7 +213,10 @@ def train(
     else:
         carry, record = found
         evaluations = [
-            Evaluation(**e)._replace(accuracy=np.asarray(e["accuracy"])) for e in record
+            Evaluation(
+                **e | {name: np.asarray(e[name]) for name in ("accuracy", "tau")}
+            )
+            for e in record
         ]
     yield from evaluations
     for done in range(len(evaluations), len(blocks) + 1):
@@ -219,7 +231,8 @@ def train(
         stop, due = hosts.any_of(interruption.requested(), due)
         if checkpoints is not None and (stop or due):
             record = [
-                e._replace(accuracy=e.accuracy.tolist())._asdict() for e in evaluations
+                e._asdict() | {"accuracy": e.accuracy.tolist(), "tau": e.tau.tolist()}
+                for e in evaluations
             ]
             saved = checkpoints.save(done, carry, record)
         yield evaluations[-1]

@@ -57,7 +57,8 @@ def target_share(
 
     Args:
         share: the ESS/J that is wanted, between 0 and 1, or a schedule of the number of
-            updates so far. Near 1 weights hardly matter and steps are small. A constant
+            updates so far. Near 1 weights hardly matter and steps are small; below
+            √(10/J) a leap at a few samples may pass for what is wanted. A constant
             one lets τ rise while gradients fall; one that rises anneals τ, as scoping
             does, with nothing in it that depends on the units of parameters or loss:
             `optax.linear_schedule(0.1, 0.7, num_updates)`.

@@ -11,6 +11,7 @@ from problems import QUADRATIC, assert_mean
 from runs import KEY, assert_close, bowl
 
 import lejax
+from lejax._control import current_tau, restrained
 
 pytestmark = pytest.mark.compiles
 SLOPE = np.array([0.8, -0.4, 1.0], np.float32)
@@ -104,9 +105,14 @@ def rising(k):
     return 0.2 + 0.022 * jnp.asarray(k, jnp.float32)
 
 
+def falling(k):
+    """And here."""
+    return 0.8 - 0.024 * jnp.asarray(k, jnp.float32)
+
+
 @pytest.mark.parametrize("start", [1e-4, 0.1, 30.0])
 @pytest.mark.parametrize("value_fn", [linear, rough])
-@pytest.mark.parametrize("share", [constant, rising])
+@pytest.mark.parametrize("share", [constant, rising, falling])
 def test_the_rule(share, value_fn, start):
     numbers = {"gain": 0.2, "max_change": 3.0, "max_ratio": 50.0}
     given = 0.4 if share is constant else share
@@ -115,11 +121,12 @@ def test_the_rule(share, value_fn, start):
     assert np.isfinite(grads).all()
     assert np.isfinite(info.tau).all()
     found = np.asarray(info.effective_sample_size, np.float64) / 30
-    before_one = np.flatnonzero(share(np.arange(40)) < 0.99)
-    found, taus = found[before_one], info.tau[before_one]
+    shares = np.asarray(share(np.arange(40)))
+    fit = np.flatnonzero((shares > 0.01) & (shares < 0.99))
+    found, taus = found[fit], info.tau[fit]
     np.testing.assert_allclose(taus, by_hand(found, share, start, **numbers), rtol=2e-3)
-    leaps = found < share(before_one) ** 2
-    still = (np.asarray(grads)[before_one] == 0).all(-1)
+    leaps = found < share(fit) ** 2
+    still = (np.asarray(grads)[fit] == 0).all(-1)
     # Losses that are all equal move nothing either.
     np.testing.assert_array_equal(still | (found == 1), leaps | (found == 1))
 
@@ -133,6 +140,21 @@ def test_where_nothing_is_learnt(value):
     rises = value == 1
     assert info.tau[1] == pytest.approx(0.4 if rises else 0.025)
     assert info.tau[-1] == pytest.approx(10.0 if rises else 1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("unknown", [np.nan, 0.0])
+def test_a_share_that_is_not_known_lowers_tau(unknown):
+    """Of a sampler of one's own, say; nothing infinite is made of it on the way."""
+    controller = lejax.target_share(0.4, 0.1, max_change=4.0)
+    _, info = infos(0.1, updates=1)
+    info = jax.tree.map(lambda leaf: leaf[0], info)
+    info = info._replace(effective_sample_size=jnp.float32(unknown))
+    sampler, one = lejax.importance(10), jnp.ones((), jnp.int32)
+    with jax.debug_infs(True):
+        found = current_tau(controller, one, info, sampler)
+        step = restrained(controller, jnp.ones(3), one, info, sampler)
+    np.testing.assert_allclose(found, 0.025, rtol=1e-5)
+    np.testing.assert_array_equal(step, 0)
 
 
 def test_a_failure_is_forgotten():
