@@ -197,7 +197,7 @@ def train(
         for leaf in jax.tree.leaves(carry[0]):
             digest.update(np.asarray(leaf).tobytes())
         info = optax.tree.get(carry[1], "info")
-        tau = np.full(found.shape, np.nan) if info is None else info.tau
+        tau = np.full(found.shape, np.nan) if info is None else info.tau_used
         return Evaluation(
             updates,
             found,

@@ -127,7 +127,7 @@ def certificate(
     moved = square > 0
     a = jnp.where(moved, along / jnp.where(moved, square, 1), 0)
     beside = jnp.sqrt(jnp.maximum(length - a * along, 0))
-    scale = info.beta * info.tau
+    scale = info.beta_used * info.tau_used
     error = jnp.sqrt(info.squared_error) / scale
     estimate = -along * info.signal - length / (2 * scale)
     # The jackknife's variance is that of 2<e, ĝ>; <e, ĝ> - V has at most half of it.

@@ -69,8 +69,8 @@ def target_share(
         max_ratio: τ stays within this factor of τ_0.
 
     Returns:
-        A tuple of the arguments. τ_k is told by `info.tau`; τ_{k+1} follows from that
-        info, so that a restored state goes on bit for bit.
+        A tuple of the arguments. τ_k is told by `info.tau_used`; τ_{k+1} follows from
+        that info, so that a restored state goes on bit for bit.
 
     Raises:
         ValueError: `share` is not between 0 and 1, `init_value` is not positive, `gain`
@@ -94,7 +94,7 @@ def target_share(
         >>> update = jax.jit(lambda state: tx.update(None, state, x, value_fn=loss)[1])
         >>> for _ in range(50):
         ...     state = update(state)
-        >>> print(f"{state[0].info.tau:.1f}")  # log(2)/7
+        >>> print(f"{state[0].info.tau_used:.1f}")  # log(2)/7
         0.1
 
     References:
@@ -146,7 +146,7 @@ def current_tau(tau: Any, step: jax.Array, info: Info, sampler: Sampler) -> Any:
     """τ after so many updates, of which `info` tells the last."""
     if not isinstance(tau, Controller):
         return tau(step) if callable(tau) else tau
-    dtype = info.tau.dtype
+    dtype = info.tau_used.dtype
     first, gain, change, ratio = (
         jnp.asarray(value, dtype)
         for value in (tau.init_value, tau.gain, tau.max_change, tau.max_ratio)
@@ -157,7 +157,7 @@ def current_tau(tau: Any, step: jax.Array, info: Info, sampler: Sampler) -> Any:
     gain = jnp.maximum(gain, 1 / jnp.maximum(step, 1).astype(dtype))
     gain = jnp.where(found > 2 * wanted, 1, gain)
     factor = ((wanted / found) ** gain).clip(1 / change, change)
-    follows = jnp.where(begun, info.tau, first) * factor
+    follows = jnp.where(begun, info.tau_used, first) * factor
     return jnp.where(begun, follows.clip(first / ratio, first * ratio), first)
 
 
@@ -175,7 +175,7 @@ def _divergences(
     controller: Controller, step: jax.Array, info: Info, sampler: Sampler
 ) -> tuple[jax.Array, jax.Array]:
     """D and D* of the update of this number, both positive and finite."""
-    dtype, share = info.tau.dtype, controller.share
+    dtype, share = info.tau_used.dtype, controller.share
     share = share(step) if callable(share) else share
     tiny, eps = jnp.finfo(dtype).tiny, jnp.finfo(dtype).eps
     found = info.effective_sample_size / jnp.asarray(sampler.num_samples, dtype)

@@ -60,7 +60,7 @@ def estimate_gradient(
         key, state, params, value_fn=loss, batch=batch, tau=tau, beta=beta
     )
     # The sampler may have chosen another β than was passed.
-    factor = 1 if displacement else 1 / (info.beta * info.tau)
+    factor = 1 if displacement else 1 / (info.beta_used * info.tau_used)
     grads = jax.tree.map(
         lambda g, p: g.astype(p.dtype),
         scaled(step, -factor),

@@ -44,8 +44,9 @@ class Info(NamedTuple):
             estimate, around 0, and below, for nothing but noise.
         signal_error: the standard error of `signal`, by the jackknife over groups of
             draws; `importance` tells it.
-        tau: the τ of the estimate.
-        beta: its β; 1 for heat.
+        tau_used: the τ of the estimate. Not `tau`, which `optax.inject_hyperparams`
+            puts into the same state.
+        beta_used: its β; 1 for heat.
         aux: the second output of `value_fn` at the centre point, with `has_aux`.
         gradient: the gradient that went to the chain, with `keep_gradient`: what
             `certificate` wants. None for the leaves that a mask left out.
@@ -68,8 +69,8 @@ class Info(NamedTuple):
     squared_error: jax.Array
     signal: jax.Array
     signal_error: jax.Array
-    tau: jax.Array
-    beta: jax.Array
+    tau_used: jax.Array
+    beta_used: jax.Array
     aux: PyTree = None
     gradient: PyTree = None
 
@@ -102,8 +103,8 @@ def make_info(
         known(squared_error),
         signal=unknown(dtype),
         signal_error=known(norm_error),
-        tau=unknown(dtype),
-        beta=unknown(dtype),
+        tau_used=unknown(dtype),
+        beta_used=unknown(dtype),
     )
 
 

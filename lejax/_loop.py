@@ -62,7 +62,7 @@ def make_loop(
 
     def kept(info: Info, grads: PyTree, updates: PyTree) -> History:
         nothing = unknown(info.signal.dtype)
-        scale = info.beta * info.tau
+        scale = info.beta_used * info.tau_used
         gradient = scaled(grads, 1 / scale) if displacement else grads
         square = inner(gradient, gradient, nothing.dtype) * scale**2
         if not certify:

@@ -145,7 +145,8 @@ def make_sampler(
         tau = jnp.asarray(tau, dtype)
         beta = beta_in_use(state, jnp.asarray(beta, dtype))
         displacement, state, info = run(key, state, space, tau, beta)
-        info = with_signal(info, displacement)._replace(tau=tau, beta=beta)
+        info = with_signal(info, displacement)
+        info = info._replace(tau_used=tau, beta_used=beta)
         return displacement, state, info
 
     sampler = Sampler(

@@ -116,7 +116,7 @@ def smoothed(
             displacement=displacement,
         )
         if keep_gradient:
-            factor = 1 / (info.beta * info.tau) if displacement else 1
+            factor = 1 / (info.beta_used * info.tau_used) if displacement else 1
             info = info._replace(gradient=scaled(grads, factor))
         if shrink:
             share = jnp.where(is_known(info.signal), info.signal, 1)

@@ -28,8 +28,8 @@ def exact(gradient, tau, beta):
         squared_error=none,
         signal=one,
         signal_error=none,
-        tau=tau * one,
-        beta=beta * one,
+        tau_used=tau * one,
+        beta_used=beta * one,
         gradient=gradient,
     )
 

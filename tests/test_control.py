@@ -45,9 +45,9 @@ def test_it_finds_tau_from_two_decades_away(decades, share, beta):
     expected = of_linear(share, beta)
     start = expected * 10.0**decades
     grads, info = infos(lejax.target_share(share, start), beta=beta)
-    np.testing.assert_allclose(info.tau[0], start, rtol=1e-6)
+    np.testing.assert_allclose(info.tau_used[0], start, rtol=1e-6)
     # The share of 2000 samples is an estimate: lognormal weights have long tails.
-    np.testing.assert_allclose(info.tau[20:], expected, rtol=0.15)
+    np.testing.assert_allclose(info.tau_used[20:], expected, rtol=0.15)
     # What is much too large moves nothing, the rest is the gradient.
     moves = (np.asarray(grads) != 0).all(-1)
     assert moves[7:].all()
@@ -61,7 +61,7 @@ def test_it_finds_the_tau_of_the_quadratic(share):
     x = QUADRATIC.flat(params)
     tau = lejax.target_share(share, 1e-3, gain=0.2)
     _, info = infos(tau, QUADRATIC.value_fn, params, updates=60, samples=8000)
-    found = float(np.exp(np.log(info.tau[-20:]).mean()))
+    found = float(np.exp(np.log(info.tau_used[-20:]).mean()))
     once, twice = (QUADRATIC.free_energy(x, found, beta) for beta in (1.0, 2.0))
     np.testing.assert_allclose(np.exp(2 * (twice - once)), share, rtol=0.03)
 
@@ -119,11 +119,11 @@ def test_the_rule(share, value_fn, start):
     tau = lejax.target_share(given, start, **numbers)
     grads, info = infos(tau, value_fn, samples=30)
     assert np.isfinite(grads).all()
-    assert np.isfinite(info.tau).all()
+    assert np.isfinite(info.tau_used).all()
     found = np.asarray(info.effective_sample_size, np.float64) / 30
     shares = np.asarray(share(np.arange(40)))
     fit = np.flatnonzero((shares > 0.01) & (shares < 0.99))
-    found, taus = found[fit], info.tau[fit]
+    found, taus = found[fit], info.tau_used[fit]
     np.testing.assert_allclose(taus, by_hand(found, share, start, **numbers), rtol=2e-3)
     leaps = found < share(fit) ** 2
     still = (np.asarray(grads)[fit] == 0).all(-1)
@@ -138,8 +138,8 @@ def test_where_nothing_is_learnt(value):
     grads, info = infos(tau, lambda x: value + 0 * jnp.sum(x), updates=50)
     assert np.isfinite(grads).all()
     rises = value == 1
-    assert info.tau[1] == pytest.approx(0.4 if rises else 0.025)
-    assert info.tau[-1] == pytest.approx(10.0 if rises else 1e-3, rel=1e-4)
+    assert info.tau_used[1] == pytest.approx(0.4 if rises else 0.025)
+    assert info.tau_used[-1] == pytest.approx(10.0 if rises else 1e-3, rel=1e-4)
 
 
 @pytest.mark.parametrize("unknown", [np.nan, 0.0])
@@ -173,13 +173,14 @@ def test_a_failure_is_forgotten():
 
     fails = (np.arange(100) > 20) & (np.arange(100) < 24)
     _, info = jax.lax.scan(update, tx.init(x), fails)
-    assert info.tau[24] < 1e-2 * info.tau[21]
-    np.testing.assert_allclose(info.tau[-20:], of_linear(0.5, 1), rtol=0.1)
+    assert info.tau_used[24] < 1e-2 * info.tau_used[21]
+    np.testing.assert_allclose(info.tau_used[-20:], of_linear(0.5, 1), rtol=0.1)
 
 
 def test_starts_and_shares_differ_under_vmap():
     def last(share, start):
-        return infos(lejax.target_share(share, start), updates=10, samples=200)[1].tau
+        tau = lejax.target_share(share, start)
+        return infos(tau, updates=10, samples=200)[1].tau_used
 
     shares, starts = jnp.array([0.3, 0.6]), jnp.array([1e-3, 1e2])
     found = jax.vmap(last)(shares, starts)
@@ -203,7 +204,9 @@ def test_example_by_example():
     _, info = jax.lax.scan(update, tx.init(w), length=40)
     # fᵢ = hᵢᵀw: 1/s is the mean of exp(τ|hᵢ|²).
     squares = (np.asarray(batch, np.float64) ** 2).sum(1)
-    shares = [1 / np.exp(tau * squares).mean() for tau in np.asarray(info.tau[-10:])]
+    shares = [
+        1 / np.exp(tau * squares).mean() for tau in np.asarray(info.tau_used[-10:])
+    ]
     np.testing.assert_allclose(shares, 0.5, rtol=0.1)
 
 
@@ -246,7 +249,7 @@ def test_the_displacement_is_beta_tau_times_the_gradient(name):
             strict=True,
         )
         info = states[0].info
-        factors.append(float(info.beta * info.tau))
+        factors.append(float(info.beta_used * info.tau_used))
         np.testing.assert_allclose(step, factors[-1] * gradient, rtol=1e-5)
     assert len(set(factors)) == (1 if name == "number" else 3)
 

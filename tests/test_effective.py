@@ -145,20 +145,20 @@ def test_beta_adapts_and_the_gradient_is_that_of_the_beta_used(share, antithetic
 
     keys = jax.random.split(jax.random.key(0), 64)
     grads, info = jax.jit(jax.vmap(run))(keys)
-    np.testing.assert_array_equal(info.beta[:, 0], jnp.float32(0.01))
+    np.testing.assert_array_equal(info.beta_used[:, 0], jnp.float32(0.01))
     expected = of_quadratic(share, tau)
     assert not 0.5 < expected / 0.01 < 2
     # The root of an estimated share is biased by O(1/ESS).
-    assert_mean(info.beta[:, 1:], expected, bias=0.005 * expected)
+    assert_mean(info.beta_used[:, 1:], expected, bias=0.005 * expected)
     assert_mean(info.effective_sample_size[:, 1:] / 2000, share, bias=0.005)
     for k in range(3):
         truth = [
             -QUADRATIC.displacement(x, tau, beta) / (beta * tau)
-            for beta in np.asarray(info.beta[:, k], np.float64)
+            for beta in np.asarray(info.beta_used[:, k], np.float64)
         ]
         found = QUADRATIC.flat(jax.tree.map(lambda leaf, k=k: leaf[:, k], grads))
         assert_mean(found - truth, 0, bias=0.01)
-        values = [QUADRATIC.free_energy(x, tau, b) for b in info.beta[:, k]]
+        values = [QUADRATIC.free_energy(x, tau, b) for b in info.beta_used[:, k]]
         assert_mean(np.asarray(info.objective[:, k]) - values, 0, bias=0.01)
 
 
@@ -215,7 +215,7 @@ def test_members_of_an_axis_find_the_beta_of_the_whole(samples):
             _, state, info = sampler.step(
                 key, state, jnp.ones(3), value_fn=f, batch=rows, tau=0.4, beta=2.0
             )
-            return state, info.beta
+            return state, info.beta_used
 
         keys = jax.random.split(jax.random.key(0), 4)
         return jax.lax.scan(update, sampler.init(jnp.ones(3)), keys)[1]
