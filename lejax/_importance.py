@@ -192,17 +192,15 @@ def importance(
             room = own_evaluations(plan, space.axis_name, of_groups=not whole)
             initial = nothing_kept(empty, room, dtype)
         given = key, space, tau, evaluate, fold, initial, plan
-        if whole:
-            groups = jax.tree.map(lambda leaf: leaf[None], fold_draws(*given))
-        else:
-            groups = fold_groups(*given)
+        folded = fold_draws(*given) if whole else fold_groups(*given)
         if adapts:
-            logs = gathered(groups.log_weights, space.axis_name)
-            state, groups = adapted(state, logs, beta, target_share), groups.total
+            logs = gathered(folded.log_weights, space.axis_name)
+            state, folded = adapted(state, logs, beta, target_share), folded.total
+        groups = None if whole else folded
+        total = folded if whole else _accumulator.merge_groups(folded)
         if by_example is not None:
-            sums = mean_over(groups.credit, by_example.data_axis_name)
-            groups = groups._replace(credit=sums)
-        total = _accumulator.merge_groups(groups)
+            sums = mean_over(total.credit, by_example.data_axis_name)
+            total = total._replace(credit=sums)
         if space.axis_name is not None:
             total = _accumulator.merge_over(total, space.axis_name)
         elif by_example is not None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._accumulator import WeightedAccumulator
-from lejax._info import is_known
+from lejax._info import is_known, unknown
 from lejax._moments import about, noise_of_sum
 from lejax._trees import PyTree, inner, is_large, scaled
 
@@ -43,13 +43,13 @@ class WeightedEstimate(NamedTuple):
 
 def estimate(
     acc: WeightedAccumulator,
-    groups: WeightedAccumulator,
+    groups: WeightedAccumulator | None,
     axis_name: str | None = None,
 ) -> WeightedEstimate:
     """The estimates that the sums allow.
 
     `acc` is the whole, and `groups` its parts along a leading axis, those that this
-    member of the axis made.
+    member of the axis made; None where it is not in parts.
     """
     moments, dtype = acc.moments, acc.moments.mean.dtype
     counts = moments.mean > 0
@@ -62,7 +62,11 @@ def estimate(
     if acc.offset is not None:
         centred = optax.tree.sub(displacement, scaled(acc.offset, 1 / size))
         displacement = optax.tree.where(counts, centred, displacement)
-    noise, along = _noise_of_groups(acc, groups, displacement, weight, size, axis_name)
+    noise = along = unknown(dtype)
+    if groups is not None:
+        noise, along = _noise_of_groups(
+            acc, groups, displacement, weight, size, axis_name
+        )
     infinite = jnp.where(acc.max_log_weight > 0, jnp.inf, -jnp.inf).astype(dtype)
     return WeightedEstimate(
         displacement=displacement,

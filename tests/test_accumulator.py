@@ -37,14 +37,13 @@ def chunk(seed, offset=0.0, pairs=True):
     )
 
 
-def of_one_group(acc):
-    found = estimate(acc, jax.tree.map(lambda leaf: leaf[None], acc))
-    return found._replace(norm_error=jnp.zeros(()))
+def in_one_piece(acc):
+    return estimate(acc, None)._replace(norm_error=jnp.zeros(()))
 
 
 def assert_same(a, b, rtol=2e-5):
     """Two accumulators say the same, to rounding."""
-    a, b = of_one_group(a), of_one_group(b)
+    a, b = in_one_piece(a), in_one_piece(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * np.abs(y).max())
 
@@ -74,8 +73,8 @@ def test_one_chunk_equals_two_merged():
 def test_large_log_weights_neither_overflow_nor_lose_the_answer(offset, x64, tolerance):
     """In float32 log-weights of 1e4 are themselves rounded to 1e-3."""
     with jax.enable_x64(x64):
-        truth = of_one_group(chunk(0))
-        shifted = of_one_group(chunk(0, offset))
+        truth = in_one_piece(chunk(0))
+        shifted = in_one_piece(chunk(0, offset))
         log_mean = float(shifted.log_mean) - offset
     for leaf in jax.tree.leaves(shifted):
         assert np.isfinite(leaf).all()
@@ -104,7 +103,7 @@ def test_reported_errors_are_those_of_replicates(pairs, copies, slope):
         return -slope * (u[0] + 0.5 * u[1] ** 2 + 0.3 * jnp.exp(-u[2]))
 
     def estimate(key):
-        return of_one_group(
+        return in_one_piece(
             _accumulator.summarise(draws(key, log_weight, 512, pairs, None, copies))
         )
 
@@ -129,7 +128,7 @@ def test_errors_of_few_units_are_exact(pairs):
     weights = np.exp(np.asarray(few.outputs, np.float64))[..., 0]
     displacements = few.displacements[:, 0]
     units = weights.sum(0)
-    found = of_one_group(_accumulator.summarise(few))
+    found = in_one_piece(_accumulator.summarise(few))
     np.testing.assert_allclose(found.log_mean, np.log(weights.mean()), rtol=1e-5)
     np.testing.assert_allclose(
         found.log_mean_error, units.std(ddof=1) / np.sqrt(4) / units.mean(), rtol=1e-4
@@ -148,7 +147,7 @@ def test_the_variance_where_the_loss_does_not_see():
 
     def estimate(key):
         found = draws(key, lambda u: 1.5 * u[0], 8, copies=2)
-        return of_one_group(_accumulator.summarise(found))
+        return in_one_piece(_accumulator.summarise(found))
 
     found = replicate(estimate, 4000)
     assert_mean(found.displacement[:, 2] ** 2 - found.squared_weights, 0)
@@ -178,12 +177,12 @@ def test_an_odd_sample_out_is_a_unit_of_half_the_size():
     )
     assert merged.moments.size == 5
     assert merged.moments.size_square == 4 + 4 + 1
-    assert of_one_group(merged).log_mean_error == 0
+    assert in_one_piece(merged).log_mean_error == 0
 
 
 def test_a_single_unit_has_no_standard_error():
     one = _accumulator.summarise(draws(jax.random.key(0), lambda u: u.sum(), 1))
-    assert np.isnan(of_one_group(one).log_mean_error)
+    assert np.isnan(in_one_piece(one).log_mean_error)
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
