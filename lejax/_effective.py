@@ -135,7 +135,7 @@ class Kept(NamedTuple):
 
     Attributes:
         total: of draws.
-        log_weights: -βf, in the order of the draws; NaN where nothing came, or what
+        log_weights: -βf, in the order of the draws; -inf where nothing came, or what
             only fills up a share.
         number: how many of them are there.
     """
@@ -147,7 +147,7 @@ class Kept(NamedTuple):
 
 def nothing_kept(total: PyTree, number: int, dtype: Any) -> Kept:
     """Room for so many."""
-    return Kept(total, jnp.full(number, jnp.nan, dtype), jnp.zeros((), jnp.int32))
+    return Kept(total, jnp.full(number, -jnp.inf, dtype), jnp.zeros((), jnp.int32))
 
 
 def keeping(
@@ -157,7 +157,7 @@ def keeping(
     """`absorb`, keeping the log-weights, which it finds in the draws' outputs."""
 
     def absorb_and_keep(kept: Kept, draws: Draws) -> Kept:
-        new = jnp.where(draws.valid, log_weights(draws.outputs), jnp.nan).ravel()
+        new = jnp.where(draws.valid, log_weights(draws.outputs), -jnp.inf).ravel()
         return Kept(
             absorb(kept.total, draws),
             jax.lax.dynamic_update_slice(kept.log_weights, new, (kept.number,)),
