@@ -47,9 +47,9 @@ def test_sgd_at_rate_beta_tau_is_algorithm_1(beta):
     )
     updates, _ = tx.update(None, tx.init(x), x, value_fn=f)
     step = lejax.step_fn(f, sampler, tau, beta=beta)
-    np.testing.assert_allclose(
-        optax.apply_updates(x, updates), step(x, jax.random.fold_in(key, 0)), rtol=1e-6
-    )
+    expected = step(x, jax.random.fold_in(key, 0))
+    # To the rounding of x = .4, of which less than a tenth is left.
+    np.testing.assert_allclose(optax.apply_updates(x, updates), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("tau", [0.3, 1.7])
