@@ -41,15 +41,18 @@ def test_gradient_is_that_of_the_free_energy(name, tau, beta):
 def test_sgd_at_rate_beta_tau_is_algorithm_1(beta):
     """An optax chain and the pure step with the same key agree to rounding."""
     f, tau, sampler = ONE_DIMENSIONAL["skewed"], 0.3, lejax.importance(100)
-    x, key = jnp.array(0.4), jax.random.key(0)
-    tx = optax.chain(
-        lejax.local_entropy(sampler, tau, beta=beta, key=key), optax.sgd(beta * tau)
-    )
-    updates, _ = tx.update(None, tx.init(x), x, value_fn=f)
-    step = lejax.step_fn(f, sampler, tau, beta=beta)
-    expected = step(x, jax.random.fold_in(key, 0))
-    # To the rounding of x = .4, of which less than a tenth is left.
-    np.testing.assert_allclose(optax.apply_updates(x, updates), expected, atol=1e-7)
+    key = jax.random.key(0)
+    # In double precision: of x less than a tenth is left, with fewer digits.
+    with jax.enable_x64(True):
+        x = jnp.array(0.4)
+        tx = optax.chain(
+            lejax.local_entropy(sampler, tau, beta=beta, key=key), optax.sgd(beta * tau)
+        )
+        updates, _ = tx.update(None, tx.init(x), x, value_fn=f)
+        step = lejax.step_fn(f, sampler, tau, beta=beta)
+        moved = optax.apply_updates(x, updates)
+        expected = step(x, jax.random.fold_in(key, 0))
+    np.testing.assert_allclose(moved, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("tau", [0.3, 1.7])
