@@ -144,10 +144,7 @@ def with_losses(
     counted = jnp.isfinite(values) & jnp.isfinite(draws.outputs) & draws.valid
     d = draws.signed(jnp.where(counted, weights, 0))
     e = draws.signed(jnp.where(counted, values, 0))
-    acc = acc._replace(
-        loss_product=(d * e).sum(),
-        loss_square=(e * e).sum(),
-    )
+    acc = acc._replace(loss_product=(d * e).sum(), loss_square=(e * e).sum())
     if not centred:
         return acc
     ones = jnp.broadcast_to(draws.valid, values.shape).astype(values.dtype)
@@ -172,8 +169,12 @@ def merge_groups(groups: WeightedAccumulator) -> WeightedAccumulator:
     )
 
 
-def merge_over(acc: WeightedAccumulator, axis_name: str) -> WeightedAccumulator:
-    """`merge` over the members of a named axis: all scalars of all, then one sum."""
+def agreed(acc: WeightedAccumulator, axis_name: str) -> WeightedAccumulator:
+    """The first of two exchanges of the members of a named axis: all scalars of all.
+
+    The sums stay those of a member, in the scale of all, with the factor of credit of
+    all; moments and what the factor is made of are final.
+    """
     finite = None if acc.credit is None else all_finite(acc.credit)
     tops, moments, product, square, loss_sum, finite = of_members(
         (
@@ -188,7 +189,6 @@ def merge_over(acc: WeightedAccumulator, axis_name: str) -> WeightedAccumulator:
     )
     top = tops.max()
     scales = jnp.exp(tops - top)
-    # The scalars of all are known already: so is the factor, before the sum.
     total = _rescaled(acc, top)._replace(
         max_log_weight=top,
         moments=pooled(_scaled_moments(moments, scales)),
@@ -196,8 +196,13 @@ def merge_over(acc: WeightedAccumulator, axis_name: str) -> WeightedAccumulator:
         loss_square=None if square is None else square.sum(),
         loss_sum=None if loss_sum is None else loss_sum.sum(),
     )
-    if finite is not None:
-        total = with_credit(total, finite.all())
+    return total if finite is None else with_credit(total, finite.all())
+
+
+def summed(
+    acc: WeightedAccumulator, beside: PyTree, axis_name: str
+) -> tuple[WeightedAccumulator, PyTree]:
+    """The second exchange: the sum of what `agreed` left apart, and of `beside`."""
     kept = {
         "max_log_weight",
         "moments",
@@ -206,8 +211,9 @@ def merge_over(acc: WeightedAccumulator, axis_name: str) -> WeightedAccumulator:
         "loss_sum",
         "factor",
     }
-    sums = jax.lax.psum(total._replace(**dict.fromkeys(kept)), axis_name)
-    return sums._replace(**{name: getattr(total, name) for name in kept})
+    apart = acc._replace(**dict.fromkeys(kept))
+    sums, beside = jax.lax.psum((apart, beside), axis_name)
+    return sums._replace(**{name: getattr(acc, name) for name in kept}), beside
 
 
 def with_credit(acc: WeightedAccumulator, finite: jax.Array) -> WeightedAccumulator:

@@ -26,7 +26,7 @@ from lejax._reduction import coordinates
 from lejax._sampler import Sampler, as_passed, make_sampler, stateless
 from lejax._trees import PyTree, all_finite, compute_dtype, inner, is_large, scaled
 from lejax._validate import fraction, optional_count, positive_count, sign_count
-from lejax._weighted import estimate
+from lejax._weighted import estimate, noise_of_groups
 
 
 def importance(
@@ -202,10 +202,13 @@ def importance(
             sums = mean_over(total.credit, by_example.data_axis_name)
             total = total._replace(credit=sums)
         if space.axis_name is not None:
-            total = _accumulator.merge_over(total, space.axis_name)
+            total = _accumulator.agreed(total, space.axis_name)
         elif by_example is not None:
             total = _accumulator.with_credit(total, all_finite(total.credit))
-        found = estimate(total, groups, space.axis_name)
+        noise = None if groups is None else noise_of_groups(total, groups)
+        if space.axis_name is not None:
+            total, noise = _accumulator.summed(total, noise, space.axis_name)
+        found = estimate(total, noise)
         info = make_info(
             dtype,
             num_samples + (by_example is not None),

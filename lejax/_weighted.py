@@ -10,7 +10,7 @@ import optax
 
 from lejax._accumulator import WeightedAccumulator
 from lejax._info import is_known, unknown
-from lejax._moments import about, noise_of_sum
+from lejax._moments import LossMoments, about, noise_of_sum
 from lejax._trees import PyTree, inner, is_large, scaled
 
 
@@ -42,38 +42,30 @@ class WeightedEstimate(NamedTuple):
 
 
 def estimate(
-    acc: WeightedAccumulator,
-    groups: WeightedAccumulator | None,
-    axis_name: str | None = None,
+    acc: WeightedAccumulator, of_groups: tuple[jax.Array, jax.Array] | None
 ) -> WeightedEstimate:
-    """The estimates that the sums allow.
-
-    `acc` is the whole, and `groups` its parts along a leading axis, those that this
-    member of the axis made; None where it is not in parts.
-    """
+    """The estimates that the sums allow; `of_groups` is from `noise_of_groups`."""
     moments, dtype = acc.moments, acc.moments.mean.dtype
     counts = moments.mean > 0
-    size = jnp.maximum(moments.size, 1).astype(dtype)
-    mean = jnp.where(counts, moments.mean, 1)
-    weight = size * mean  # S
+    size, weight = _size_and_weight(moments)
+    mean = weight / size
     displacement = scaled(
         acc.moment if acc.credited is None else acc.credited, 1 / weight
     )
     if acc.offset is not None:
         centred = optax.tree.sub(displacement, scaled(acc.offset, 1 / size))
         displacement = optax.tree.where(counts, centred, displacement)
-    noise = along = unknown(dtype)
-    if groups is not None:
-        noise, along = _noise_of_groups(
-            acc, groups, displacement, weight, size, axis_name
-        )
+    noise, along = of_groups or (unknown(dtype), unknown(dtype))
     infinite = jnp.where(acc.max_log_weight > 0, jnp.inf, -jnp.inf).astype(dtype)
     return WeightedEstimate(
         displacement=displacement,
-        squared_error=(
-            _noise_of_units(acc, weight, size) if acc.credited is None else noise
+        squared_error=(_noise_of_units(acc) if acc.credited is None else noise),
+        # The jackknife's, of first order 2<δ̂ - δ, δ̂>.
+        norm_error=jnp.where(
+            is_known(along),
+            2 * jnp.sqrt(along * inner(displacement, displacement, dtype)),
+            along,
         ),
-        norm_error=jnp.where(is_known(along), 2 * jnp.sqrt(along), along),
         squared_weights=acc.difference_square / (weight * weight),
         log_mean=jnp.where(counts, acc.max_log_weight + jnp.log(mean), infinite),
         log_mean_error=moments.standard_error() / mean,
@@ -84,11 +76,16 @@ def estimate(
     )
 
 
-def _noise_of_units(
-    acc: WeightedAccumulator, weight: jax.Array, size: jax.Array
-) -> jax.Array:
+def _size_and_weight(moments: LossMoments) -> tuple[jax.Array, jax.Array]:
+    """J and S; no zeros, where nothing counts."""
+    size = jnp.maximum(moments.size, 1).astype(moments.mean.dtype)
+    return size, size * jnp.where(moments.mean > 0, moments.mean, 1)
+
+
+def _noise_of_units(acc: WeightedAccumulator) -> jax.Array:
     """V of Σv/S, whose units leave v - tδ̂."""
-    moments, dtype = acc.moments, weight.dtype
+    moments, dtype = acc.moments, acc.moments.mean.dtype
+    size, weight = _size_and_weight(moments)
     plain = scaled(acc.moment, 1 / weight)
     shares = moments.size_square.astype(dtype) / size**2
     square = inner(plain, plain, dtype)
@@ -105,31 +102,26 @@ def _noise_of_units(
     return noise_of_sum(residuals / weight**2, jnp.zeros((), dtype), shares)
 
 
-def _noise_of_groups(
-    acc: WeightedAccumulator,
-    groups: WeightedAccumulator,
-    displacement: PyTree,
-    weight: jax.Array,
-    size: jax.Array,
-    axis_name: str | None,
+def noise_of_groups(
+    acc: WeightedAccumulator, groups: WeightedAccumulator
 ) -> tuple[jax.Array, jax.Array]:
-    """V, and the variance of <δ̂ - δ, δ̂>.
+    """V, and the variance of δ̂ along its own direction; of a member, parts of a sum.
 
-    By the residuals of the groups, m = n - sδ̂: n is what a group adds to δ̂, and s its
-    share of S. Twice the standard error of <δ̂ - δ, δ̂> is the jackknife's of |δ̂|² - V.
+    `groups` are what `acc` was merged of, along a leading axis. By their residuals
+    m = n - sd: n is what a group adds to δ̂, d = Σn, and s its share of S. The direction
+    is that of d: that of δ̂, but where members of an axis would need one exchange more
+    to know it. A member's d has more noise, and so lies rather where noise is large.
     """
-    dtype = weight.dtype
+    dtype = acc.moments.mean.dtype
+    size, weight = _size_and_weight(acc.moments)
     scale = jnp.exp(groups.max_log_weight - acc.max_log_weight) / weight
     each = groups.moments.size.astype(dtype)
     share = scale * groups.moments.mean * each
 
     def of_leaf(
-        moment: jax.Array,
-        credit: jax.Array | None,
-        offset: jax.Array | None,
-        mean: jax.Array,
+        moment: jax.Array, credit: jax.Array | None, offset: jax.Array | None
     ) -> jax.Array:
-        """Σn² and Σnδ̂ over a leaf, by group."""
+        """|n|² and <n, d> over a leaf, by group."""
         added = jax.vmap(jnp.multiply)(moment, scale.astype(moment.dtype))
         if credit is not None and acc.factor is not None:
             factor = (acc.factor / weight).astype(moment.dtype)
@@ -137,29 +129,17 @@ def _noise_of_groups(
         if offset is not None:
             added = added - offset / size.astype(moment.dtype)
         axes = tuple(range(1, added.ndim))
-        sums = (added * added).sum(axes), (added * mean).sum(axes)
-        return jnp.stack(sums).astype(dtype)
+        products = (added * added).sum(axes), (added * added.sum(0)).sum(axes)
+        return jnp.stack(products).astype(dtype)
 
-    moments = jax.tree.leaves(groups.moment)
-    nothing = [None] * len(moments)
-    sums = map(
-        of_leaf,
-        moments,
-        groups.credit or nothing,
-        nothing if groups.offset is None else jax.tree.leaves(groups.offset),
-        jax.tree.leaves(displacement),
-    )
-    squares, products = sum(sums, jnp.zeros((2, share.size), dtype))
-    whole = inner(displacement, displacement, dtype)
-    found = jnp.stack(
-        [
-            (squares - 2 * share * products + share**2 * whole).sum(),
-            jnp.square(products - share * whole).sum(),
-            jnp.square(each / size).sum(),
-        ]
-    )
-    if axis_name is not None:
-        found = jax.lax.psum(found, axis_name)
-    residuals, along, shares = found
-    zero = jnp.zeros((), dtype)
+    leaves = jax.tree.leaves(groups.moment)
+    nothing = [None] * len(leaves)
+    offsets = nothing if groups.offset is None else jax.tree.leaves(groups.offset)
+    products = map(of_leaf, leaves, groups.credit or nothing, offsets)
+    squares, along = sum(products, jnp.zeros((2, share.size), dtype))
+    length, mine, zero = along.sum(), share.sum(), jnp.zeros((), dtype)
+    share = share / jnp.where(mine > 0, mine, 1)
+    shares = jnp.square(each / jnp.maximum(each.sum(), 1)).sum()
+    residuals = (squares - 2 * share * along + share**2 * length).sum()
+    along = jnp.square(along - share * length).sum() / jnp.where(length > 0, length, 1)
     return noise_of_sum(residuals, zero, shares), noise_of_sum(along, zero, shares)

@@ -153,11 +153,11 @@ def test_members_tell_the_noise_of_all(name):
     gap = found[2].squared_error - expected[2].squared_error
     assert_mean(gap, 0, bias=0.01 * float(expected[2].squared_error.mean()))
     if whole.name == "importance":
-        # Of more groups: 4 members make 7 or 8 each.
+        # Along the own directions of 4 members, which have noise of their own: too much.
         ratio = np.mean(found[2].signal_error ** 2) / np.mean(
             expected[2].signal_error ** 2
         )
-        assert 0.8 < ratio < 1.25
+        assert 1 < ratio < 2
 
 
 @pytest.mark.standard

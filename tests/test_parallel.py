@@ -93,8 +93,8 @@ def what_is_sent(count):
         found = collectives(program)
         assert {kind for kind, _, _ in found} == {"all-reduce"}
         numbers = sum(numbers for _, numbers, _ in found)
-        # The scalars of all members, one sum, and what the groups of draws left of it.
-        assert len(found) == 3
+        # The scalars of all members, and one sum.
+        assert len(found) == 2
         assert size <= numbers <= size + 10 * count + 8, (size, found)
         # None of them is repeated: they stand outside the loop over the chunks.
         loops = re.findall(r"body=%([\w.]+)", program)
