@@ -189,7 +189,9 @@ def importance_by_example(
             tau,
             evaluate,
             absorb,
-            Moved(empty_moments(dtype), no_sums(examples), space.zeros[1]),
+            Moved(
+                empty_moments(dtype), no_sums(examples, common=False), space.zeros[1]
+            ),
             plan,
         )
         moved = moved._replace(credit=by_leaf(examples, moved.credit))

@@ -49,24 +49,25 @@ class Seen(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over draws of which every example has its own, as the examples saw them.
+    """Sums over draws, of what the leaves share and of what the examples saw.
 
     The second is turned into leaves once, by Σ hᵢ vᵢᵀ, not for every chunk of draws.
 
     Attributes:
-        leaves: by leaf, of the layers whose rows differ between the points.
-        seen: by layer, the vᵢ, (B, T, o), of the others.
+        leaves: by leaf.
+        seen: by layer, the vᵢ, (B, T, o); None where rows differ between the points.
     """
 
     leaves: ByLeaf
     seen: ByLayer
 
 
-def no_sums(credit: Credit) -> Sums:
-    """Sums of nothing."""
+def no_sums(credit: Credit, *, common: bool) -> Sums:
+    """Sums of nothing; `common` says whether all examples share a draw of a leaf."""
     differ = {leaf for at in credit.layers if at.known is None for leaf in at.leaves}
     leaves = tuple(
-        zero if place in differ else None for place, zero in enumerate(credit.zeros)
+        zero if common or place in differ else None
+        for place, zero in enumerate(credit.zeros)
     )
     seen = tuple(None if at.known is None else at.zeros for at in credit.layers)
     return varying(Sums(leaves, seen), credit.data_axis_name)
@@ -188,44 +189,46 @@ def make_credit(
 
 def add_control_variate(
     credit: Credit,
-    total: ByLeaf,
+    total: Sums,
     displacements: Any,
     signs: jax.Array,
     valid: jax.Array,
     seen: Seen,
-) -> ByLeaf:
-    """The total with ΣC over draws whose leaves are (p, g, ...), under k signs."""
+) -> Sums:
+    """The total, and ΣC over draws whose leaves are (p, g, ...), under k signs."""
     moves = jax.tree.leaves(displacements)
-    dtype = seen.losses.dtype
-    sign = signs.astype(dtype).reshape(-1, 1, 1, 1)
+    sign = signs.astype(seen.losses.dtype).reshape(-1, 1, 1, 1)
     # An example whose loss is not finite has seen its own part alone, as the others.
     counts = jnp.isfinite(seen.losses) & valid[..., None]
     losses = jnp.where(counts, sign * (seen.losses - credit.at_origin), 0)
-    sums = list(total)
-    for layer, span in zip(credit.layers, seen.spans, strict=True):
+    leaves, of_seen = list(total.leaves), list(total.seen)
+    for place, (layer, span) in enumerate(zip(credit.layers, seen.spans, strict=True)):
         mine = tuple(moves[leaf] for leaf in layer.leaves)
-        for leaf, part in zip(
-            layer.leaves, _of_layer(credit, layer, mine, losses, span), strict=True
-        ):
-            sums[leaf] = plus(sums[leaf], part)
+        common, part = _of_layer(layer, mine, losses, span)
+        if part is not None:
+            of_seen[place] = plus(of_seen[place], part)
+        added = [
+            plus(leaves[leaf], found)
+            for leaf, found in zip(layer.leaves, common, strict=True)
+        ]
+        for leaf, found in zip(layer.leaves, added, strict=True):
+            leaves[leaf] = found
         if is_large(credit.zeros):
             # One after the other: the sums of a chunk are never there all at once.
-            wait = zero_after((sums[layer.leaves[0]],))
+            wait = zero_after(added[0])
             moves = [move + wait.astype(move.dtype) for move in moves]
-    return tuple(sums)
+    return Sums(tuple(leaves), tuple(of_seen))
 
 
 def _of_layer(
-    credit: Credit,
     layer: Layer,
     moves: tuple[jax.Array, ...],
     losses: jax.Array,
     span: Span | None,
-) -> list[jax.Array]:
+) -> tuple[list[jax.Array], jax.Array | None]:
     """ΣC of one layer's leaves; `losses` are the signed sᵢ - bᵢ, (k, p, g, B)."""
     kernels = jax.vmap(jax.vmap(layer.matrix))(moves[0])
     vectors = [jax.vmap(jax.vmap(layer.vector))(bias) for bias in moves[1:]]
-    point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
     if layer.known is not None:
         met = layer.known
         losses = jnp.where(met.finite, losses, 0).sum(0)
@@ -234,8 +237,7 @@ def _of_layer(
         seen = jnp.einsum("pgb,btn,pgno->bto", factor, met.rows, kernels)
         for bias in vectors:
             seen = seen + jnp.einsum("pgb,bt,pgo->bto", factor, met.ones, bias)
-        parts = transposed(layer, met, seen, point)
-        return list(map(jnp.add, _common(losses, moves), parts))
+        return _common(losses, moves), seen
     assert span is not None
     found: list[jax.Array] = []
     whole = jnp.zeros_like(losses[0])
@@ -247,10 +249,11 @@ def _of_layer(
         for bias in vectors:
             seen = seen + met.ones[..., None] * bias[:, :, None, None]
         weighted = seen * weights(met, -mine).astype(seen.dtype)[..., None, None]
+        point = tuple(move[0, 0] for move in moves)
         parts = transposed(layer, met, weighted, point)
         found = list(map(jnp.add, found, parts)) if found else parts
         whole = whole + mine
-    return list(map(jnp.add, _common(whole, moves), found))
+    return list(map(jnp.add, _common(whole, moves), found)), None
 
 
 def _common(losses: jax.Array, moves: tuple[jax.Array, ...]) -> list[jax.Array]:

@@ -103,71 +103,18 @@ def fold_draws(
     absorb: Callable[[PyTree, Draws], PyTree],
     initial: PyTree,
     plan: Plan,
+    *,
+    groups: bool = False,
 ) -> PyTree:
     """Fold `absorb` over all evaluations, in O(chunk) memory.
 
     `evaluate(u, sign)` is what is kept of the displacement ±u in these coordinates, and
     `absorb(total, draws)` what the total is after these draws.
     The members of a named axis each fold a share of the units, and get their own sum.
+
+    With `groups` it is `NUM_GROUPS` totals, or some more, of groups of units, on a
+    leading axis. As many are made at once as a chunk holds.
     """
-    fold = _folder(key, space, variance, evaluate, absorb, plan)
-    total = varying(initial, space.axis_name)  # as the carry of a scan must be
-    for block in _blocks(plan):
-        total = fold(total, *_share(block, space.axis_name), block)
-    return total
-
-
-def fold_groups(
-    key: jax.Array,
-    space: Coordinates,
-    variance: Any,
-    evaluate: Callable[[PyTree, float], PyTree],
-    absorb: Callable[[PyTree, Draws], PyTree],
-    initial: PyTree,
-    plan: Plan,
-) -> PyTree:
-    """`fold_draws` of `NUM_GROUPS` groups of the same units, or some more, each apart.
-
-    The totals are on a leading axis. As many groups are made at once as a chunk holds.
-    """
-    fold = _folder(key, space, variance, evaluate, absorb, plan)
-    initial = varying(initial, space.axis_name)
-    totals: list[PyTree] = []
-    for block in _blocks(plan):
-        offset, share = _share(block, space.axis_name)
-        count = _num_groups(share)
-        size = share // count
-        at_once = largest_divisor(count, _limit(block, space.zeros, plan) // size)
-
-        def group(i, offset=offset, size=size, block=block):
-            return fold(initial, offset + size * i, size, block)
-
-        numbers = jnp.arange(count, dtype=jnp.int32)
-        if at_once == 1:
-            totals.append(jax.lax.map(group, numbers))
-        else:
-            # Not by `batch_size` of `map`, which fails at leaves without any number.
-            found = jax.lax.map(jax.vmap(group), numbers.reshape(-1, at_once))
-            totals.append(
-                jax.tree.map(
-                    lambda leaf, n=count: leaf.reshape(n, *leaf.shape[2:]), found
-                )
-            )
-        if share % count:
-            rest = fold(initial, offset + count * size, share % count, block)
-            totals.append(jax.tree.map(lambda leaf: leaf[None], rest))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *totals)
-
-
-def _folder(
-    key: jax.Array,
-    space: Coordinates,
-    variance: Any,
-    evaluate: Callable[[PyTree, float], PyTree],
-    absorb: Callable[[PyTree, Draws], PyTree],
-    plan: Plan,
-) -> Callable[..., PyTree]:
-    """`fold(total, first, count, block)`: the total after so many units of a block."""
     scale = jnp.sqrt(variance)
     large = is_large(space.zeros)
 
@@ -213,7 +160,44 @@ def _folder(
             total = chunk(total, first + full * size, count % size, block)
         return total
 
-    return fold
+    initial = varying(initial, space.axis_name)  # as the carry of a scan must be
+    if groups:
+        return _by_groups(fold, initial, space, plan)
+    total = initial
+    for block in _blocks(plan):
+        total = fold(total, *_share(block, space.axis_name), block)
+    return total
+
+
+def _by_groups(
+    fold: Callable[..., PyTree], initial: PyTree, space: Coordinates, plan: Plan
+) -> PyTree:
+    """The totals of groups; `fold(total, first, count, block)` adds so many units."""
+    totals: list[PyTree] = []
+    for block in _blocks(plan):
+        offset, share = _share(block, space.axis_name)
+        count = _num_groups(share)
+        size = share // count
+        at_once = largest_divisor(count, _limit(block, space.zeros, plan) // size)
+
+        def group(i, offset=offset, size=size, block=block):
+            return fold(initial, offset + size * i, size, block)
+
+        numbers = jnp.arange(count, dtype=jnp.int32)
+        if at_once == 1:
+            totals.append(jax.lax.map(group, numbers))
+        else:
+            # Not by `batch_size` of `map`, which fails at leaves without any number.
+            found = jax.lax.map(jax.vmap(group), numbers.reshape(-1, at_once))
+            totals.append(
+                jax.tree.map(
+                    lambda leaf, n=count: leaf.reshape(n, *leaf.shape[2:]), found
+                )
+            )
+        if share % count:
+            rest = fold(initial, offset + count * size, share % count, block)
+            totals.append(jax.tree.map(lambda leaf: leaf[None], rest))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *totals)
 
 
 def own_evaluations(plan: Plan, axis_name: str | None, *, of_groups: bool) -> int:

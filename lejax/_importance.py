@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,13 +11,12 @@ import optax
 
 from lejax import _accumulator
 from lejax._axes import gathered, make_axes, mean_over
-from lejax._credit import add_control_variate
+from lejax._credit import add_control_variate, by_leaf, no_sums
 from lejax._draws import (
     Draws,
     Plan,
     default_signs,
     fold_draws,
-    fold_groups,
     own_evaluations,
 )
 from lejax._effective import adapted, beta_in_use, keeping, no_beta, nothing_kept
@@ -178,9 +178,8 @@ def importance(
 
         empty = _accumulator.empty(space.zeros, dtype)
         if by_example is not None:
-            empty = _accumulator.empty_with_credit(
-                empty, by_example.zeros, centred=not antithetic
-            )
+            sums = no_sums(by_example, common=True)
+            empty = _accumulator.empty_with_credit(empty, sums, centred=not antithetic)
         plan = Plan(num_samples, antithetic, chunk_size, shared)
         # Of groups, large sums would be there at once, and many be sent.
         whole = is_large(space.zeros) or (
@@ -191,16 +190,19 @@ def importance(
             fold = keeping(absorb, lambda of: of if by_example is None else of[0])
             room = own_evaluations(plan, space.axis_name, of_groups=not whole)
             initial = nothing_kept(empty, room, dtype)
-        given = key, space, tau, evaluate, fold, initial, plan
-        folded = fold_draws(*given) if whole else fold_groups(*given)
+        folded = fold_draws(
+            key, space, tau, evaluate, fold, initial, plan, groups=not whole
+        )
         if adapts:
             logs = gathered(folded.log_weights, space.axis_name)
             state, folded = adapted(state, logs, beta, target_share), folded.total
+        if by_example is not None:
+            lift = functools.partial(by_leaf, by_example)
+            sums = (lift if whole else jax.vmap(lift))(folded.credit)
+            sums = mean_over(sums, by_example.data_axis_name)
+            folded = folded._replace(credit=sums)
         groups = None if whole else folded
         total = folded if whole else _accumulator.merge_groups(folded)
-        if by_example is not None:
-            sums = mean_over(total.credit, by_example.data_axis_name)
-            total = total._replace(credit=sums)
         if space.axis_name is not None:
             total = _accumulator.agreed(total, space.axis_name)
         elif by_example is not None:

@@ -197,7 +197,7 @@ def score_function(
             empty = Covariance(none, space.zeros, space.zeros, none.size, products)
         else:
             others = space.zeros[1]
-            sums = no_sums(by_example)
+            sums = no_sums(by_example, common=False)
             empty = Covariance(
                 none, others, others, none.size, products, sums, none.mean, none.mean
             )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lejax._credit import add_control_variate
+from lejax._credit import add_control_variate, by_leaf, no_sums
 from lejax._reduction import find_reduced, reduced_space
 from lejax._sights import find_sights
 
@@ -68,9 +68,15 @@ def mean_of_control_variates(
         ]
         seen = jax.tree.map(lambda *both: jnp.stack(both), *seen)
         valid = jnp.ones((draws, 1), bool)
-        parts = add_control_variate(
-            space.credit, space.credit.zeros, moves, signs, valid, seen
+        sums = add_control_variate(
+            space.credit,
+            no_sums(space.credit, common=True),
+            moves,
+            signs,
+            valid,
+            seen,
         )
+        parts = by_leaf(space.credit, sums)
         return jnp.concatenate([part.ravel() for part in parts if part is not None])
 
     keys = jax.random.split(jax.random.key(5), blocks)

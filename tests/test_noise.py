@@ -153,7 +153,7 @@ def test_members_tell_the_noise_of_all(name):
     gap = found[2].squared_error - expected[2].squared_error
     assert_mean(gap, 0, bias=0.01 * float(expected[2].squared_error.mean()))
     if whole.name == "importance":
-        # Along the own directions of 4 members, which have noise of their own: too much.
+        # Along the own directions of 4 members, which have more noise: too much.
         ratio = np.mean(found[2].signal_error ** 2) / np.mean(
             expected[2].signal_error ** 2
         )
