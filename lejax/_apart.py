@@ -31,6 +31,10 @@ def follow(
         mine = [axes.get(number) for number in operation.inputs]
         if all(axis is None for axis in mine):
             continue
+        if operation.name == "scan":
+            found = zip(operation.outputs, _scan(program, operation, mine), strict=True)
+            axes.update({number: axis for number, axis in found if axis is not None})
+            continue
         rule = _RULES.get(operation.name)
         axis = None if rule is None else rule(program, operation, mine)
         if axis is None:
@@ -208,13 +212,45 @@ def _custom(program: Program, op: Operation, axes: list[int | None]) -> int | No
         return None
     run = core.jaxpr_as_fun(closed)
     inner = trace(lambda *xs: run(*xs)[0], *(program.shapes[n] for n in op.inputs))
-    known = {
-        n: axis for n, axis in zip(inner.inputs, axes, strict=True) if axis is not None
-    }
     try:
-        return follow(inner, inner.operations, known).get(inner.output)
+        return _of_result(inner, axes)
     except MeetingError:
         return None
+
+
+def _scan(program: Program, op: Operation, axes: list[int | None]) -> list[int | None]:
+    """Of every result, where no turn of the loop lets the examples meet.
+
+    What is carried from turn to turn has the same axis in all of them.
+    """
+    closed, constants = op.params["jaxpr"], op.params["num_consts"]
+    ahead = constants + op.params["num_carry"]
+    if 0 in axes[ahead:]:
+        raise MeetingError("examples meet in scan, which takes them in turns")
+    run, number = core.jaxpr_as_fun(closed), len(op.outputs)
+    bodies = [
+        trace(lambda *xs, i=i: run(*xs)[i], *closed.in_avals) for i in range(number)
+    ]
+    mine = axes[:ahead] + [a if a is None else a - 1 for a in axes[ahead:]]
+    while True:
+        found = [_of_result(body, mine) for body in bodies]
+        carried = mine[constants:ahead]
+        for place, (before, after) in enumerate(zip(carried, found, strict=False)):
+            if None not in (before, after) and before != after:
+                raise MeetingError("examples meet in scan, whose turns move them")
+            carried[place] = after if before is None else before
+        if carried == mine[constants:ahead]:
+            stacked = found[len(carried) :]
+            return carried + [a if a is None else a + 1 for a in stacked]
+        mine[constants:ahead] = carried
+
+
+def _of_result(body: Program, axes: list[int | None]) -> int | None:
+    """The axis in the result of a program of these operands."""
+    known = {
+        n: axis for n, axis in zip(body.inputs, axes, strict=True) if axis is not None
+    }
+    return follow(body, body.operations, known).get(body.output)
 
 
 _ELEMENTWISE = (

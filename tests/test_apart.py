@@ -21,6 +21,23 @@ def pooled(y, of_two, window, padding=((0, 0), (0, 0)), strides=(1, 1)):
     return jax.lax.reduce_window(y, least, of_two, window, strides, padding)
 
 
+def loop(turn, y, turns=4, **options):
+    """The state after a scan, and what it stacked, (B, N) of the first turns."""
+    start = jnp.zeros_like(y), 0.0
+    xs = jnp.arange(1.0, 1 + turns)
+    (state, _), stack = jax.lax.scan(
+        lambda carry, x: turn(carry, x, y), start, xs, **options
+    )
+    return state + stack[1]
+
+
+def leaky(carry, x, y):
+    """Its threshold lets y in; what is carried has no axis before the first turn."""
+    state, count = carry
+    state = 0.5 * state + x * jnp.where(state > 0.3, -1.0, 1.0) * y + count
+    return (state, count + 1.0), jnp.abs(state)
+
+
 APART = {
     "elementwise": lambda y: jnp.tanh(y) * jnp.arange(12.0).reshape(B, N),
     "of two": lambda y: jnp.maximum(y, y**2) - jnp.where(y > 0, y, 2 * y),
@@ -55,6 +72,16 @@ APART = {
     "padded": lambda y: jnp.pad(y, ((0, 0), (1, 2))),
     "largest of a window": lambda y: pooled(y, jax.lax.max, (1, 2)),
     "sums of a window": lambda y: pooled(y, jax.lax.add, (1, 3)),
+    "loop": lambda y: loop(leaky, y),
+    "loop over positions": lambda y: (
+        jax.lax.scan(lambda state, x: (state + x**2, state * x), jnp.zeros(B), y.T)[1].T
+    ),
+    "loop, backwards": lambda y: loop(leaky, y, reverse=True, unroll=2),
+    "loop over one of two": lambda y: jax.lax.scan(
+        lambda carry, _: ((carry[1], jnp.sin(carry[1]) + y), None),
+        (jnp.ones((B, N)), jnp.ones((B, N))),
+        length=3,
+    )[0][0],
     "custom rules": lambda y: jax.nn.relu(y) + jax.nn.silu(y),
 }
 MEETING = {
@@ -69,6 +96,15 @@ MEETING = {
     "joined": lambda y: jnp.concatenate([y, y], 0),
     "flat": lambda y: y.ravel(),
     "product": lambda y: jnp.ones((B, B)) @ y,
+    "scan": lambda y: loop(
+        lambda carry, x, y: ((jnp.roll(carry[0], 1, 0) + y, 0.0), y), y
+    ),
+    "scan that moves them": lambda y: jax.lax.scan(
+        lambda state, _: (state.T + 0 * y[:, :3].sum(), None), y[:3], length=2
+    )[0],
+    "scan over examples": lambda y: jax.lax.scan(
+        lambda state, x: (state + x, state + x), jnp.zeros(N), y
+    )[1],
     "halves": lambda y: y.reshape(2, 6),
     "with itself": lambda y: y @ y.T,
     "chosen": lambda y: jnp.take(y, jnp.array([1, 0, 3, 2]), 0),
