@@ -49,12 +49,14 @@ class Draws(NamedTuple):
         signs: (k,), the factors ±1 under which each was used.
         outputs: leaves (k, p, g, ...), what was evaluated.
         valid: (p, 1), False for units that only fill up a device's share.
+        numbers: (k, p, g), which of the J evaluations each was.
     """
 
     displacements: PyTree
     signs: jax.Array
     outputs: PyTree
     valid: jax.Array
+    numbers: jax.Array
 
     def signed(self, coefficients: jax.Array) -> jax.Array:
         """Σ ±c over the signs, (p, g), for coefficients (k, p, g)."""
@@ -141,6 +143,7 @@ def fold_draws(
             jnp.asarray(block.signs),
             jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs),
             (units < block.stop)[:, None],
+            _numbers(units, block),
         )
         return absorb(total, draws)
 
@@ -218,23 +221,36 @@ def own_evaluations(plan: Plan, axis_name: str | None, *, of_groups: bool) -> in
 
 
 class _Block(NamedTuple):
-    """Units of one kind: from which number to which, signs, copies of a draw."""
+    """Units of one kind.
+
+    From which number to which, signs, copies of a draw, evaluations before it.
+    """
 
     start: int
     stop: int
     signs: tuple[float, ...]
     copies: int
+    evaluations: int
 
 
 def _blocks(plan: Plan) -> Iterator[_Block]:
     pairs = plan.num_samples // 2 if plan.antithetic else 0
     singles = plan.num_samples - 2 * pairs
-    start = 0
+    start = before = 0
     for count, signs in ((pairs, (1.0, -1.0)), (singles, (1.0,))):
         if count:
             copies = largest_divisor(count, plan.signs_per_draw)
-            yield _Block(start, start + count // copies, signs, copies)
+            yield _Block(start, start + count // copies, signs, copies, before)
             start += count // copies
+            before += count * len(signs)
+
+
+def _numbers(units: jax.Array, block: _Block) -> jax.Array:
+    """The evaluations of these units among all J, (k, p, g)."""
+    signs, copies = jnp.arange(len(block.signs)), jnp.arange(block.copies)
+    unit = (units - block.start) * (len(block.signs) * block.copies)
+    within = signs[:, None, None] * block.copies + copies
+    return block.evaluations + within + unit[:, None]
 
 
 def _num_groups(share: int) -> int:

@@ -24,6 +24,7 @@ from lejax._info import TRUSTED_SAMPLE_SIZE, Info, make_info, unknown
 from lejax._objective import Coordinates, complement_noise
 from lejax._reduction import coordinates
 from lejax._sampler import Sampler, as_passed, make_sampler, stateless
+from lejax._shaping import Shaping, check_shaping, shaped_losses
 from lejax._trees import PyTree, all_finite, compute_dtype, inner, is_large, scaled
 from lejax._validate import fraction, optional_count, positive_count, sign_count
 from lejax._weighted import estimate, noise_of_groups
@@ -41,6 +42,7 @@ def importance(
     sample_complement: bool = False,
     credit: bool | None = None,
     target_share: Any = None,
+    shaping: Shaping | None = None,
 ) -> Sampler:
     """Importance sampling of E_q[X]: gradient-free, parallel (Algorithm 4).
 
@@ -93,6 +95,17 @@ def importance(
             `beta` that is passed that of the first update. It costs no evaluation; as β
             is known before the draws, they estimate what they did. Where nothing is
             learnt, as every loss failed or all are equal, β stays.
+        shaping: "ranks" puts the rank of a loss among the J of the update in its place,
+            from -½ to ½, equal ones sharing theirs; "standardized" (f - mean)/deviation
+            over the J. As in evolution strategies the scale of f is then of no account,
+            nor its outliers by ranks, and β is in the inverse units of the shaped loss:
+            "ranks" with β = 4 gives the best sample e⁴ times the weight of the worst.
+            It is a surrogate, no local entropy: with ranks not the gradient of
+            anything, standardised that at β/deviation, known after the draws. The
+            info's `objective` is then F^H, the mean of the losses as they are,
+            `squared_error` takes the shaping as given, and no `certificate` is given,
+            as `signal_error` is NaN. Draws are made twice, losses evaluated once and
+            kept, J numbers; there is no credit by example.
 
     Returns:
         A `Sampler` for `local_entropy`. Its info tells the β that was used, and
@@ -104,7 +117,8 @@ def importance(
     Raises:
         ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
             integer, `signs_per_draw` is above 32, `target_share` is not between 0 and
-            1, an axis is not bound, or both are the same.
+            1, `shaping` is another word or meets `credit=True` or a `target_share`, an
+            axis is not bound, or both are the same.
 
     Example:
         The step on f(x) = x²/2 is -τ/(1 + τ) x, here -1/3 of x:
@@ -127,7 +141,9 @@ def importance(
         fraction("target_share", target_share)
     # The paper's samples are independent.
     may_share = antithetic and not sample_complement
-    credit = may_share if credit is None else credit
+    check_shaping(shaping, credit, target_share)
+    if credit is None:
+        credit = may_share and shaping is None
 
     def run(
         key: jax.Array,
@@ -141,9 +157,15 @@ def importance(
             default_signs(space.zeros, num_samples // 2) if may_share else 1
         )
 
+        plan = Plan(num_samples, antithetic, chunk_size, shared)
         by_example = space.credit
+        shaped = (
+            None if shaping is None else shaped_losses(shaping, key, space, tau, plan)
+        )
 
         def evaluate(displacement: PyTree, sign: float) -> PyTree:
+            if shaped is not None:
+                return jnp.zeros((), dtype)  # all are known
             if by_example is None:
                 return _accumulator.log_weights(
                     space.value_fn(displacement, sign=sign), beta
@@ -154,6 +176,9 @@ def importance(
         def absorb(
             total: _accumulator.WeightedAccumulator, draws: Draws
         ) -> _accumulator.WeightedAccumulator:
+            if shaped is not None:
+                known = _accumulator.log_weights(shaped.losses[draws.numbers], beta)
+                draws = draws._replace(outputs=known)
             if by_example is None:
                 return _accumulator.merge(total, _accumulator.summarise(draws))
             weights, seen = draws.outputs
@@ -180,7 +205,6 @@ def importance(
         if by_example is not None:
             sums = no_sums(by_example, common=True)
             empty = _accumulator.empty_with_credit(empty, sums, centred=not antithetic)
-        plan = Plan(num_samples, antithetic, chunk_size, shared)
         # Of groups, large sums would be there at once, and many be sent.
         whole = is_large(space.zeros) or (
             by_example is not None and by_example.data_axis_name is not None
@@ -225,6 +249,12 @@ def importance(
             squared_error=found.squared_error,
             norm_error=found.norm_error,
         )
+        if shaped is not None:
+            info = info._replace(
+                objective=shaped.moments.mean_or_unknown(),
+                standard_error=shaped.moments.standard_error(),
+                signal_error=unknown(dtype),
+            )
         displacement = space.lift(found.displacement)
         if sample_complement and space.outside is not None:
             noise = complement_noise(jax.random.fold_in(key, num_samples), space)

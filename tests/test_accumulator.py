@@ -28,7 +28,8 @@ def draws(key, log_weight, units=16, pairs=True, valid=None, copies=1):
     evaluate = jax.vmap(jax.vmap(jax.vmap(log_weight)))
     outputs = evaluate(signs[:, None, None, None] * displacements)
     valid = jnp.ones(units, bool) if valid is None else valid
-    return Draws(displacements, signs, outputs, valid[:, None])
+    numbers = jnp.arange(outputs.size).reshape(outputs.shape)
+    return Draws(displacements, signs, outputs, valid[:, None], numbers)
 
 
 def chunk(seed, offset=0.0, pairs=True):
@@ -61,7 +62,11 @@ def test_merge_is_associative_and_commutative(offsets):
 def test_one_chunk_equals_two_merged():
     whole = draws(jax.random.key(0), lambda u: 3 * u.sum())
     halves = [
-        Draws(whole.displacements[s], whole.signs, whole.outputs[:, s], whole.valid[s])
+        whole._replace(
+            displacements=whole.displacements[s],
+            outputs=whole.outputs[:, s],
+            valid=whole.valid[s],
+        )
         for s in (slice(0, 5), slice(5, 16))
     ]
     merged = _accumulator.merge(*map(_accumulator.summarise, halves))
@@ -88,8 +93,10 @@ def test_large_log_weights_neither_overflow_nor_lose_the_answer(offset, x64, tol
 def test_units_that_only_fill_up_change_nothing():
     valid = jnp.arange(16) < 11
     whole = draws(jax.random.key(0), lambda u: u.sum(), valid=valid)
-    part = Draws(
-        whole.displacements[:11], whole.signs, whole.outputs[:, :11], whole.valid[:11]
+    part = whole._replace(
+        displacements=whole.displacements[:11],
+        outputs=whole.outputs[:, :11],
+        valid=whole.valid[:11],
     )
     assert_same(_accumulator.summarise(whole), _accumulator.summarise(part))
 
