@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._axes import varying
+from lejax._layers import Sight
 from lejax._program import Program
 from lejax._sights import Sights, Sum
 from lejax._spans import Layer, Span, of_sign, plus, transposed, weights
@@ -33,6 +34,19 @@ ByLeaf: TypeAlias = tuple[jax.Array | None, ...]
 ByLayer: TypeAlias = tuple[jax.Array | None, ...]
 
 
+class Point(NamedTuple):
+    """A program at a displacement ±u.
+
+    Attributes:
+        values: by number.
+        products: what u itself, with the sign 1, adds to products with known rows, by
+            their numbers.
+    """
+
+    values: dict[int, Any]
+    products: dict[int, Any]
+
+
 class Seen(NamedTuple):
     """What one evaluation shows of the examples.
 
@@ -41,11 +55,14 @@ class Seen(NamedTuple):
         beside: what is in the loss beside these.
         spans: for every layer what spans its Hᵢ; None where that is the same at every
             point.
+        products: for every layer the hᵢᵀu, (B, o), where that is so and there is one
+            row; None where nobody has computed them.
     """
 
     losses: jax.Array
     beside: jax.Array
     spans: tuple[Span | None, ...]
+    products: ByLayer
 
 
 class Sums(NamedTuple):
@@ -131,7 +148,7 @@ def make_credit(
     program: Program,
     known: dict[int, Any],
     zeros: PyTree,
-    at: Callable[..., dict[int, Any]],
+    at: Callable[..., Point],
     origin: PyTree,
 ) -> Credit:
     """What is known of the examples, with sums in the shapes of the leaves of `zeros`.
@@ -163,7 +180,7 @@ def make_credit(
         return jnp.asarray(without[program.output]).astype(dtype)
 
     def examine(displacement: PyTree, sign: float = 1.0) -> tuple[jax.Array, Seen]:
-        seen = at(displacement, sign=sign)
+        seen, products = at(displacement, sign=sign)
         losses = functools.reduce(
             jnp.add, (added(total, seen) for total in sights.totals)
         )
@@ -172,7 +189,11 @@ def make_credit(
             for sight, layer in zip(sights.layers, layers, strict=True)
         )
         value = jnp.asarray(seen[program.output]).astype(dtype)
-        return value, Seen(losses, beside(seen), spans)
+        of_known = tuple(
+            _product(sight, layer, products.get(sight.product))
+            for sight, layer in zip(sights.layers, layers, strict=True)
+        )
+        return value, Seen(losses, beside(seen), spans, of_known)
 
     of_layers = {leaf for layer in layers for leaf in layer.leaves}
     at_origin = examine(origin)[1].losses
@@ -185,6 +206,15 @@ def make_credit(
         ),
         at_origin=jnp.where(jnp.isfinite(at_origin), at_origin, 0),
     )
+
+
+def _product(sight: Sight, layer: Layer, product: jax.Array | None) -> jax.Array | None:
+    """The hᵢᵀu from what u adds to the product of a layer with known rows."""
+    if product is None or layer.known is None or layer.known.root is not None:
+        return None
+    rows = jnp.transpose(product, sight.product_order).reshape(len(layer.zeros), -1)
+    # A row that is not finite shows nothing.
+    return jnp.where(layer.known.finite[:, None], rows, 0)
 
 
 def add_control_variate(
@@ -202,9 +232,11 @@ def add_control_variate(
     counts = jnp.isfinite(seen.losses) & valid[..., None]
     losses = jnp.where(counts, sign * (seen.losses - credit.at_origin), 0)
     leaves, of_seen = list(total.leaves), list(total.seen)
-    for place, (layer, span) in enumerate(zip(credit.layers, seen.spans, strict=True)):
+    for place, layer in enumerate(credit.layers):
         mine = tuple(moves[leaf] for leaf in layer.leaves)
-        common, part = _of_layer(layer, mine, losses, span)
+        common, part = _of_layer(
+            layer, mine, losses, seen.spans[place], seen.products[place]
+        )
         if part is not None:
             of_seen[place] = plus(of_seen[place], part)
         added = [
@@ -225,6 +257,7 @@ def _of_layer(
     moves: tuple[jax.Array, ...],
     losses: jax.Array,
     span: Span | None,
+    product: jax.Array | None,
 ) -> tuple[list[jax.Array], jax.Array | None]:
     """ΣC of one layer's leaves; `losses` are the signed sᵢ - bᵢ, (k, p, g, B)."""
     kernels = jax.vmap(jax.vmap(layer.matrix))(moves[0])
@@ -233,8 +266,11 @@ def _of_layer(
         met = layer.known
         losses = jnp.where(met.finite, losses, 0).sum(0)
         factor = weights(met, -losses).astype(kernels.dtype)
-        # In the order that takes the fewest operations.
-        seen = jnp.einsum("pgb,btn,pgno->bto", factor, met.rows, kernels)
+        if product is None:
+            product = jnp.einsum("btn,pgno->btpgo", met.rows, kernels)
+            seen = jnp.einsum("pgb,btpgo->bto", factor, product)
+        else:  # of u, whatever the sign
+            seen = jnp.einsum("pgb,pgbo->bo", factor, product[0])[:, None]
         for bias in vectors:
             seen = seen + jnp.einsum("pgb,bt,pgo->bto", factor, met.ones, bias)
         return _common(losses, moves), seen

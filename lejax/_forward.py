@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from lejax._axes import member
-from lejax._credit import ByLeaf, Credit, Sums, make_credit
+from lejax._credit import ByLeaf, Credit, Point, Sums, make_credit
 from lejax._layers import Sight
 from lejax._objective import Coordinates
 from lejax._program import Program
-from lejax._reduction import coordinates, find_reduced
+from lejax._reduction import coordinates
 from lejax._sights import Sights, find_sights, without_sums
 from lejax._spans import Span, make_layer, of_sign, plus, seen_of, transposed
+from lejax._split import find_reduced
 from lejax._trees import (
     PyTree,
     scaled,
@@ -77,7 +78,7 @@ def forward_space(
     zeros = tuple(layer.zeros for layer in layers), rest
     examples = len(layers[0].zeros)
 
-    def at(displacement: PyTree, sign: float = 1.0) -> dict[int, Any]:
+    def at(displacement: PyTree, sign: float = 1.0) -> Point:
         """All values of the program there, by number."""
         noises, moves = displacement
         seen = dict(values)
@@ -101,7 +102,7 @@ def forward_space(
             program.run([operation], seen)
             for number in operation.outputs:
                 disturb(number)
-        return seen
+        return Point(seen, {})
 
     by_example = make_credit(sights, layers, program, fixed, of_leaves, at, zeros)
 

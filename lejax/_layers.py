@@ -29,6 +29,8 @@ class Sight(NamedTuple):
         inputs_order: its axes, or those of its patches: that of the examples, those of
             the positions, and the contracted ones.
         patches: the parameters of the convolution, if it is one.
+        product: the number of the product.
+        product_order: its axes: that of the examples, those of the positions, others.
         result: the number of what the noise of the layer moves: the product, or its sum
             with the bias.
         result_order: its axes: that of the examples, those of the positions, others.
@@ -44,6 +46,8 @@ class Sight(NamedTuple):
     inputs: int
     inputs_order: tuple[int, ...]
     patches: dict[str, Any] | None
+    product: int
+    product_order: tuple[int, ...]
     result: int
     result_order: tuple[int, ...]
     positions: int
@@ -122,6 +126,7 @@ def layers_of(
     for example in range(len(free)):
         places = (example, *(i for i in range(len(free)) if i != example))
         positions = math.prod(shape[of_result[i]] for i in places[1:])
+        order = (*(of_result[i] for i in places), *of_others)
         found.append(
             Sight(
                 kernel=leaf,
@@ -131,8 +136,10 @@ def layers_of(
                 inputs=inputs,
                 inputs_order=(*(free[i] for i in places), *own),
                 patches=patches,
+                product=result,
+                product_order=order,
                 result=result,
-                result_order=(*(of_result[i] for i in places), *of_others),
+                result_order=order,
                 positions=positions,
                 size=size,
                 others=len(of_others),

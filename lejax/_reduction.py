@@ -5,6 +5,7 @@ m < n, it sees only U = QᵀW, with Aᵀ = Q R. A Gaussian is invariant under ro
 and the rest of W are independent under N(W, τI), so what is sampled in U is exact. At a
 displacement u the product is (A W at x) + Rᵀ u; means, gradients and ends of chains are
 lifted by Q. Rows of an embedding table are the same, with rows of the identity for A.
+Where m ≥ n a product with a single batch is still (A W at x) + A u, which ±u share.
 
 The idea's relative is the local reparameterisation trick: Kingma, Salimans and Welling,
 *Variational dropout and the local reparameterization trick*.
@@ -13,20 +14,20 @@ The idea's relative is the local reparameterisation trick: Kingma, Salimans and 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lejax._axes import members
-from lejax._credit import make_credit
+from lejax._credit import Point, make_credit
 from lejax._directions import Directions, Rows, seen_from, selection, span
 from lejax._layers import Sight
-from lejax._objective import Coordinates, call, first_batch, full_space
-from lejax._program import Operation, Program, trace
+from lejax._objective import Coordinates, full_space
 from lejax._sights import find_sights
 from lejax._spans import Layer, make_layer
+from lejax._split import find_reduced, prepare, split, worth_it
 from lejax._trees import (
     PyTree,
     compute_dtype,
@@ -36,29 +37,7 @@ from lejax._trees import (
     widen,
     zeros_alike,
 )
-from lejax._uses import Factor, Met, Selection, find_uses
-
-
-class Split(NamedTuple):
-    """A program whose operations run once, at x, or for every displacement.
-
-    Attributes:
-        program: of the loss.
-        leaves: the numbers of the parameters' leaves.
-        mets: of these, the ones that are met by known rows alone, and how.
-        factors: the known rows.
-        once: what no parameter changes, and the products at x.
-        every: what is left.
-        wanted: the numbers that `every`, or the result, takes from `once`.
-    """
-
-    program: Program
-    leaves: tuple[int, ...]
-    mets: dict[int, Met]
-    factors: tuple[Factor, ...]
-    once: tuple[Operation, ...]
-    every: tuple[Operation, ...]
-    wanted: tuple[int, ...]
+from lejax._uses import Factor, Met, Selection
 
 
 class ReducedLeaf(NamedTuple):
@@ -85,106 +64,6 @@ class ReducedLeaf(NamedTuple):
     def outside(self, leaf: jax.Array) -> jax.Array:
         """The part of a displacement of the leaf that no row sees."""
         return leaf - self.lift(self.lower(leaf))
-
-
-def find_reduced(
-    value_fn: Callable[..., Any],
-    params: PyTree,
-    batch: PyTree,
-    inner_batches: bool,
-    parts: int = 1,
-) -> tuple[Program, list[Met | str]]:
-    """The program of the loss, and how it meets every leaf, or why that is unknown.
-
-    The batch is one of so many `parts`, of which all rows count.
-    """
-    # A single batch is closed over, so that it may hold more than arrays.
-    turns = (first_batch(batch),) if inner_batches else ()
-    program = trace(
-        lambda params, *turn: call(value_fn, params, turn[0] if turn else batch),
-        params,
-        *turns,
-    )
-    count = jnp.shape(jax.tree.leaves(batch)[0])[0] if inner_batches else 1
-    return program, find_uses(program, len(jax.tree.leaves(params)), count, parts)
-
-
-def split(program: Program, found: Sequence[Met | str]) -> Split:
-    """What of a program needs to run but once."""
-    leaves = program.inputs[: len(found)]
-    mets = {
-        number: met
-        for number, met in zip(leaves, found, strict=True)
-        if isinstance(met, Met)
-    }
-    at_origin = {
-        operation.outputs[0]
-        for met in mets.values()
-        for operation in (*met.views, *(use.operation for use in met.uses))
-    }
-    unknown = program.dependents(leaves)
-    once, every = [], []
-    for operation in program.operations:
-        known = unknown.isdisjoint(operation.outputs)
-        alone = known or operation.outputs[0] in at_origin
-        (once if alone else every).append(operation)
-    wanted = {program.output}.union(*(operation.inputs for operation in every))
-    wanted.difference_update(*(operation.outputs for operation in every))
-    wanted.difference_update(number for number in leaves if number not in mets)
-    factors = dict.fromkeys(use.factor for met in mets.values() for use in met.uses)
-    return Split(
-        program,
-        leaves,
-        mets,
-        tuple(factors),
-        tuple(once),
-        tuple(every),
-        tuple(sorted(wanted)),
-    )
-
-
-class Prepared(NamedTuple):
-    """What was run once, at x.
-
-    Attributes:
-        values: by number; those that turn with the inner batches are not among them.
-        in_turn: the wanted ones that do, on a leading axis.
-        rows: the known rows of every factor, likewise.
-    """
-
-    values: dict[int, Any]
-    in_turn: dict[int, Any]
-    rows: Rows
-
-
-def prepare(plan: Split, leaves: list[jax.Array], batches: PyTree) -> Prepared:
-    """Run what is to run once, and for every inner batch; None where there are none."""
-    turns = plan.program.inputs[len(leaves) :]
-    turning = plan.program.dependents(turns)
-    for_all, for_each = [], []
-    for operation in plan.once:
-        turns_too = not turning.isdisjoint(operation.outputs)
-        (for_each if turns_too else for_all).append(operation)
-    values = plan.program.constants | dict(zip(plan.leaves, leaves, strict=True))
-    plan.program.run(for_all, values)
-
-    def rows(values: dict[int, Any], turn: bool) -> list[jax.Array]:
-        chosen = (f for f in plan.factors if (f.number in turning) == turn)
-        return [factor.rows(values[factor.number]) for factor in chosen]
-
-    def of_turn(turn: PyTree) -> tuple[dict[int, Any], list[jax.Array]]:
-        mine = values | dict(zip(turns, jax.tree.leaves(turn), strict=True))
-        plan.program.run(for_each, mine)
-        wanted = {number: mine[number] for number in plan.wanted if number in turning}
-        return wanted, rows(mine, turn=True)
-
-    in_turn, turned = {}, []
-    if batches is not None:
-        # One after the other, as in the loss itself: random numbers stay the same.
-        in_turn, turned = jax.lax.map(of_turn, jax.tree.map(jnp.asarray, batches))
-    ordered = sorted(plan.factors, key=lambda factor: factor.number in turning)
-    found = rows(values, turn=False) + turned
-    return Prepared(values, in_turn, dict(zip(ordered, found, strict=True)))
 
 
 def coordinates(reduction: bool, credit: bool = False) -> Callable[..., Coordinates]:
@@ -214,13 +93,15 @@ def reduced_space(
     """
     parts = members(data_axis_name)
     program, found = find_reduced(value_fn, params, batch, inner_batches, parts)
-    if not reduction:
-        found = ["turned off"] * len(found)
+    leaves, structure = jax.tree.flatten(params)
+    found = [
+        worth_it(met, leaf, inner_batches) if reduction else "turned off"
+        for met, leaf in zip(found, leaves, strict=True)
+    ]
     sights = find_sights(program, len(found)) if credit else None
     if all(isinstance(met, str) for met in found) and not (sights and sights.layers):
         return full_space(value_fn, params, batch, inner_batches, data_axis_name)
     plan = split(program, found)
-    leaves, structure = jax.tree.flatten(params)
     origin, dtype = widen(params), compute_dtype(params)
     turning = program.dependents(program.inputs[len(leaves) :])
     values, in_turn, rows = prepare(plan, leaves, batch if inner_batches else None)
@@ -230,7 +111,7 @@ def reduced_space(
     known: dict[Any, tuple[Directions, Rows]] = {}
     for number, leaf in zip(plan.leaves, jax.tree.leaves(origin), strict=True):
         met = plan.mets.get(number)
-        if met is None:
+        if met is None or met.whole:
             reduced_leaves.append(None)
             continue
         mine = {use.factor: rows[use.factor] for use in met.uses}
@@ -257,35 +138,40 @@ def reduced_space(
             for part, leaf in zip(reduced_leaves, jax.tree.leaves(tree), strict=True)
         )
 
-    def at(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> dict[int, Any]:
-        """All values of the program there, by number."""
+    def at(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> Point:
+        """All values of the program there, and what u alone adds to the products."""
 
         def at_turn(number: int, value: Any) -> Any:
             return value[j % value.shape[0]] if number in turning else value
 
         seen = dict(values)
         seen.update({n: at_turn(n, value) for n, value in in_turn.items()})
-        moves = jax.tree.leaves(displacement)
+        moves, products = jax.tree.leaves(displacement), {}
         for number, leaf, u in zip(plan.leaves, leaves, moves, strict=True):
-            if number not in plan.mets:
+            met = plan.mets.get(number)
+            if met is None:
                 seen[number] = translate(leaf, scaled(u, sign))
                 continue
-            for use in plan.mets[number].uses:
-                coefficient = coefficients[number, use.factor]
-                # The sign comes last, so that ±u share the product.
-                change = seen_from(at_turn(use.factor.number, coefficient), u) * sign
+            alone = values | {number: u}
+            if met.whole:  # in the program's own way
+                program.run(met.views, alone)
+                program.run([use.operation for use in met.uses], alone)
+            for use in met.uses:
                 (result,) = use.operation.outputs
-                at_origin = seen[result]
-                change = jnp.transpose(change, use.order).reshape(at_origin.shape)
-                seen[result] = translate(at_origin, change)
+                if not met.whole:
+                    coefficient = coefficients[number, use.factor]
+                    change = seen_from(at_turn(use.factor.number, coefficient), u)
+                    change = jnp.transpose(change, use.order)
+                    alone[result] = change.reshape(seen[result].shape)
+                products[result] = alone[result]
+                # The sign comes last, so that ±u share the product.
+                seen[result] = translate(seen[result], products[result] * sign)
         program.run(plan.every, seen)
-        return seen
-
-    def loss(seen: dict[int, Any]) -> jax.Array:
-        return jnp.asarray(seen[program.output]).astype(dtype)
+        return Point(seen, products)
 
     def displaced(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
-        return loss(at(displacement, j, sign))
+        seen = at(displacement, j, sign).values
+        return jnp.asarray(seen[program.output]).astype(dtype)
 
     zeros = mapped(
         lambda part, leaf: jnp.zeros(part.met.reduced_shape(leaf.shape), leaf.dtype),
@@ -299,8 +185,9 @@ def reduced_space(
 
         def layer(sight: Sight) -> Layer:
             number = plan.leaves[sight.kernel]
-            met = plan.mets.get(number)
-            drawn = met and coefficients[number, met.uses[0].factor]
+            met, drawn = plan.mets.get(number), None
+            if met is not None and not met.whole:
+                drawn = coefficients[number, met.uses[0].factor]
             return make_layer(sight, program, fixed, drawn)
 
         layers = tuple(map(layer, sights.layers))
@@ -314,6 +201,8 @@ def reduced_space(
         value_and_grad=jax.value_and_grad(displaced),
         lift=mapped(ReducedLeaf.lift, lambda u: u),
         lower=mapped(ReducedLeaf.lower, lambda u: u),
-        outside=mapped(ReducedLeaf.outside, jnp.zeros_like),
+        outside=mapped(ReducedLeaf.outside, jnp.zeros_like)
+        if any(reduced_leaves)
+        else None,
         credit=by_example,
     )

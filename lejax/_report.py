@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from lejax._objective import check_objective, first_batch, without_aux
-from lejax._reduction import find_reduced
 from lejax._sights import find_sights
+from lejax._split import find_reduced
 from lejax._trees import PyTree
 from lejax._uses import Met
 from lejax._validate import float_leaves
@@ -170,8 +170,9 @@ def reduction_report(
 def _leaf_report(
     name: str, shape: tuple[int, ...], met: Met | str, credit: str
 ) -> LeafReport:
-    if isinstance(met, str):
-        return LeafReport(name, shape, shape, met, credit)
+    if isinstance(met, str) or met.whole:
+        why = met if isinstance(met, str) else met.whole
+        return LeafReport(name, shape, shape, why, credit)
     reason = f"{met.rows} rows meet {met.size(shape)} inputs"
     return LeafReport(
         name,

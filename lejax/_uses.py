@@ -91,19 +91,21 @@ class Use(NamedTuple):
 
 
 class Met(NamedTuple):
-    """A leaf that is met by known rows alone, fewer of them than it has itself.
+    """A leaf that is met by known rows alone.
 
     Attributes:
         axes: the axes of the leaf along which it is met.
         uses: where; empty where the loss does not use the leaf.
         views: the operations that only show the leaf otherwise, on the way there.
         rows: m, the number of known rows.
+        whole: why it keeps all its numbers, where they are not fewer than it has.
     """
 
     axes: tuple[int, ...]
     uses: tuple[Use, ...]
     views: tuple[Operation, ...]
     rows: int
+    whole: str = ""
 
     def order(self, ndim: int) -> tuple[int, ...]:
         """The axes along which the leaf is met, and then its others."""
@@ -185,9 +187,8 @@ def find_uses(
             for factor in factors
         )
         size = math.prod(shape[i] for i in axes)
-        if rows >= size:
-            return f"{rows} rows meet {size} inputs"
-        return Met(axes, tuple(uses[leaf]), tuple(ways[leaf]), rows)
+        whole = f"{rows} rows meet {size} inputs" if rows >= size else ""
+        return Met(axes, tuple(uses[leaf]), tuple(ways[leaf]), rows, whole)
 
     return [judge(leaf, number) for leaf, number in enumerate(numbers)]
 

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 
 from lejax._credit import add_control_variate, by_leaf, no_sums
-from lejax._reduction import find_reduced, reduced_space
+from lejax._reduction import reduced_space
 from lejax._sights import find_sights
+from lejax._split import find_reduced
 
 
 def normal(seed, *shape):

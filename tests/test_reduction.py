@@ -117,6 +117,32 @@ def test_as_many_rows_as_inputs_gain_nothing(rows):
     assert leaf.reason == f"{rows} rows meet {INPUTS} inputs"
     space = reduced_space(*case[:3], inner_batches=False)
     assert space.outside is None
+    drift = jax.tree.map(jnp.ones_like, space.zeros)
+    moved = jax.tree.map(jnp.subtract, case.params, drift)
+    np.testing.assert_allclose(
+        space.value_fn(drift, sign=-1.0), case.value_fn(moved, case.batch), rtol=1e-5
+    )
+
+
+def test_pairs_share_the_product_with_many_rows():
+    """As they do with few: of a pair it is one product, not two."""
+    rows, inputs, units = 64, 32, 128
+    x, w = jnp.ones((rows, inputs)), jnp.ones((inputs, units))
+
+    def loss(w, x):
+        return jnp.mean((x @ w) ** 2)
+
+    def flops(reduction):
+        step = lejax.step_fn(
+            loss,
+            lejax.importance(16, credit=False, reduction=reduction, signs_per_draw=1),
+            tau=0.1,
+        )
+        compiled = jax.jit(step).lower(w, jax.random.key(0), x).compile()
+        # A scan counts once: of either the same chunks.
+        return compiled.cost_analysis()["flops"]
+
+    assert flops(True) < flops(False) - 0.8 * 8 * 2 * rows * inputs * units
 
 
 def test_what_is_out_of_range_reads_no_row():

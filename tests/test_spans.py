@@ -13,9 +13,9 @@ from credit_cases import assert_zero, mean_of_control_variates, normal, reasons
 from problems import assert_mean, replicate
 
 import lejax
-from lejax._reduction import find_reduced
 from lejax._sights import find_sights
 from lejax._spans import make_layer, seen_of
+from lejax._split import find_reduced
 
 pytestmark = pytest.mark.compiles
 
