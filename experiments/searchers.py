@@ -1,0 +1,241 @@
+"""Searches that see losses only, behind one interface: lejax, evosax, SPSA.
+
+And Adam on a gradient, for reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+
+import lejax
+from experiments.methods import backpropagation
+
+Loss = Callable[[Any, Any], jax.Array]  # (params, batch) -> scalar
+Numbers = Mapping[str, Any]
+
+
+class Search(NamedTuple):
+    """A search as pure functions.
+
+    Attributes:
+        init: `init(params, key, numbers)`, the state.
+        update: `update(state, key, k, batch, numbers)`, the state after update k.
+        params: `params(state)`, where the search is: its mean.
+        evaluations: of the loss in an update; of a gradient three.
+    """
+
+    init: Callable[..., Any]
+    update: Callable[..., Any]
+    params: Callable[[Any], Any]
+    evaluations: int
+
+
+class Searcher(NamedTuple):
+    """A method and what is to be chosen for it.
+
+    Attributes:
+        make: `make(loss, params, population)`, the search.
+        ranges: of its numbers, which are drawn on a logarithmic scale.
+        populations: J or λ to choose from.
+        uses: the loss that it searches: the objective, or its reference's.
+    """
+
+    make: Callable[[Loss, Any, int], Search]
+    ranges: dict[str, tuple[float, float]]
+    populations: tuple[int, ...]
+    uses: Literal["objective", "reference"] = "objective"
+
+
+def optimizer(
+    head: Callable[[Numbers, jax.Array], optax.GradientTransformation],
+    loss: Loss,
+    evaluations: int,
+) -> Search:
+    """An optax chain: `head(numbers, key)`, and Adam."""
+
+    def chain(numbers: Numbers, key: jax.Array) -> Any:
+        return optax.chain(head(numbers, key), optax.adam(numbers["rate"]))
+
+    def init(params: Any, key: jax.Array, numbers: Numbers) -> Any:
+        return params, chain(numbers, key).init(params)
+
+    def update(state: Any, key: jax.Array, k: Any, batch: Any, numbers: Numbers) -> Any:
+        del k
+        params, inner = state  # the key of the draws lives in there
+        zeros = optax.tree.zeros_like(params)
+        updates, inner = chain(numbers, key).update(
+            zeros, inner, params, value_fn=loss, batch=batch
+        )
+        return optax.apply_updates(params, updates), inner
+
+    return Search(init, update, lambda state: state[0], evaluations)
+
+
+def local_entropy(
+    shaping: Literal["ranks"] | None = None, **options: Any
+) -> Callable[..., Search]:
+    """Importance sampling: β by a share of effective samples, or of shaped losses."""
+
+    def make(loss: Loss, params: Any, population: int) -> Search:
+        del params
+
+        def head(numbers: Numbers, key: jax.Array) -> Any:
+            beta = numbers["beta"] if shaping else 1.0
+            share = None if shaping else numbers["share"]
+            sampler = lejax.importance(
+                population, shaping=shaping, target_share=share, **options
+            )
+            return lejax.local_entropy(
+                sampler, numbers["sigma"] ** 2, beta=beta, key=key
+            )
+
+        return optimizer(head, loss, population)
+
+    return make
+
+
+def heat(loss: Loss, params: Any, population: int) -> Search:
+    """The score function, every example with draws of its own."""
+    del params
+    single: Any = {"antithetic": False, "signs_per_draw": min(16, population)}
+
+    def head(numbers: Numbers, key: jax.Array) -> Any:
+        sampler = lejax.score_function(population, **single)
+        return lejax.heat(sampler, numbers["sigma"] ** 2, key=key)
+
+    return optimizer(head, loss, population)
+
+
+def gradient(loss: Loss, params: Any, population: int) -> Search:
+    """Back-propagation, of which a step counts as three evaluations."""
+    del params, population
+
+    return optimizer(lambda numbers, key: backpropagation(), loss, 3)
+
+
+def evolution(
+    strategy: Callable[[int, Any, Numbers], Any], *, width_in_params: bool = True
+) -> Callable[..., Search]:
+    """One of evosax: `strategy(population, params, numbers)`, with σ as it starts."""
+
+    def make(loss: Loss, params: Any, population: int) -> Search:
+        def made(numbers: Numbers) -> tuple[Any, Any]:
+            with jax.ensure_compile_time_eval():  # its defaults cannot be traced
+                es = strategy(population, params, numbers)
+                settings = es.default_params
+            if width_in_params:
+                settings = settings.replace(std_init=numbers["sigma"])
+            return es, settings
+
+        def init(params: Any, key: jax.Array, numbers: Numbers) -> Any:
+            es, settings = made(numbers)
+            return es.init(key, params, settings)
+
+        def update(
+            state: Any, key: jax.Array, k: Any, batch: Any, numbers: Numbers
+        ) -> Any:
+            del k
+            es, settings = made(numbers)
+            ask, tell = jax.random.split(key)
+            members, state = es.ask(ask, state, settings)
+            losses = jax.vmap(lambda member: loss(member, batch))(members)
+            return es.tell(tell, members, losses, state, settings)[0]
+
+        def mean(state: Any) -> Any:
+            return strategy(population, params, {"rate": 0.1}).get_mean(state)
+
+        return Search(init, update, mean, population)
+
+    return make
+
+
+def spsa(loss: Loss, params: Any, population: int) -> Search:
+    """Spall's two evaluations at ±c_k Δ of random signs Δ, or means of more of them.
+
+    a_k = a/(k + 1 + 100)^.602 and c_k = c/(k + 1)^.101, as he recommends.
+    """
+    del params
+    pairs = population // 2
+
+    def slope(params: Any, key: jax.Array, width: Any, batch: Any) -> Any:
+        signs = optax.tree.random_like(key, params, jax.random.rademacher)
+        plus, minus = (
+            loss(optax.tree.add_scale(params, by * width, signs), batch)
+            for by in (1, -1)
+        )
+        return optax.tree.scale((plus - minus) / (2 * width), signs)
+
+    def update(state: Any, key: jax.Array, k: Any, batch: Any, numbers: Numbers) -> Any:
+        width = numbers["sigma"] / (k + 1) ** 0.101
+        slopes = jax.vmap(lambda key: slope(state, key, width, batch))(
+            jax.random.split(key, pairs)
+        )
+        rate = numbers["rate"] / (k + 1 + 100) ** 0.602
+        mean = jax.tree.map(lambda leaf: leaf.mean(0), slopes)
+        return optax.tree.add_scale(state, -rate, mean)
+
+    return Search(lambda params, key, numbers: params, update, lambda s: s, population)
+
+
+def searchers(
+    samples: int, *, by_example: bool, shaping: bool, reference: bool
+) -> dict[str, Searcher]:
+    """All of them, in the order of the tables.
+
+    Args:
+        samples: the greatest population.
+        by_example: whether the loss is one of a network whose examples have credit:
+            then the parts that reduction and credit have in it are shown as well.
+        shaping: whether lejax takes ranks too.
+        reference: whether there is a loss with gradients.
+    """
+    from evosax.algorithms import LM_MA_ES, PGPE, SNES, Open_ES, Sep_CMA_ES
+
+    sigma, rate = {"sigma": (0.003, 0.3)}, {"rate": (0.001, 0.1)}
+    share = {"share": (0.3, 0.98)}
+    many = (samples // 8 * 2, samples)  # pairs
+    own = {"beta": (0.3, 30.0)} if shaping else share
+    head = local_entropy("ranks") if shaping else local_entropy()
+    found = {"importance": Searcher(head, sigma | rate | own, many)}
+    if by_example:
+        parts = {
+            "importance, no credit": local_entropy(credit=False),
+            "importance, direct": local_entropy(credit=False, reduction=False),
+        }
+        for name, make in parts.items():
+            found[name] = Searcher(make, sigma | rate | share, many)
+        found["score_function"] = Searcher(heat, sigma | rate, many)
+
+    def open_es(population: int, params: Any, numbers: Numbers) -> Any:
+        return Open_ES(
+            population,
+            params,
+            optimizer=optax.adam(numbers["rate"]),
+            std_schedule=lambda _: numbers.get("sigma", 1.0),
+        )
+
+    def pgpe(population: int, params: Any, numbers: Numbers) -> Any:
+        return PGPE(population, params, optimizer=optax.adam(numbers["rate"]))
+
+    found["OpenES"] = Searcher(
+        evolution(open_es, width_in_params=False), sigma | rate, many
+    )
+    found["PGPE"] = Searcher(evolution(pgpe), sigma | rate, many)
+    for name, strategy in (
+        ("SNES", SNES),
+        ("Sep_CMA_ES", Sep_CMA_ES),
+        ("LM_MA_ES", LM_MA_ES),
+    ):
+        found[name] = Searcher(
+            evolution(lambda population, params, _, s=strategy: s(population, params)),
+            dict(sigma),
+            (16, *many),
+        )
+    found["SPSA"] = Searcher(spsa, sigma | {"rate": (0.001, 10.0)}, (2, 20))
+    if reference:
+        found["gradient"] = Searcher(gradient, dict(rate), (1,), "reference")
+    return found
