@@ -76,6 +76,9 @@ APART = {
     "loop over positions": lambda y: (
         jax.lax.scan(lambda state, x: (state + x**2, state * x), jnp.zeros(B), y.T)[1].T
     ),
+    "loop that forgets": lambda y: jax.lax.scan(
+        lambda state, _: (jnp.ones_like(state), state), y, length=2
+    )[1],
     "loop, backwards": lambda y: loop(leaky, y, reverse=True, unroll=2),
     "loop over one of two": lambda y: jax.lax.scan(
         lambda carry, _: ((carry[1], jnp.sin(carry[1]) + y), None),
@@ -100,7 +103,7 @@ MEETING = {
         lambda carry, x, y: ((jnp.roll(carry[0], 1, 0) + y, 0.0), y), y
     ),
     "scan that moves them": lambda y: jax.lax.scan(
-        lambda state, _: (state.T + 0 * y[:, :3].sum(), None), y[:3], length=2
+        lambda state, _: (jnp.sin(state.T), None), y @ jnp.ones((N, B)), length=2
     )[0],
     "scan over examples": lambda y: jax.lax.scan(
         lambda state, x: (state + x, state + x), jnp.zeros(N), y
