@@ -127,7 +127,7 @@ def _run_all(
 
 def main(config: Config) -> None:
     """Compare, print and plot."""
-    config = config.cut()
+    config = config.complete()
     record = compare(config)
     print(f"{results.device_name()}; {config.seeds} seeds, mean ± 95 % interval")
     for name, problem in problems_of(config).items():

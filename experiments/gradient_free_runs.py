@@ -20,6 +20,14 @@ from experiments.searchers import Search, Searcher, searchers
 
 Objective = Literal["error_count", "spiking", "quantized", "perceptron", "swing_up"]
 OF_IMAGES = ("error_count", "spiking", "quantized")
+# Evaluations and seconds; a command is to end within 45 minutes on 2 cores.
+BUDGETS: dict[str, tuple[int, float]] = {
+    "error_count": (5_000, 5.0),
+    "spiking": (10_000, 10.0),
+    "quantized": (10_000, 10.0),
+    "perceptron": (20_000, 5.0),
+    "swing_up": (20_000, 10.0),
+}
 ROUNDS, LEAST_TURN = 7, 0.03
 POINTS = 40
 TUNING_SEED = 1000
@@ -40,10 +48,11 @@ class Config:
     """Runs of every search: seeds 0, 1, …"""
     samples: int = 100
     """The greatest population, J or λ."""
-    evaluations: int = 10_000
-    """Of the loss, where these are equal; a gradient counts as three."""
-    seconds: float = 10.0
-    """Of every run, where these are equal."""
+    evaluations: int = 0
+    """Of the loss, where these are equal; a gradient counts as three. 0 is what the
+    objective has by default."""
+    seconds: float = 0.0
+    """Of every run, where these are equal; 0 likewise."""
     trials: int = 20
     """Settings of every search that are tried, at a third of the evaluations."""
     quick: bool = False
@@ -53,10 +62,15 @@ class Config:
     output: Path = Path("results")
     """Folder of the results. What is there already is not computed again."""
 
-    def cut(self) -> Config:
-        """With little of everything where it is to be quick."""
+    def complete(self) -> Config:
+        """With budgets, and little of everything where it is to be quick."""
         if not self.quick:
-            return self
+            evaluations, seconds = BUDGETS[self.objective]
+            return dataclasses.replace(
+                self,
+                evaluations=self.evaluations or evaluations,
+                seconds=self.seconds or seconds,
+            )
         return dataclasses.replace(
             self, seeds=2, samples=8, evaluations=48, seconds=0.05, trials=1
         )
