@@ -59,7 +59,8 @@ def curves(
 ) -> dict[str, Curves]:
     """The runs of all searches on a problem, from what is in the file."""
     found = {}
-    for name, of_name in runs.items():
+    for name in (name for name in STYLES if name in runs):
+        of_name = runs[name]
         updates = np.asarray(of_name["updates"])
         found[name] = Curves(
             updates * of_name["evaluations_per_update"],

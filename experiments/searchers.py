@@ -76,7 +76,10 @@ def optimizer(
 
 
 def local_entropy(
-    shaping: Literal["ranks"] | None = None, **options: Any
+    *,
+    credit: bool,
+    shaping: Literal["ranks"] | None = None,
+    reduction: bool = True,
 ) -> Callable[..., Search]:
     """Importance sampling: β by a share of effective samples, or of shaped losses."""
 
@@ -87,13 +90,18 @@ def local_entropy(
             beta = numbers["beta"] if shaping else 1.0
             share = None if shaping else numbers["share"]
             sampler = lejax.importance(
-                population, shaping=shaping, target_share=share, **options
+                population,
+                shaping=shaping,
+                target_share=share,
+                credit=credit,
+                reduction=reduction,
             )
             return lejax.local_entropy(
                 sampler, numbers["sigma"] ** 2, beta=beta, key=key
             )
 
-        return optimizer(head, loss, population)
+        # Credit takes the losses at x as well.
+        return optimizer(head, loss, population + credit)
 
     return make
 
@@ -107,7 +115,7 @@ def heat(loss: Loss, params: Any, population: int) -> Search:
         sampler = lejax.score_function(population, **single)
         return lejax.heat(sampler, numbers["sigma"] ** 2, key=key)
 
-    return optimizer(head, loss, population)
+    return optimizer(head, loss, population + 1)  # and the losses at x
 
 
 def gradient(loss: Loss, params: Any, population: int) -> Search:
@@ -199,7 +207,7 @@ def searchers(
     share = {"share": (0.3, 0.98)}
     many = (samples // 8 * 2, samples)  # pairs
     own = {"beta": (0.3, 30.0)} if shaping else share
-    head = local_entropy("ranks") if shaping else local_entropy()
+    head = local_entropy(credit=by_example, shaping="ranks" if shaping else None)
     found = {"importance": Searcher(head, sigma | rate | own, many)}
     if by_example:
         parts = {
