@@ -58,6 +58,9 @@ SMOOTHINGS = {
     "importance, adapted": smoothing(
         lejax.local_entropy, lejax.importance, 20, target_share=0.3
     ),
+    "importance, ranks": smoothing(
+        lejax.local_entropy, lejax.importance, 20, shaping="ranks"
+    ),
     "sgld": smoothing(lejax.local_entropy, lejax.sgld, 5, 0.01),
     "sgld, cold": smoothing(
         lejax.local_entropy, lejax.sgld, 5, 0.01, warm_start=False, averaging=0.5

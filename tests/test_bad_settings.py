@@ -115,6 +115,21 @@ def test_shares(bad):
         lejax.target_share(lambda k: bad, 0.1)
 
 
+@pytest.mark.parametrize("bad", ["rank", True, 1.0, jnp.ones(3)])
+def test_shapings(bad):
+    message = r"shaping must be 'ranks' or 'standardized', got .*; leave it out for"
+    with pytest.raises(ValueError, match=message):
+        lejax.importance(4, shaping=bad)
+
+
+@pytest.mark.parametrize("options", [{"credit": True}, {"target_share": 0.5}])
+def test_what_shaping_cannot_go_with(options):
+    (name,) = options
+    message = rf"{name}=.* with shaping='ranks': shaped losses .*leave one of them out"
+    with pytest.raises(ValueError, match=message):
+        lejax.importance(4, shaping="ranks", **options)
+
+
 def test_the_numbers_of_a_controller():
     with pytest.raises(ValueError, match=r"gain must be at most 1, got 1.5.*gain=0.1"):
         lejax.target_share(0.5, 0.1, gain=1.5)
