@@ -22,7 +22,7 @@ Objective = Literal["error_count", "spiking", "quantized", "perceptron", "swing_
 OF_IMAGES = ("error_count", "spiking", "quantized")
 # Evaluations and seconds; a command is to end within 45 minutes on 2 cores.
 BUDGETS: dict[str, tuple[int, float]] = {
-    "error_count": (5_000, 5.0),
+    "error_count": (3_000, 3.0),
     "spiking": (10_000, 10.0),
     "quantized": (10_000, 10.0),
     "perceptron": (20_000, 5.0),
@@ -117,6 +117,7 @@ def searchers_of(problem: Problem, config: Config) -> dict[str, Searcher]:
         by_example=problem.by_example,
         shaping=problem.shaping,
         reference=problem.reference is not None,
+        weights=problem.weights,
     )
     return {name: of for name, of in found.items() if not config.quick or name in FEW}
 
@@ -126,7 +127,11 @@ def program(config: Config, name: str, searcher: str, population: int) -> Progra
     """Compiled once for all numbers, seeds and lengths."""
     problem = problems_of(config)[name]
     chosen = searchers_of(problem, config)[searcher]
-    loss = problem.loss if chosen.uses == "objective" else problem.reference
+    loss = {
+        "objective": problem.loss,
+        "weights": problem.loss_of_weights,
+        "reference": problem.reference,
+    }[chosen.uses]
     assert loss is not None
     search = chosen.make(loss, problem.params(0), population)
 

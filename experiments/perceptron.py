@@ -37,17 +37,23 @@ def problems(
             params=params,
             data=lambda seed, validation, load=load: instance(seed, validation, load),
             batch=lambda key, data: data["patterns"],
-            loss=mistakes,
-            score=lambda params, data: 1 - mistakes(params, data["patterns"]),
+            loss=lambda params, patterns: mistakes(signs(params), patterns),
+            score=lambda params, data: 1 - mistakes(signs(params), data["patterns"]),
             level=1.0,
             measure="share of patterns",
             settings_of="α = 0.3",
+            weights=signs,
+            loss_of_weights=mistakes,
         )
         for load in LOADS
     }
 
 
-def mistakes(params: jax.Array, patterns: jax.Array) -> jax.Array:
+def signs(params: jax.Array) -> jax.Array:
+    """The weights, ±1."""
+    return jnp.where(params >= 0, 1.0, -1.0)
+
+
+def mistakes(weights: jax.Array, patterns: jax.Array) -> jax.Array:
     """The share of patterns (P, N), with their labels in them, on the wrong side."""
-    weights = jnp.where(params >= 0, 1.0, -1.0)
     return jnp.mean((patterns @ weights < 0).astype(jnp.float32))

@@ -29,6 +29,9 @@ class Problem(NamedTuple):
         reference: the same with gradients, `reference(params, batch)`, if there is one.
         by_example: whether the examples see apart what the layers draw.
         shaping: whether lejax takes the ranks of the losses.
+        weights: what is computed with, of parameters that are rounded for it, if so.
+        loss_of_weights: the loss with any weights, rounded or not; there examples see
+            apart what the layers draw.
         settings_of: the name of the problem whose settings are taken.
     """
 
@@ -42,6 +45,8 @@ class Problem(NamedTuple):
     reference: Callable[[Any, Any], jax.Array] | None = None
     by_example: bool = False
     shaping: bool = False
+    weights: Callable[[Any], Any] | None = None
+    loss_of_weights: Callable[[Any, Any], jax.Array] | None = None
     settings_of: str = ""
 
 

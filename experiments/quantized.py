@@ -5,6 +5,7 @@ Against them stand the same networks with straight-through gradients.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -41,35 +42,50 @@ def problems(
             for key, layer in zip(keys, layers, strict=True)
         ]
 
-    return {
-        name: problem.Problem(
+    def problem_of(
+        kernel: Quantize, logits: Callable[..., jax.Array], params: Callable[[int], Any]
+    ) -> problem.Problem:
+        weights = functools.partial(quantized, kernel)
+
+        def of(loss: Callable[..., jax.Array], quantizer: Quantizer) -> Any:
+            return lambda params, batch: loss(
+                weights(params, quantizer), batch, quantizer
+            )
+
+        def accuracy(params: Any, held: Any) -> jax.Array:
+            score = problem.accuracy(functools.partial(logits, quantizer=rounded))
+            return score(weights(params, rounded), held)
+
+        loss = cross_entropy(logits)
+        return problem.Problem(
             params=params,
             data=problem.images(dataset),
             batch=problem.random_rows,
-            loss=cross_entropy(forward(rounded)),
-            score=problem.accuracy(forward(rounded)),
+            loss=of(loss, rounded),
+            score=accuracy,
             level=0.8,
             measure="test accuracy",
-            reference=cross_entropy(forward(straight_through)),
+            reference=of(loss, straight_through),
+            weights=lambda params: weights(params, rounded),
+            loss_of_weights=functools.partial(loss, quantizer=rounded),
         )
-        for name, forward, params in (
-            ("±1", binary, of_one_scale),
-            ("int8", int8, lambda seed: starts(seed)[1]),
-        )
+
+    return {
+        "±1": problem_of(sign, over_root_width, of_one_scale),
+        "int8": problem_of(steps(WEIGHT_STEP), int8, lambda seed: starts(seed)[1]),
     }
 
 
-Quantizer = Callable[[Callable[[jax.Array], jax.Array], jax.Array], jax.Array]
+Quantize = Callable[[jax.Array], jax.Array]
+Quantizer = Callable[[Quantize, jax.Array], jax.Array]
 
 
-def rounded(quantize: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+def rounded(quantize: Quantize, x: jax.Array) -> jax.Array:
     """What the network computes with."""
     return quantize(x)
 
 
-def straight_through(
-    quantize: Callable[[jax.Array], jax.Array], x: jax.Array
-) -> jax.Array:
+def straight_through(quantize: Quantize, x: jax.Array) -> jax.Array:
     """The same, with the gradient of the identity."""
     return x + jax.lax.stop_gradient(quantize(x) - x)
 
@@ -79,46 +95,40 @@ def sign(x: jax.Array) -> jax.Array:
     return jnp.where(x >= 0, 1.0, -1.0)
 
 
-def steps(step: float) -> Callable[[jax.Array], jax.Array]:
+def steps(step: float) -> Quantize:
     """The nearest of 255 multiples of a step."""
     return lambda x: jnp.clip(jnp.round(x / step), -127, 127) * step
 
 
-def binary(quantizer: Quantizer) -> Callable[[Any, jax.Array], jax.Array]:
-    """Logits by weights of ±1, over the root of the layer's width."""
-
-    def logits(params: Any, images: jax.Array) -> jax.Array:
-        hidden, last = params
-        for_all = images @ quantizer(sign, hidden["kernel"]) / images.shape[-1] ** 0.5
-        units = jax.nn.relu(for_all + hidden["bias"])
-        product = units @ quantizer(sign, last["kernel"]) / units.shape[-1] ** 0.5
-        return product + last["bias"]
-
-    return logits
+def quantized(kernel: Quantize, params: Any, quantizer: Quantizer) -> Any:
+    """The weights that a network computes with."""
+    return [layer | {"kernel": quantizer(kernel, layer["kernel"])} for layer in params]
 
 
-def int8(quantizer: Quantizer) -> Callable[[Any, jax.Array], jax.Array]:
-    """Logits by weights and activations of 255 values each."""
-
-    def logits(params: Any, images: jax.Array) -> jax.Array:
-        hidden, last = params
-        images = quantizer(steps(1 / 127), images)
-        product = images @ quantizer(steps(WEIGHT_STEP), hidden["kernel"])
-        units = quantizer(steps(ACTIVATION_STEP), jax.nn.relu(product + hidden["bias"]))
-        return units @ quantizer(steps(WEIGHT_STEP), last["kernel"]) + last["bias"]
-
-    return logits
+def over_root_width(weights: Any, images: jax.Array, quantizer: Quantizer) -> jax.Array:
+    """Logits of layers whose inputs are divided by the root of their number."""
+    del quantizer
+    hidden, last = weights
+    inputs = images / images.shape[-1] ** 0.5
+    units = jax.nn.relu(inputs @ hidden["kernel"] + hidden["bias"])
+    return units / units.shape[-1] ** 0.5 @ last["kernel"] + last["bias"]
 
 
-def cross_entropy(
-    logits: Callable[[Any, jax.Array], jax.Array],
-) -> Callable[[Any, Any], jax.Array]:
-    """Of the quantised network."""
+def int8(weights: Any, images: jax.Array, quantizer: Quantizer) -> jax.Array:
+    """Logits by activations of 255 values."""
+    hidden, last = weights
+    product = quantizer(steps(1 / 127), images) @ hidden["kernel"]
+    units = quantizer(steps(ACTIVATION_STEP), jax.nn.relu(product + hidden["bias"]))
+    return units @ last["kernel"] + last["bias"]
 
-    def loss(params: Any, batch: Any) -> jax.Array:
+
+def cross_entropy(logits: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Of a network with these weights, whatever they are."""
+
+    def loss(weights: Any, batch: Any, quantizer: Quantizer) -> jax.Array:
         images, labels = batch
         return optax.softmax_cross_entropy_with_integer_labels(
-            logits(params, images), labels
+            logits(weights, images, quantizer), labels
         ).mean()
 
     return loss

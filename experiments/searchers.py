@@ -41,21 +41,27 @@ class Searcher(NamedTuple):
         make: `make(loss, params, population)`, the search.
         ranges: of its numbers, which are drawn on a logarithmic scale.
         populations: J or λ to choose from.
-        uses: the loss that it searches: the objective, or its reference's.
+        uses: the loss that it searches: the objective, its reference's, or that of
+            weights which need not be rounded.
     """
 
     make: Callable[[Loss, Any, int], Search]
     ranges: dict[str, tuple[float, float]]
     populations: tuple[int, ...]
-    uses: Literal["objective", "reference"] = "objective"
+    uses: Literal["objective", "weights", "reference"] = "objective"
 
 
 def optimizer(
     head: Callable[[Numbers, jax.Array], optax.GradientTransformation],
     loss: Loss,
     evaluations: int,
+    weights: Callable[[Any], Any] = lambda params: params,
 ) -> Search:
-    """An optax chain: `head(numbers, key)`, and Adam."""
+    """An optax chain: `head(numbers, key)`, and Adam.
+
+    With `weights` the gradient is that at the weights, and moves the parameters
+    straight through the rounding.
+    """
 
     def chain(numbers: Numbers, key: jax.Array) -> Any:
         return optax.chain(head(numbers, key), optax.adam(numbers["rate"]))
@@ -68,7 +74,7 @@ def optimizer(
         params, inner = state  # the key of the draws lives in there
         zeros = optax.tree.zeros_like(params)
         updates, inner = chain(numbers, key).update(
-            zeros, inner, params, value_fn=loss, batch=batch
+            zeros, inner, weights(params), value_fn=loss, batch=batch
         )
         return optax.apply_updates(params, updates), inner
 
@@ -80,6 +86,7 @@ def local_entropy(
     credit: bool,
     shaping: Literal["ranks"] | None = None,
     reduction: bool = True,
+    weights: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[..., Search]:
     """Importance sampling: β by a share of effective samples, or of shaped losses."""
 
@@ -101,21 +108,27 @@ def local_entropy(
             )
 
         # Credit takes the losses at x as well.
-        return optimizer(head, loss, population + credit)
+        return optimizer(head, loss, population + credit, weights)
 
     return make
 
 
-def heat(loss: Loss, params: Any, population: int) -> Search:
+def heat(
+    weights: Callable[[Any], Any] = lambda params: params,
+) -> Callable[..., Search]:
     """The score function, every example with draws of its own."""
-    del params
-    single: Any = {"antithetic": False, "signs_per_draw": min(16, population)}
 
-    def head(numbers: Numbers, key: jax.Array) -> Any:
-        sampler = lejax.score_function(population, **single)
-        return lejax.heat(sampler, numbers["sigma"] ** 2, key=key)
+    def make(loss: Loss, params: Any, population: int) -> Search:
+        del params
+        single: Any = {"antithetic": False, "signs_per_draw": min(16, population)}
 
-    return optimizer(head, loss, population + 1)  # and the losses at x
+        def head(numbers: Numbers, key: jax.Array) -> Any:
+            sampler = lejax.score_function(population, **single)
+            return lejax.heat(sampler, numbers["sigma"] ** 2, key=key)
+
+        return optimizer(head, loss, population + 1, weights)  # and the losses at x
+
+    return make
 
 
 def gradient(loss: Loss, params: Any, population: int) -> Search:
@@ -190,7 +203,12 @@ def spsa(loss: Loss, params: Any, population: int) -> Search:
 
 
 def searchers(
-    samples: int, *, by_example: bool, shaping: bool, reference: bool
+    samples: int,
+    *,
+    by_example: bool = False,
+    shaping: bool = False,
+    reference: bool = False,
+    weights: Callable[[Any], Any] | None = None,
 ) -> dict[str, Searcher]:
     """All of them, in the order of the tables.
 
@@ -200,6 +218,8 @@ def searchers(
             then the parts that reduction and credit have in it are shown as well.
         shaping: whether lejax takes ranks too.
         reference: whether there is a loss with gradients.
+        weights: what rounds the parameters, if anything does: lejax then also searches
+            at the rounded weights, and moves the parameters straight through.
     """
     from evosax.algorithms import LM_MA_ES, PGPE, SNES, Open_ES, Sep_CMA_ES
 
@@ -216,7 +236,20 @@ def searchers(
         }
         for name, make in parts.items():
             found[name] = Searcher(make, sigma | rate | share, many)
-        found["score_function"] = Searcher(heat, sigma | rate, many)
+        found["score_function"] = Searcher(heat(), sigma | rate, many)
+    if weights is not None:
+        wide = {"sigma": (0.01, 1.0)} | rate
+        straight: dict[str, tuple[Any, Any]] = {
+            "importance": (local_entropy(credit=True, weights=weights), share),
+            "importance, direct": (
+                local_entropy(credit=False, reduction=False, weights=weights),
+                share,
+            ),
+            "score_function": (heat(weights), {}),
+        }
+        for name, (make, mine) in straight.items():
+            label = f"{name}, straight through"
+            found[label] = Searcher(make, wide | mine, many, "weights")
 
     def open_es(population: int, params: Any, numbers: Numbers) -> Any:
         return Open_ES(
