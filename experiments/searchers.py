@@ -238,7 +238,7 @@ def searchers(
             found[name] = Searcher(make, sigma | rate | share, many)
         found["score_function"] = Searcher(heat(), sigma | rate, many)
     if weights is not None:
-        wide = {"sigma": (0.01, 1.0)} | rate
+        wide = {"sigma": (0.03, 3.0)} | rate  # of weights of ±1
         straight: dict[str, tuple[Any, Any]] = {
             "importance": (local_entropy(credit=True, weights=weights), share),
             "importance, direct": (
