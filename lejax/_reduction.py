@@ -95,7 +95,7 @@ def reduced_space(
     program, found = find_reduced(value_fn, params, batch, inner_batches, parts)
     leaves, structure = jax.tree.flatten(params)
     found = [
-        worth_it(met, leaf, inner_batches) if reduction else "turned off"
+        worth_it(program, met, leaf, inner_batches) if reduction else "turned off"
         for met, leaf in zip(found, leaves, strict=True)
     ]
     sights = find_sights(program, len(found)) if credit else None

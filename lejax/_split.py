@@ -41,17 +41,20 @@ def find_reduced(
     return program, find_uses(program, len(jax.tree.leaves(params)), count, parts)
 
 
-def worth_it(met: Met | str, leaf: jax.Array, inner_batches: bool) -> Met | str:
+def worth_it(
+    program: Program, met: Met | str, leaf: jax.Array, inner_batches: bool
+) -> Met | str:
     """How a leaf is met, or why its points are made as the loss is written.
 
     Of a leaf that keeps all its numbers the products at x are worth it where a batch
-    does not turn, and no number is rounded at random.
+    does not turn, and nothing is rounded to half precision, the leaf or a product.
     """
     if isinstance(met, str) or not met.whole:
         return met
-    products = all(isinstance(use.factor, Matrix) for use in met.uses)
-    rounded = jnp.finfo(leaf.dtype).bits < 32
-    return met if products and not (inner_batches or rounded) else met.whole
+    products = [program.shapes[use.operation.outputs[0]].dtype for use in met.uses]
+    multiplied = all(isinstance(use.factor, Matrix) for use in met.uses)
+    wide = all(jnp.finfo(dtype).bits >= 32 for dtype in (leaf.dtype, *products))
+    return met if multiplied and wide and not inner_batches else met.whole
 
 
 class Split(NamedTuple):

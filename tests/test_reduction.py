@@ -145,6 +145,22 @@ def test_pairs_share_the_product_with_many_rows():
     assert flops(True) < flops(False) - 0.8 * 8 * 2 * rows * inputs * units
 
 
+def test_a_product_of_half_precision_is_left_as_it_is():
+    """Moved by another one it would be rounded twice."""
+    x, w = (
+        jnp.linspace(-1, 1, 64).reshape(16, 4),
+        jnp.linspace(0.3, 2, 12).reshape(4, 3),
+    )
+
+    def loss(w, x):
+        product = jax.lax.dot(x, w, preferred_element_type=jnp.bfloat16)
+        return jnp.tanh(product.astype(jnp.float32)).sum()
+
+    space = reduced_space(loss, w, x, inner_batches=False)
+    drift = jnp.full_like(w, 0.37)
+    np.testing.assert_array_equal(space.value_fn(drift), loss(w + drift, x))
+
+
 def test_what_is_out_of_range_reads_no_row():
     """It is the fill, wherever a chain has drifted."""
     case = CASES["take, filled"]()
