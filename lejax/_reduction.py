@@ -152,8 +152,9 @@ def reduced_space(
             if met is None:
                 seen[number] = translate(leaf, scaled(u, sign))
                 continue
-            alone = values | {number: u}
-            if met.whole:  # in the program's own way
+            alone = dict(values)
+            if met.whole:  # in the program's own way, varying over its axes
+                alone[number] = jnp.where(False, leaf, u)
                 program.run(met.views, alone)
                 program.run([use.operation for use in met.uses], alone)
             for use in met.uses:

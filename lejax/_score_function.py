@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._axes import make_axes, mean_over, members
+from lejax._axes import make_axes, mean_over, members, varying
 from lejax._credit import by_leaf, no_sums, square
 from lejax._draws import NUM_GROUPS, Draws, Plan, default_signs, fold_draws
 from lejax._forward import forward_space, forward_sums
@@ -198,8 +198,10 @@ def score_function(
         else:
             others = space.zeros[1]
             sums = no_sums(by_example, common=False)
+            square_of_none = varying(none.mean, by_example.data_axis_name)
             empty = Covariance(
-                none, others, others, none.size, products, sums, none.mean, none.mean
+                *(none, others, others, none.size, products),
+                *(sums, square_of_none, none.mean),
             )
 
         def evaluate(displacement: PyTree, sign: float) -> PyTree:

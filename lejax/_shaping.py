@@ -105,8 +105,10 @@ def standardized(losses: jax.Array) -> jax.Array:
     """Of mean 0 and standard deviation 1; 0 where all are equal."""
     counts = jnp.isfinite(losses)
     number = jnp.maximum(counts.sum(), 1).astype(losses.dtype)
-    mean = jnp.where(counts, losses / number, 0).sum()
-    centred = jnp.where(counts, losses - mean, 0)
+    # Equal losses must not differ by the rounding of their mean.
+    above = losses - jnp.where(counts, losses, jnp.inf).min()
+    mean = jnp.where(counts, above / number, 0).sum()
+    centred = jnp.where(counts, above - mean, 0)
     # No square of a loss overflows, or vanishes.
     scale = jnp.abs(centred).max()
     centred = centred / jnp.where(scale > 0, scale, 1)

@@ -80,6 +80,30 @@ def on_two_axes():
             trained(sampler, odd)
 
 
+def of_many_rows():
+    """A layer with more rows than inputs, the batch split, in chunks of draws."""
+    mesh = jax.make_mesh((2, 2), ("draws", "rows"), (AUTO, AUTO))
+    x = jax.random.normal(jax.random.key(0), (16, 4))
+    params = {"w": jax.random.normal(jax.random.key(1), (4, 3)), "b": jnp.ones(3)}
+
+    def loss(params, x):
+        return jnp.mean(jnp.tanh(x @ params["w"] + params["b"]).sum(-1) ** 2)
+
+    for sampler in (
+        lejax.importance(40, chunk_size=4),
+        lejax.score_function(40, chunk_size=2),
+        lejax.pathwise(8),
+    ):
+        shared = lejax.parallel(sampler, mesh, axis_name="draws", data_axis_name="rows")
+        found = [
+            jax.jit(lejax.value_and_grad(loss, each, tau=TAU))(
+                params, jax.random.key(2), x
+            )[1]
+            for each in (shared, sampler)
+        ]
+        assert_same(*found)
+
+
 def what_is_sent(count):
     """d numbers and a few, once, however many the samples are."""
     sent = []
@@ -204,6 +228,7 @@ if __name__ == "__main__":
     jax.config.update("jax_disable_most_optimizations", True)
     on_all_devices(SHARED)
     on_two_axes()
+    of_many_rows()
     jax.config.update("jax_disable_most_optimizations", False)
     what_is_sent(4)
     split_parameters_reduced(pytest.MonkeyPatch())
