@@ -25,7 +25,7 @@ BUDGETS: dict[str, tuple[int, float]] = {
     "error_count": (3_000, 3.0),
     "spiking": (10_000, 10.0),
     "quantized": (10_000, 10.0),
-    "perceptron": (20_000, 5.0),
+    "perceptron": (10_000, 3.0),
     "swing_up": (20_000, 10.0),
 }
 ROUNDS, LEAST_TURN = 7, 0.03

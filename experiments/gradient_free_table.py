@@ -90,7 +90,8 @@ def until(samples: np.ndarray, last: float) -> str:
     if not reached.all():
         return f"{reached.sum()} of {len(samples)} within {_short(last)}"
     mean, width = (float(x) for x in plotting.interval(samples))
-    return f"{_short(mean)} ± {_short(width)}"
+    # Equal ones differ by the rounding of their mean.
+    return f"{_short(mean)} ± {_short(0 if width < 1e-9 * mean else width)}"
 
 
 def _short(number: float) -> str:

@@ -205,6 +205,7 @@ def test_tables_tell_when_the_level_was_reached():
     np.testing.assert_array_equal(late.until_level(late.seconds), [1, np.inf])
     assert gradient_free_table.until(np.array([1.0, np.inf]), 2) == "1 of 2 within 2"
     assert gradient_free_table.until(np.full(2, np.inf), 40) == "more than 40"
+    assert gradient_free_table.until(np.full(5, 0.0076), 1) == "0.0076 ± 0"
 
 
 def test_both_budgets_end_at_a_point():
