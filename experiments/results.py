@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -34,8 +35,12 @@ def device_name() -> str:
 
 def versions() -> dict[str, str]:
     """Of everything that a figure may depend on."""
-    names = ("lejax", "jax", "optax", "flax", "matfree")
-    return {name: importlib.metadata.version(name) for name in names}
+    names = ("lejax", "jax", "optax", "flax", "matfree", "evosax")
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def settings(config: Any) -> dict[str, Any]:

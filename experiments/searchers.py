@@ -139,9 +139,15 @@ def gradient(loss: Loss, params: Any, population: int) -> Search:
 
 
 def evolution(
-    strategy: Callable[[int, Any, Numbers], Any], *, width_in_params: bool = True
+    strategy: Callable[[int, Any, Numbers], Any],
+    *,
+    width_in_params: bool = True,
+    weights: Callable[[Any], Any] | None = None,
 ) -> Callable[..., Search]:
-    """One of evosax: `strategy(population, params, numbers)`, with σ as it starts."""
+    """One of evosax: `strategy(population, params, numbers)`, with σ as it starts.
+
+    With `weights` its members lie about the weights, as in `optimizer`.
+    """
 
     def make(loss: Loss, params: Any, population: int) -> Search:
         def made(numbers: Numbers) -> tuple[Any, Any]:
@@ -163,7 +169,12 @@ def evolution(
             es, settings = made(numbers)
             ask, tell = jax.random.split(key)
             members, state = es.ask(ask, state, settings)
-            losses = jax.vmap(lambda member: loss(member, batch))(members)
+            seen = members
+            if weights is not None:
+                at = es.get_mean(state)
+                shift = optax.tree.sub(weights(at), at)
+                seen = jax.tree.map(jax.numpy.add, members, shift)
+            losses = jax.vmap(lambda member: loss(member, batch))(seen)
             return es.tell(tell, members, losses, state, settings)[0]
 
         def mean(state: Any) -> Any:
@@ -218,8 +229,9 @@ def searchers(
             then the parts that reduction and credit have in it are shown as well.
         shaping: whether lejax takes ranks too.
         reference: whether there is a loss with gradients.
-        weights: what rounds the parameters, if anything does: lejax then also searches
-            at the rounded weights, and moves the parameters straight through.
+        weights: what rounds the parameters, if anything does: some then also search
+            about the rounded weights, where the loss is another one, and move the
+            parameters straight through.
     """
     from evosax.algorithms import LM_MA_ES, PGPE, SNES, Open_ES, Sep_CMA_ES
 
@@ -237,19 +249,6 @@ def searchers(
         for name, make in parts.items():
             found[name] = Searcher(make, sigma | rate | share, many)
         found["score_function"] = Searcher(heat(), sigma | rate, many)
-    if weights is not None:
-        wide = {"sigma": (0.03, 3.0)} | rate  # of weights of ±1
-        straight: dict[str, tuple[Any, Any]] = {
-            "importance": (local_entropy(credit=True, weights=weights), share),
-            "importance, direct": (
-                local_entropy(credit=False, reduction=False, weights=weights),
-                share,
-            ),
-            "score_function": (heat(weights), {}),
-        }
-        for name, (make, mine) in straight.items():
-            label = f"{name}, straight through"
-            found[label] = Searcher(make, wide | mine, many, "weights")
 
     def open_es(population: int, params: Any, numbers: Numbers) -> Any:
         return Open_ES(
@@ -266,6 +265,11 @@ def searchers(
         evolution(open_es, width_in_params=False), sigma | rate, many
     )
     found["PGPE"] = Searcher(evolution(pgpe), sigma | rate, many)
+
+    def snes(population: int, params: Any, numbers: Numbers) -> Any:
+        del numbers
+        return SNES(population, params)
+
     for name, strategy in (
         ("SNES", SNES),
         ("Sep_CMA_ES", Sep_CMA_ES),
@@ -276,6 +280,24 @@ def searchers(
             dict(sigma),
             (16, *many),
         )
+    if weights is not None:
+        wide = {"sigma": (0.03, 3.0)} | rate  # of weights of ±1
+        straight: dict[str, tuple[Any, Any]] = {
+            "importance": (local_entropy(credit=True, weights=weights), share),
+            "importance, direct": (
+                local_entropy(credit=False, reduction=False, weights=weights),
+                share,
+            ),
+            "score_function": (heat(weights), {}),
+            "OpenES": (
+                evolution(open_es, width_in_params=False, weights=weights),
+                {},
+            ),
+            "SNES": (evolution(snes, weights=weights), {}),
+        }
+        for name, (make, mine) in straight.items():
+            label = f"{name}, straight through"
+            found[label] = Searcher(make, wide | mine, many, "weights")
     found["SPSA"] = Searcher(spsa, sigma | {"rate": (0.001, 10.0)}, (2, 20))
     if reference:
         found["gradient"] = Searcher(gradient, dict(rate), (1,), "reference")

@@ -76,7 +76,8 @@ def target_share(
         ValueError: `share` is not between 0 and 1, `init_value` is not positive, `gain`
             is not above 0 and at most 1, `max_change` or `max_ratio` is not above 1. In
             use: the sampler does not tell such a share (`sgld` and those of heat), or
-            follows one itself (`importance` with a `target_share`).
+            follows one itself, or has the same at every τ (`importance` with a
+            `target_share` or a `shaping`).
 
     Example:
         From τ = 1e-6 to where half of the samples are effective:
@@ -137,7 +138,8 @@ def first_tau(tau: Any, sampler: Sampler) -> float | None:
         raise ValueError(
             "tau by target_share goes by the share of the samples that are effective, "
             f"which {sampler.name} does not tell, or follows itself; pass a number or "
-            "a schedule, or lejax.importance without a target_share of its own."
+            "a schedule, or lejax.importance without a target_share of its own and "
+            "without shaping."
         )
     return positive("init_value", tau.init_value)
 

@@ -267,8 +267,8 @@ def _of_layer(
         losses = jnp.where(met.finite, losses, 0).sum(0)
         factor = weights(met, -losses).astype(kernels.dtype)
         if product is None:
-            product = jnp.einsum("btn,pgno->btpgo", met.rows, kernels)
-            seen = jnp.einsum("pgb,btpgo->bto", factor, product)
+            # In the order that takes the fewest operations.
+            seen = jnp.einsum("pgb,btn,pgno->bto", factor, met.rows, kernels)
         else:  # of u, whatever the sign
             seen = jnp.einsum("pgb,pgbo->bo", factor, product[0])[:, None]
         for bias in vectors:

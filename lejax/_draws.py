@@ -247,10 +247,10 @@ def _blocks(plan: Plan) -> Iterator[_Block]:
 
 def _numbers(units: jax.Array, block: _Block) -> jax.Array:
     """The evaluations of these units among all J, (k, p, g)."""
-    signs, copies = jnp.arange(len(block.signs)), jnp.arange(block.copies)
-    unit = (units - block.start) * (len(block.signs) * block.copies)
-    within = signs[:, None, None] * block.copies + copies
-    return block.evaluations + within + unit[:, None]
+    signs, copies = len(block.signs), block.copies
+    within = jnp.arange(signs * copies, dtype=units.dtype).reshape(signs, 1, copies)
+    first = (units - block.start) * (signs * copies)
+    return block.evaluations + within + first[:, None]
 
 
 def _num_groups(share: int) -> int:

@@ -99,7 +99,8 @@ def importance(
             from -½ to ½, equal ones sharing theirs; "standardized" (f - mean)/deviation
             over the J. As in evolution strategies the scale of f is then of no account,
             nor its outliers by ranks, and β is in the inverse units of the shaped loss:
-            "ranks" with β = 4 gives the best sample e⁴ times the weight of the worst.
+            "ranks" with β = 4 gives the best sample e⁴ times the weight of the worst. A
+            loss of -inf counts as failed here.
             It is a surrogate, no local entropy: with ranks not the gradient of
             anything, standardised that at β/deviation, known after the draws. The
             info's `objective` is then F^H, the mean of the losses as they are,
@@ -272,7 +273,8 @@ def importance(
         knows_noise=True,
         axes=make_axes(axis_name, data_axis_name),
         init=no_beta if adapts else stateless,
-        # What follows the share itself does not tell it to others.
-        num_samples=None if adapts else num_samples,
+        # What follows the share itself does not tell it to others; that of shaped
+        # losses does not depend on τ.
+        num_samples=None if adapts or shaping else num_samples,
         beta_in_use=beta_in_use if adapts else as_passed,
     )

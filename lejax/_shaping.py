@@ -30,7 +30,7 @@ class ShapedLosses(NamedTuple):
     """The losses of an update, shaped, and what they were.
 
     Attributes:
-        losses: (J,), by the number of the evaluation; what failed is +inf.
+        losses: (J,), by the number of the evaluation; what was not finite is +inf.
         moments: of the losses as they were.
     """
 
@@ -94,7 +94,7 @@ def shaped_losses(
 
 def centered_ranks(losses: jax.Array) -> jax.Array:
     """From -½ of the least loss to ½ of the greatest; equal ones share a mean rank."""
-    failed = jnp.isnan(losses) | (losses == jnp.inf)
+    failed = ~jnp.isfinite(losses)
     ranks = jax.scipy.stats.rankdata(jnp.where(failed, jnp.inf, losses))
     others = jnp.maximum((~failed).sum() - 1, 1).astype(losses.dtype)
     centred = (ranks.astype(losses.dtype) - 1) / others - 0.5
@@ -105,15 +105,21 @@ def standardized(losses: jax.Array) -> jax.Array:
     """Of mean 0 and standard deviation 1; 0 where all are equal."""
     counts = jnp.isfinite(losses)
     number = jnp.maximum(counts.sum(), 1).astype(losses.dtype)
+
+    def of_one_size(values: jax.Array) -> jax.Array:
+        """So that no square overflows, or vanishes."""
+        values = jnp.where(counts, values, 0)
+        # Its inverse is no subnormal number, which some processors take for 0.
+        size = jnp.abs(values).max() / 16
+        return values / jnp.where(size > jnp.finfo(size.dtype).tiny, size, 1)
+
+    values = of_one_size(losses)
     # Equal losses must not differ by the rounding of their mean.
-    above = losses - jnp.where(counts, losses, jnp.inf).min()
+    above = values - jnp.where(counts, values, jnp.inf).min()
     mean = jnp.where(counts, above / number, 0).sum()
-    centred = jnp.where(counts, above - mean, 0)
-    # No square of a loss overflows, or vanishes.
-    scale = jnp.abs(centred).max()
-    centred = centred / jnp.where(scale > 0, scale, 1)
+    centred = of_one_size(above - mean)
     deviation = jnp.sqrt(jnp.square(centred).sum() / number)
-    return jnp.where(counts, centred / jnp.where(deviation > 0, deviation, 1), losses)
+    return jnp.where(counts, centred / jnp.where(deviation > 0, deviation, 1), jnp.inf)
 
 
 _SHAPINGS = {"ranks": centered_ranks, "standardized": standardized}

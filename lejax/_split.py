@@ -47,7 +47,8 @@ def worth_it(
     """How a leaf is met, or why its points are made as the loss is written.
 
     Of a leaf that keeps all its numbers the products at x are worth it where a batch
-    does not turn, and nothing is rounded to half precision, the leaf or a product.
+    does not turn, and nothing is rounded to half precision, the leaf or a product. A
+    row that is not finite fails the samples that see it, as among few rows.
     """
     if isinstance(met, str) or not met.whole:
         return met

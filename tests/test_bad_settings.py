@@ -139,13 +139,15 @@ def test_the_numbers_of_a_controller():
 
 
 def test_a_share_that_no_controller_can_follow():
-    """Chains and heat tell none, adapted importance sampling follows it itself."""
+    """Chains and heat tell none, nor do shaped losses, and adapted β follows itself."""
     tau = lejax.target_share(0.5, 0.1)
     adapts = lejax.importance(4, target_share=0.5)
+    shaped = lejax.importance(4, shaping="ranks")
     message = "tau by target_share goes by the share of.*{}.*pass a number or a sched"
     for name, make in (
         ("sgld", lambda: transformation(sampler=lejax.sgld(4, 0.1), tau=tau)),
         ("importance", lambda: transformation(sampler=adapts, tau=tau)),
+        ("importance", lambda: transformation(sampler=shaped, tau=tau)),
         ("pathwise", lambda: lejax.heat(lejax.pathwise(4), tau, key=KEY)),
         (
             "importance",

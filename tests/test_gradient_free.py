@@ -155,6 +155,7 @@ NUMBERS = {
     "SPSA": {"sigma": 0.1, "rate": 3.0},
     "gradient": {"rate": 0.03},
     **{name: {"sigma": 0.3} for name in ("SNES", "Sep_CMA_ES", "LM_MA_ES")},
+    "SNES, straight through": {"sigma": 0.3},
 }
 
 

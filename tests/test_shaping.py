@@ -167,7 +167,7 @@ def test_members_of_an_axis_rank_together(shaping, members):
 
 
 @every_way
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_fails_has_no_weight_and_no_rank(shaping, bad):
     """As if it had not been drawn: the others rank among themselves."""
 
@@ -196,7 +196,11 @@ def test_shapes_of_losses():
     expected = (finite - finite.mean()) / finite.std()
     found = standardized(losses)
     np.testing.assert_allclose(found[np.array([0, 2, 3, 5])], expected, rtol=1e-6)
-    assert not np.isfinite(found[np.array([1, 4])]).any()
+    np.testing.assert_array_equal(found[np.array([1, 4])], np.inf)
+    widest = jnp.array([3e38, -3e38, -3e38, -3e38])
+    np.testing.assert_allclose(
+        standardized(widest), [3**0.5] + 3 * [-(3**-0.5)], rtol=1e-5
+    )
     for extreme in (1e30, 1e-30):
         np.testing.assert_allclose(
             standardized(extreme * jnp.asarray(finite)), expected, rtol=1e-5
