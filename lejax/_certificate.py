@@ -23,8 +23,9 @@ class Certificate(NamedTuple):
             0 where no decrease is certain.
         estimate: the same without the margin for noise: the bound on average.
         inside: whether the guarantee holds. Outside are estimates whose noise is not
-            known, those of fewer than twenty effective samples, and updates that move
-            leaves which the estimate left alone; `decrease` is then -inf.
+            known, those of shaped losses, which are none of ∇F, those of fewer than
+            twenty effective samples, and updates that move leaves which the estimate
+            left alone; `decrease` is then -inf.
 
     Example:
         >>> import jax, jax.numpy as jnp, lejax

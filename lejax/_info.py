@@ -24,7 +24,8 @@ class Info(NamedTuple):
         objective: the estimate of F_τ(x), of F_{τ,β}(x), or of the heat-regularised
             F^H_τ(x), in the units of the loss. For local entropy it is on average too
             high, by β/2 times the square of its standard error; +inf where every
-            sample failed, and -inf where one loss was -inf.
+            sample failed, and -inf where one loss was -inf. Of `importance` with
+            `shaping` it is F^H_τ too.
         standard_error: the standard error of `objective`, from independent units (an
             antithetic pair is one, and so are all samples that share a draw). For local
             entropy NaN below twenty effective samples: the formula then saturates near
@@ -43,7 +44,7 @@ class Info(NamedTuple):
         signal: the share of |δ̂|² that is no noise, (|δ̂|² - V)/|δ̂|²; 1 for a perfect
             estimate, around 0, and below, for nothing but noise.
         signal_error: the standard error of `signal`, by the jackknife over groups of
-            draws; `importance` tells it. It is rather too large, and more so over an
+            draws; `importance` tells it, without `shaping`. It is rather too large, and more so over an
             axis of few samples for each member.
         tau_used: the τ of the estimate. Not `tau`, which `optax.inject_hyperparams`
             puts into the same state.
