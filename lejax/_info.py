@@ -44,8 +44,8 @@ class Info(NamedTuple):
         signal: the share of |δ̂|² that is no noise, (|δ̂|² - V)/|δ̂|²; 1 for a perfect
             estimate, around 0, and below, for nothing but noise.
         signal_error: the standard error of `signal`, by the jackknife over groups of
-            draws; `importance` tells it, without `shaping`. It is rather too large, and more so over an
-            axis of few samples for each member.
+            draws; `importance` tells it, without `shaping`. It is rather too large, and
+            more so over an axis of few samples for each member.
         tau_used: the τ of the estimate. Not `tau`, which `optax.inject_hyperparams`
             puts into the same state.
         beta_used: its β; 1 for heat.
