@@ -221,15 +221,6 @@ COLUMNS: dict[str, Callable[[Record], float]] = {
 }
 
 
-def shown(samples: list[float]) -> str:
-    """Mean ± half the 95 % interval, to the digits that it leaves."""
-    mean, width = (float(x) for x in plotting.interval(samples))
-    if not width > 0:
-        return f"{mean:.4g}"
-    digits = max(0, 1 - int(np.floor(np.log10(width))))
-    return f"{mean:.{digits}f} ± {width:.{digits}f}"
-
-
 def table(record: Record, budget: str) -> str:
     """A budget in Markdown."""
     head = ["method", "rate", "scale", "updates", "seconds", *COLUMNS]
@@ -244,7 +235,10 @@ def table(record: Record, budget: str) -> str:
                 f"{first['scale']:g}" if first["scale"] else "",
                 str(first["updates"]),
                 f"{seconds:.1f}",
-                *(shown([get(run) for run in of_name]) for get in COLUMNS.values()),
+                *(
+                    plotting.shown([get(run) for run in of_name])
+                    for get in COLUMNS.values()
+                ),
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

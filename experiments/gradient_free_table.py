@@ -46,11 +46,8 @@ class Curves(NamedTuple):
     level: float
 
     def at(self, spent: np.ndarray, budget: float) -> np.ndarray:
-        """The scores of all seeds at the last point within a budget."""
-        # A budget ends at a point, but for half an update.
-        point = int(np.searchsorted(spent, 1.001 * budget, "right")) - 1
-        nearest = np.abs(spent - budget).argmin()
-        return self.scores[:, max(point, int(nearest))]
+        """The scores of all seeds where a budget ends: a point, but for rounding."""
+        return self.scores[:, np.abs(spent - budget).argmin()]
 
     def until_level(self, spent: np.ndarray) -> np.ndarray:
         """What every seed had spent at the first point at the level; inf where none."""
@@ -74,14 +71,6 @@ def curves(
             level,
         )
     return found
-
-
-def shown(samples: np.ndarray, digits: int = 3) -> str:
-    """Mean ± half the 95 % interval."""
-    mean, width = (float(x) for x in plotting.interval(samples))
-    if np.isnan(width):
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {width:.{digits}f}"
 
 
 def until(samples: np.ndarray, last: float) -> str:
@@ -116,8 +105,8 @@ def table(found: Mapping[str, Curves], evaluations: int, seconds: float) -> str:
         lines.append(
             [
                 name,
-                shown(of.at(of.evaluations, evaluations)),
-                shown(of.at(of.seconds, seconds)),
+                plotting.shown(of.at(of.evaluations, evaluations), 3),
+                plotting.shown(of.at(of.seconds, seconds), 3),
                 until(of.until_level(of.evaluations), of.evaluations[-1]),
                 until(of.until_level(of.seconds), of.seconds[-1]),
             ]
@@ -127,16 +116,15 @@ def table(found: Mapping[str, Curves], evaluations: int, seconds: float) -> str:
 
 def draw(
     path: Path,
-    problems: Mapping[str, Mapping[str, Curves]],
-    measures: Mapping[str, str],
+    problems: Mapping[tuple[str, str], Mapping[str, Curves]],
     evaluations: int,
     seconds: float,
 ) -> None:
-    """Scores against evaluations and against seconds, a row for each problem."""
+    """Scores against evaluations and seconds, a row for each (problem, measure)."""
     size = (12.5, 3.4 * len(problems) + 0.8)
     budgets = {"evaluations": evaluations, "seconds": seconds}
     with plotting.figure(path, len(problems), 2, figsize=size) as (whole, axes):
-        for row, (name, found) in zip(axes, problems.items(), strict=True):
+        for row, ((name, measure), found) in zip(axes, problems.items(), strict=True):
             for panel, (spent, budget) in zip(row, budgets.items(), strict=True):
                 for searcher, of in found.items():
                     color, ls = STYLES[searcher]
@@ -146,7 +134,7 @@ def draw(
                 panel.axvline(budget, color="0.7", lw=0.8)
                 panel.set_xscale("log")
                 plotting.tidy(
-                    panel, title=name, xlabel=spent, ylabel=measures[name], ylim=(0, 1)
+                    panel, title=name, xlabel=spent, ylabel=measure, ylim=(0, 1)
                 )
         names = list(next(iter(problems.values())))
         lines = axes[0][0].get_lines()[: len(names)]

@@ -59,6 +59,16 @@ def interval(samples: Any) -> tuple[np.ndarray, np.ndarray]:
     return samples.mean(0), scipy.stats.t.ppf(0.975, n - 1) * error
 
 
+def shown(samples: Any, digits: int | None = None) -> str:
+    """Mean ± half the 95 % interval, to these digits or to two of the interval."""
+    mean, width = (float(x) for x in interval(samples))
+    if not width > 0:
+        return f"{mean:.4g}" if digits is None else f"{mean:.{digits}f}"
+    if digits is None:
+        digits = max(0, 1 - int(np.floor(np.log10(width))))
+    return f"{mean:.{digits}f} ± {width:.{digits}f}"
+
+
 def curve(axes: Any, x: Any, samples: Any, color: Any, ls: str = "-", **line: Any):
     """The mean of `samples` (seeds, T) against `x` (T,), with its 95 % interval."""
     mean, width = interval(samples)
