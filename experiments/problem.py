@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from experiments import data
 from experiments.training import held_out
 
 BATCH = 100
+GLOROT = jax.nn.initializers.glorot_uniform()
 
 
 class Problem(NamedTuple):
@@ -80,7 +82,25 @@ def accuracy(logits: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., jax
     return of
 
 
-def glorot(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+def cross_entropy(
+    logits: Callable[[Any, jax.Array], jax.Array],
+) -> Callable[[Any, Any], jax.Array]:
+    """The mean over a batch, of a network: `loss` of a problem."""
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        images, labels = batch
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits(params, images), labels
+        ).mean()
+
+    return loss
+
+
+def dense(
+    key: jax.Array,
+    inputs: int,
+    outputs: int,
+    kernel: jax.nn.initializers.Initializer = GLOROT,
+) -> dict[str, jax.Array]:
     """A dense layer at its start."""
-    kernel = jax.nn.initializers.glorot_uniform()(key, (inputs, outputs))
-    return {"kernel": kernel, "bias": jnp.zeros(outputs)}
+    return {"kernel": kernel(key, (inputs, outputs)), "bias": jnp.zeros(outputs)}

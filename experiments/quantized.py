@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from experiments import data, problem
 
@@ -28,51 +27,43 @@ def problems(
     pixels, classes = dataset.train_images.shape[1], int(dataset.train_labels.max()) + 1
     widths = pixels, 8 if quick else HIDDEN, classes
 
-    def starts(seed: int) -> tuple[tuple[jax.Array, ...], list[Any]]:
+    def params(
+        kernel: jax.nn.initializers.Initializer, seed: int
+    ) -> list[dict[str, jax.Array]]:
         keys = jax.random.split(jax.random.key(seed))
-        sizes = itertools.pairwise(widths)
-        layers = [problem.glorot(k, *size) for k, size in zip(keys, sizes, strict=True)]
-        return tuple(keys), layers
-
-    def of_one_scale(seed: int) -> list[Any]:
-        """Latent weights, whose signs alone count: of the same scale in all layers."""
-        keys, layers = starts(seed)
         return [
-            layer | {"kernel": 0.1 * jax.random.normal(key, layer["kernel"].shape)}
-            for key, layer in zip(keys, layers, strict=True)
+            problem.dense(key, *size, kernel)
+            for key, size in zip(keys, itertools.pairwise(widths), strict=True)
         ]
 
     def problem_of(
-        kernel: Quantize, logits: Callable[..., jax.Array], params: Callable[[int], Any]
+        kernel: Quantize,
+        logits: Callable[..., jax.Array],
+        start: jax.nn.initializers.Initializer,
     ) -> problem.Problem:
-        weights = functools.partial(quantized, kernel)
-
-        def of(loss: Callable[..., jax.Array], quantizer: Quantizer) -> Any:
-            return lambda params, batch: loss(
-                weights(params, quantizer), batch, quantizer
+        def network(quantizer: Quantizer) -> Callable[[Any, jax.Array], jax.Array]:
+            return lambda params, images: logits(
+                quantized(kernel, params, quantizer), images, quantizer
             )
 
-        def accuracy(params: Any, held: Any) -> jax.Array:
-            score = problem.accuracy(functools.partial(logits, quantizer=rounded))
-            return score(weights(params, rounded), held)
-
-        loss = cross_entropy(logits)
+        of_weights = functools.partial(logits, quantizer=rounded)
         return problem.Problem(
-            params=params,
+            params=functools.partial(params, start),
             data=problem.images(dataset),
             batch=problem.random_rows,
-            loss=of(loss, rounded),
-            score=accuracy,
+            loss=problem.cross_entropy(network(rounded)),
+            score=problem.accuracy(network(rounded)),
             level=0.8,
             measure="test accuracy",
-            reference=of(loss, straight_through),
-            weights=lambda params: weights(params, rounded),
-            loss_of_weights=functools.partial(loss, quantizer=rounded),
+            reference=problem.cross_entropy(network(straight_through)),
+            weights=lambda params: quantized(kernel, params, rounded),
+            loss_of_weights=problem.cross_entropy(of_weights),
         )
 
     return {
-        "±1": problem_of(sign, over_root_width, of_one_scale),
-        "int8": problem_of(steps(WEIGHT_STEP), int8, lambda seed: starts(seed)[1]),
+        # Of latent weights of ±1 the signs alone count: one scale for all layers.
+        "±1": problem_of(sign, over_root_width, jax.nn.initializers.normal(0.1)),
+        "int8": problem_of(steps(WEIGHT_STEP), int8, problem.GLOROT),
     }
 
 
@@ -120,15 +111,3 @@ def int8(weights: Any, images: jax.Array, quantizer: Quantizer) -> jax.Array:
     product = quantizer(steps(1 / 127), images) @ hidden["kernel"]
     units = quantizer(steps(ACTIVATION_STEP), jax.nn.relu(product + hidden["bias"]))
     return units @ last["kernel"] + last["bias"]
-
-
-def cross_entropy(logits: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Of a network with these weights, whatever they are."""
-
-    def loss(weights: Any, batch: Any, quantizer: Quantizer) -> jax.Array:
-        images, labels = batch
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits(weights, images, quantizer), labels
-        ).mean()
-
-    return loss

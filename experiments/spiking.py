@@ -5,12 +5,12 @@ Against it stands the same network with a surrogate gradient of the threshold.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from experiments import data, problem
 
@@ -27,8 +27,8 @@ def problems(
     def params(seed: int) -> Any:
         first, second = jax.random.split(jax.random.key(seed))
         return {
-            "hidden": problem.glorot(first, pixels, hidden),
-            "readout": problem.glorot(second, hidden, classes),
+            "hidden": problem.dense(first, pixels, hidden),
+            "readout": problem.dense(second, hidden, classes),
         }
 
     return {
@@ -36,11 +36,13 @@ def problems(
             params=params,
             data=problem.images(dataset),
             batch=problem.random_rows,
-            loss=cross_entropy(fires),
+            loss=problem.cross_entropy(logits),
             score=problem.accuracy(logits),
             level=0.8,
             measure="test accuracy",
-            reference=cross_entropy(fires_with_gradient),
+            reference=problem.cross_entropy(
+                functools.partial(logits, fires=fires_with_gradient)
+            ),
             by_example=True,
         )
     }
@@ -78,17 +80,3 @@ def logits(
     _, spikes = jax.lax.scan(step, jnp.zeros_like(current), length=STEPS)
     rates = spikes.mean(0)
     return 4 * rates @ params["readout"]["kernel"] + params["readout"]["bias"]
-
-
-def cross_entropy(
-    fires: Callable[[jax.Array], jax.Array],
-) -> Callable[[Any, Any], jax.Array]:
-    """Piecewise constant in the hidden layer's weights, by any of both thresholds."""
-
-    def loss(params: Any, batch: Any) -> jax.Array:
-        images, labels = batch
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits(params, images, fires), labels
-        ).mean()
-
-    return loss

@@ -54,7 +54,7 @@ def problems(
 def params(seed: int) -> Any:
     """A policy of one hidden layer, of 113 numbers."""
     first, second = jax.random.split(jax.random.key(seed))
-    return problem.glorot(first, 5, HIDDEN), problem.glorot(second, HIDDEN, 1)
+    return problem.dense(first, 5, HIDDEN), problem.dense(second, HIDDEN, 1)
 
 
 def push(params: Any, state: jax.Array) -> jax.Array:
