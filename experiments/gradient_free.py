@@ -22,6 +22,7 @@ from experiments.gradient_free_runs import (
     family,
     points_of,
     problems_of,
+    program,
     run,
     searchers_of,
     seconds_per_update,
@@ -40,7 +41,7 @@ def tuned(config: Config, name: str, known: dict[str, Any], bar: Any, write: Any
                 bar.update()
                 continue
             found.extend([None] * (trial + 1 - len(found)))
-            search = of.make(problems_of(config)[name].loss, None, setting.population)
+            search = program(config, name, searcher, setting.population).search
             end = updates_of(config.evaluations / 3, search)
             tasks[f"{searcher}:{trial}"] = (
                 *(config, name, searcher, setting, TUNING_SEED, [end], True),
@@ -99,18 +100,19 @@ def _run_all(
 ) -> None:
     """All searches from all seeds, on one problem."""
     of_problem, tasks = record["runs"].setdefault(name, {}), {}
-    seconds = record["seconds"][family(name, config)]
-    problem = problems_of(config)[name]
-    every = searchers_of(problem, config)
+    like = family(name, config)
     for searcher, setting in chosen.items():
-        of = every[searcher].make(problem.loss, None, setting.population)
-        points = points_of(config, of, seconds[searcher])
+        search = program(config, like, searcher, setting.population).search
+        points = points_of(config, search, record["seconds"][like][searcher])
         head = {
             **setting._asdict(),
-            "evaluations_per_update": of.evaluations,
+            "evaluations_per_update": search.evaluations,
             "updates": points,
         }
-        kept = of_problem.setdefault(searcher, head | {"scores": {}})
+        # Runs of another setting, or of another length, are not these.
+        if not head.items() <= of_problem.get(searcher, {}).items():
+            of_problem[searcher] = head | {"scores": {}}
+        kept = of_problem[searcher]
         for seed in range(config.seeds):
             if str(seed) in kept["scores"]:
                 bar.update()
@@ -130,22 +132,16 @@ def main(config: Config) -> None:
     config = config.complete()
     record = compare(config)
     print(f"{results.device_name()}; {config.seeds} seeds, mean ± 95 % interval")
+    found = {}
     for name, problem in problems_of(config).items():
         seconds = record["seconds"][family(name, config)]
         runs = gradient_free_table.curves(record["runs"][name], seconds, problem.level)
         print(f"\n{name}: {problem.measure}, level {problem.level:g}\n")
         print(gradient_free_table.table(runs, config.evaluations, config.seconds))
+        found[name, problem.measure] = runs
     gradient_free_table.draw(
         config.output / f"gradient_free_{config.objective}.png",
-        {
-            name: gradient_free_table.curves(
-                record["runs"][name],
-                record["seconds"][family(name, config)],
-                problem.level,
-            )
-            for name, problem in problems_of(config).items()
-        },
-        {name: problem.measure for name, problem in problems_of(config).items()},
+        found,
         config.evaluations,
         config.seconds,
     )

@@ -167,7 +167,7 @@ def run(
     tick: Any,
 ) -> list[float]:
     """The scores of a run after so many updates."""
-    tick(0)
+    del tick
     of = program(config, family(name, config), searcher, setting.population)
     held = data_of(config, name, seed, validation)
     problem, key = problems_of(config)[name], jax.random.key(seed)

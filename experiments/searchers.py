@@ -233,7 +233,12 @@ def searchers(
             about the rounded weights, where the loss is another one, and move the
             parameters straight through.
     """
-    from evosax.algorithms import LM_MA_ES, PGPE, SNES, Open_ES, Sep_CMA_ES
+    try:
+        from evosax.algorithms import LM_MA_ES, PGPE, SNES, Open_ES, Sep_CMA_ES
+    except ImportError as error:
+        raise SystemExit(
+            f"evosax cannot be imported ({error}): pip install -e '.[benchmark]'."
+        ) from error
 
     sigma, rate = {"sigma": (0.003, 0.3)}, {"rate": (0.001, 0.1)}
     share = {"share": (0.3, 0.98)}
@@ -281,17 +286,15 @@ def searchers(
             (16, *many),
         )
     if weights is not None:
-        wide = {"sigma": (0.03, 3.0)} | rate  # of weights of ±1
+        wide = {"sigma": (0.03, 3.0)}  # of weights of ±1
+        direct = local_entropy(credit=False, reduction=False, weights=weights)
         straight: dict[str, tuple[Any, Any]] = {
-            "importance": (local_entropy(credit=True, weights=weights), share),
-            "importance, direct": (
-                local_entropy(credit=False, reduction=False, weights=weights),
-                share,
-            ),
-            "score_function": (heat(weights), {}),
+            "importance": (local_entropy(credit=True, weights=weights), rate | share),
+            "importance, direct": (direct, rate | share),
+            "score_function": (heat(weights), rate),
             "OpenES": (
                 evolution(open_es, width_in_params=False, weights=weights),
-                {},
+                rate,
             ),
             "SNES": (evolution(snes, weights=weights), {}),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from experiments import (
     data,
     error_count,
     gradient_free,
+    gradient_free_runs,
     gradient_free_table,
     perceptron,
     quantized,
@@ -217,6 +219,36 @@ def test_both_budgets_end_at_a_point():
         assert {0, 100, round(10 / seconds)} <= set(points)
         assert points[-1] == last
         assert points == sorted(set(points))
+
+
+def test_runs_of_another_setting_are_made_again(tmp_path, monkeypatch):
+    """They alone; and what was tried stays tried."""
+    config = Config("swing_up", quick=True, output=tmp_path)
+    gradient_free.main(config)
+    path = tmp_path / "gradient_free_swing_up.json"
+    record = json.loads(path.read_text())
+    runs = record["runs"]["easy"]
+    runs["OpenES"]["numbers"]["sigma"] *= 2
+    runs["SPSA"]["updates"].append(10_000)
+    path.write_text(json.dumps(record))
+    made = []
+
+    def counted(*args):
+        made.append((args[1], args[2], args[-2]))
+        return gradient_free_runs.run(*args)
+
+    monkeypatch.setattr(gradient_free, "run", counted)
+    gradient_free.main(config)
+    assert sorted(set(made)) == [("easy", "OpenES", False), ("easy", "SPSA", False)]
+    assert len(made) == 4
+    again = json.loads(path.read_text())["runs"]["easy"]
+    assert again["OpenES"]["numbers"] != runs["OpenES"]["numbers"]
+
+
+def test_without_evosax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evosax.algorithms", None)
+    with pytest.raises(SystemExit, match=r"pip install -e '.\[benchmark\]'"):
+        searchers(24)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
