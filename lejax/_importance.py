@@ -21,6 +21,7 @@ from lejax._draws import (
 )
 from lejax._effective import adapted, beta_in_use, keeping, no_beta, nothing_kept
 from lejax._info import TRUSTED_SAMPLE_SIZE, Info, make_info, unknown
+from lejax._moments import mean_info
 from lejax._objective import Coordinates, complement_noise
 from lejax._reduction import coordinates
 from lejax._sampler import Sampler, as_passed, make_sampler, stateless
@@ -101,8 +102,8 @@ def importance(
             nor its outliers by ranks, and β is in the inverse units of the shaped loss:
             "ranks" with β = 4 gives the best sample e⁴ times the weight of the worst. A
             loss of -inf counts as failed here.
-            It is a surrogate, no local entropy: with ranks not the gradient of
-            anything, standardised that at β/deviation, known after the draws. The
+            It is a surrogate, no local entropy of f: with ranks that of a loss which
+            changes with x, standardised that at β/deviation, known after the draws. The
             info's `objective` is then F^H, the mean of the losses as they are,
             `squared_error` takes the shaping as given, and no `certificate` is given,
             as `signal_error` is NaN. Draws are made twice, losses evaluated once and
@@ -251,10 +252,11 @@ def importance(
             norm_error=found.norm_error,
         )
         if shaped is not None:
+            of_losses = mean_info(shaped.moments, num_samples)
             info = info._replace(
-                objective=shaped.moments.mean_or_unknown(),
-                standard_error=shaped.moments.standard_error(),
-                signal_error=unknown(dtype),
+                objective=of_losses.objective,
+                standard_error=of_losses.standard_error,
+                signal_error=of_losses.signal_error,  # which nobody knows
             )
         displacement = space.lift(found.displacement)
         if sample_complement and space.outside is not None:

@@ -48,10 +48,6 @@ class LossMoments(NamedTuple):
         variance = factor * jnp.maximum(self.deviation_square, 0) / (size * size)
         return jnp.where(several, jnp.sqrt(variance), unknown(dtype))
 
-    def mean_or_unknown(self) -> jax.Array:
-        """The mean; NaN where nothing was finite."""
-        return jnp.where(self.size == 0, unknown(self.mean.dtype), self.mean)
-
     def failed_fraction(self) -> jax.Array:
         """The share of draws that were left out."""
         dtype = self.mean.dtype
@@ -142,10 +138,11 @@ def noise_of_sum(
 
 def mean_info(moments: LossMoments, num_evaluations: int) -> Info:
     """The info of an average: over the draws that were finite, so conditional."""
+    nothing, dtype = moments.size == 0, moments.mean.dtype
     return make_info(
-        moments.mean.dtype,
+        dtype,
         num_evaluations,
-        objective=moments.mean_or_unknown(),
+        objective=jnp.where(nothing, unknown(dtype), moments.mean),
         standard_error=moments.standard_error(),
         effective_sample_size=moments.size,
         nonfinite_fraction=moments.failed_fraction(),

@@ -138,35 +138,41 @@ def reduced_space(
             for part, leaf in zip(reduced_leaves, jax.tree.leaves(tree), strict=True)
         )
 
+    def at_turn(number: int, value: Any, j: Any) -> Any:
+        return value[j % value.shape[0]] if number in turning else value
+
+    def added(number: int, leaf: jax.Array, u: jax.Array, j: Any) -> dict[int, Any]:
+        """What u adds to the products of a leaf, by their numbers."""
+        met = plan.mets[number]
+        operations = [use.operation for use in met.uses]
+        results = [operation.outputs[0] for operation in operations]
+        if met.whole:
+            # In the program's own way; u has to vary over the axes of the leaf.
+            alone = values | {number: jnp.where(False, leaf, u)}
+            program.run([*met.views, *operations], alone)
+            return {result: alone[result] for result in results}
+        found = {}
+        for use, result in zip(met.uses, results, strict=True):
+            coefficient = coefficients[number, use.factor]
+            change = seen_from(at_turn(use.factor.number, coefficient, j), u)
+            change = jnp.transpose(change, use.order)
+            found[result] = change.reshape(program.shapes[result].shape)
+        return found
+
     def at(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> Point:
         """All values of the program there, and what u alone adds to the products."""
-
-        def at_turn(number: int, value: Any) -> Any:
-            return value[j % value.shape[0]] if number in turning else value
-
         seen = dict(values)
-        seen.update({n: at_turn(n, value) for n, value in in_turn.items()})
-        moves, products = jax.tree.leaves(displacement), {}
+        seen.update({n: at_turn(n, value, j) for n, value in in_turn.items()})
+        products = {}
+        moves = jax.tree.leaves(displacement)
         for number, leaf, u in zip(plan.leaves, leaves, moves, strict=True):
-            met = plan.mets.get(number)
-            if met is None:
+            if number not in plan.mets:
                 seen[number] = translate(leaf, scaled(u, sign))
                 continue
-            alone = dict(values)
-            if met.whole:  # in the program's own way, varying over its axes
-                alone[number] = jnp.where(False, leaf, u)
-                program.run(met.views, alone)
-                program.run([use.operation for use in met.uses], alone)
-            for use in met.uses:
-                (result,) = use.operation.outputs
-                if not met.whole:
-                    coefficient = coefficients[number, use.factor]
-                    change = seen_from(at_turn(use.factor.number, coefficient), u)
-                    change = jnp.transpose(change, use.order)
-                    alone[result] = change.reshape(seen[result].shape)
-                products[result] = alone[result]
-                # The sign comes last, so that ±u share the product.
-                seen[result] = translate(seen[result], products[result] * sign)
+            products |= added(number, leaf, u, j)
+        for result, change in products.items():
+            # The sign comes last, so that ±u share the product.
+            seen[result] = translate(seen[result], change * sign)
         program.run(plan.every, seen)
         return Point(seen, products)
 
