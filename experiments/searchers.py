@@ -240,6 +240,18 @@ def searchers(
             f"evosax cannot be imported ({error}): pip install -e '.[benchmark]'."
         ) from error
 
+    class Sorted(LM_MA_ES):
+        """With its draws best first, as Loshchilov et al. have them.
+
+        evosax 0.3.2 gives the members' weights, best first, to draws in no order.
+        """
+
+        def _tell(self, key: Any, population: Any, fitness: Any, *rest: Any) -> Any:
+            state, settings = rest
+            best = (-fitness).argsort()  # the members' weights, by their ranks
+            state = state.replace(z=state.z[best])
+            return super()._tell(key, population[best], fitness[best], state, settings)
+
     sigma, rate = {"sigma": (0.003, 0.3)}, {"rate": (0.001, 0.1)}
     share = {"share": (0.3, 0.98)}
     many = (samples // 8 * 2, samples)  # pairs
@@ -278,7 +290,7 @@ def searchers(
     for name, strategy in (
         ("SNES", SNES),
         ("Sep_CMA_ES", Sep_CMA_ES),
-        ("LM_MA_ES", LM_MA_ES),
+        ("LM_MA_ES", Sorted),
     ):
         found[name] = Searcher(
             evolution(lambda population, params, _, s=strategy: s(population, params)),

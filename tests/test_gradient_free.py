@@ -192,6 +192,18 @@ def test_searches_descend(name):
     assert jnp.sum((found["w"] - weights) ** 2) < 0.1 * jnp.sum(weights**2)
 
 
+def test_the_matrix_of_lm_ma_es_learns_from_the_best_draws():
+    """Its path and the first row of its matrix begin along the same mean of draws."""
+    search = SEARCHERS["LM_MA_ES"].make(lambda x, batch: jnp.sum(x), jnp.ones(30), 12)
+    numbers, key = {"sigma": 0.3}, jax.random.key(0)
+    state = search.init(jnp.ones(30), key, numbers)
+    state = search.update(state, key, 0, None, numbers)
+    for path in (state.p_std, state.M[0], state.M[3]):
+        unit = path / jnp.linalg.norm(path)
+        step = search.params(state) - 1  # of the mean, while the matrix is none yet
+        np.testing.assert_allclose(unit, step / jnp.linalg.norm(step), rtol=1e-4)
+
+
 def test_tables_tell_when_the_level_was_reached():
     runs = {
         "importance": {

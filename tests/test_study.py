@@ -59,7 +59,7 @@ def results_folder(tmp_path_factory):
 def test_table_6_1(results_folder):
     record = read(results_folder, "table_6_1")
     assert record["data"] == "digits"
-    assert record["versions"].keys() == {"lejax", "jax", "optax", "flax", "matfree"}
+    assert {"lejax", "jax", "optax", "flax"} <= record["versions"].keys()
     runs = record["runs"]
     assert list(runs) == [
         *("SGD", "IS", "SGLD", "HR"),
