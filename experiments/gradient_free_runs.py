@@ -16,7 +16,8 @@ import tyro
 
 from experiments import data
 from experiments.problem import Problem
-from experiments.searchers import Search, Searcher, searchers
+from experiments.search import Search, Searcher
+from experiments.searchers import searchers
 
 Objective = Literal["error_count", "spiking", "quantized", "perceptron", "swing_up"]
 OF_IMAGES = ("error_count", "spiking", "quantized")

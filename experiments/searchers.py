@@ -5,50 +5,15 @@ And Adam on a gradient, for reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import optax
 
 import lejax
 from experiments.methods import backpropagation
-
-Loss = Callable[[Any, Any], jax.Array]  # (params, batch) -> scalar
-Numbers = Mapping[str, Any]
-
-
-class Search(NamedTuple):
-    """A search as pure functions.
-
-    Attributes:
-        init: `init(params, key, numbers)`, the state.
-        update: `update(state, key, k, batch, numbers)`, the state after update k.
-        params: `params(state)`, where the search is: its mean.
-        evaluations: of the loss in an update; of a gradient three.
-    """
-
-    init: Callable[..., Any]
-    update: Callable[..., Any]
-    params: Callable[[Any], Any]
-    evaluations: int
-
-
-class Searcher(NamedTuple):
-    """A method and what is to be chosen for it.
-
-    Attributes:
-        make: `make(loss, params, population)`, the search.
-        ranges: of its numbers, which are drawn on a logarithmic scale.
-        populations: J or λ to choose from.
-        uses: the loss that it searches: the objective, its reference's, or that of
-            weights which need not be rounded.
-    """
-
-    make: Callable[[Loss, Any, int], Search]
-    ranges: dict[str, tuple[float, float]]
-    populations: tuple[int, ...]
-    uses: Literal["objective", "weights", "reference"] = "objective"
+from experiments.search import Loss, Numbers, Search, Searcher
 
 
 def optimizer(
@@ -138,53 +103,6 @@ def gradient(loss: Loss, params: Any, population: int) -> Search:
     return optimizer(lambda numbers, key: backpropagation(), loss, 3)
 
 
-def evolution(
-    strategy: Callable[[int, Any, Numbers], Any],
-    *,
-    width_in_params: bool = True,
-    weights: Callable[[Any], Any] | None = None,
-) -> Callable[..., Search]:
-    """One of evosax: `strategy(population, params, numbers)`, with σ as it starts.
-
-    With `weights` its members lie about the weights, as in `optimizer`.
-    """
-
-    def make(loss: Loss, params: Any, population: int) -> Search:
-        def made(numbers: Numbers) -> tuple[Any, Any]:
-            with jax.ensure_compile_time_eval():  # its defaults cannot be traced
-                es = strategy(population, params, numbers)
-                settings = es.default_params
-            if width_in_params:
-                settings = settings.replace(std_init=numbers["sigma"])
-            return es, settings
-
-        def init(params: Any, key: jax.Array, numbers: Numbers) -> Any:
-            es, settings = made(numbers)
-            return es.init(key, params, settings)
-
-        def update(
-            state: Any, key: jax.Array, k: Any, batch: Any, numbers: Numbers
-        ) -> Any:
-            del k
-            es, settings = made(numbers)
-            ask, tell = jax.random.split(key)
-            members, state = es.ask(ask, state, settings)
-            seen = members
-            if weights is not None:
-                at = es.get_mean(state)
-                shift = optax.tree.sub(weights(at), at)
-                seen = jax.tree.map(jax.numpy.add, members, shift)
-            losses = jax.vmap(lambda member: loss(member, batch))(seen)
-            return es.tell(tell, members, losses, state, settings)[0]
-
-        def mean(state: Any) -> Any:
-            return strategy(population, params, {"rate": 0.1}).get_mean(state)
-
-        return Search(init, update, mean, population)
-
-    return make
-
-
 def spsa(loss: Loss, params: Any, population: int) -> Search:
     """Spall's two evaluations at ±c_k Δ of random signs Δ, or means of more of them.
 
@@ -234,24 +152,13 @@ def searchers(
             parameters straight through.
     """
     try:
-        from evosax.algorithms import LM_MA_ES, PGPE, SNES, Open_ES, Sep_CMA_ES
+        from experiments import evolution
     except ImportError as error:
         raise SystemExit(
             f"evosax cannot be imported ({error}): pip install -e '.[benchmark]'."
         ) from error
 
-    class Sorted(LM_MA_ES):
-        """With its draws best first, as Loshchilov et al. have them.
-
-        evosax 0.3.2 gives the members' weights, best first, to draws in no order.
-        """
-
-        def _tell(self, key: Any, population: Any, fitness: Any, *rest: Any) -> Any:
-            state, settings = rest
-            best = (-fitness).argsort()  # the members' weights, by their ranks
-            state = state.replace(z=state.z[best])
-            return super()._tell(key, population[best], fitness[best], state, settings)
-
+    search_of = evolution.search_of
     sigma, rate = {"sigma": (0.003, 0.3)}, {"rate": (0.001, 0.1)}
     share = {"share": (0.3, 0.98)}
     many = (samples // 8 * 2, samples)  # pairs
@@ -267,36 +174,16 @@ def searchers(
             found[name] = Searcher(make, sigma | rate | share, many)
         found["score_function"] = Searcher(heat(), sigma | rate, many)
 
-    def open_es(population: int, params: Any, numbers: Numbers) -> Any:
-        return Open_ES(
-            population,
-            params,
-            optimizer=optax.adam(numbers["rate"]),
-            std_schedule=lambda _: numbers.get("sigma", 1.0),
-        )
-
-    def pgpe(population: int, params: Any, numbers: Numbers) -> Any:
-        return PGPE(population, params, optimizer=optax.adam(numbers["rate"]))
-
     found["OpenES"] = Searcher(
-        evolution(open_es, width_in_params=False), sigma | rate, many
+        search_of(evolution.open_es, width_in_params=False), sigma | rate, many
     )
-    found["PGPE"] = Searcher(evolution(pgpe), sigma | rate, many)
-
-    def snes(population: int, params: Any, numbers: Numbers) -> Any:
-        del numbers
-        return SNES(population, params)
-
-    for name, strategy in (
-        ("SNES", SNES),
-        ("Sep_CMA_ES", Sep_CMA_ES),
-        ("LM_MA_ES", Sorted),
+    found["PGPE"] = Searcher(search_of(evolution.pgpe), sigma | rate, many)
+    for name, with_own_rates in (
+        ("SNES", evolution.snes),
+        ("Sep_CMA_ES", evolution.sep_cma_es),
+        ("LM_MA_ES", evolution.lm_ma_es),
     ):
-        found[name] = Searcher(
-            evolution(lambda population, params, _, s=strategy: s(population, params)),
-            dict(sigma),
-            (16, *many),
-        )
+        found[name] = Searcher(search_of(with_own_rates), dict(sigma), (16, *many))
     if weights is not None:
         wide = {"sigma": (0.03, 3.0)}  # of weights of ±1
         direct = local_entropy(credit=False, reduction=False, weights=weights)
@@ -305,10 +192,10 @@ def searchers(
             "importance, direct": (direct, rate | share),
             "score_function": (heat(weights), rate),
             "OpenES": (
-                evolution(open_es, width_in_params=False, weights=weights),
+                search_of(evolution.open_es, width_in_params=False, weights=weights),
                 rate,
             ),
-            "SNES": (evolution(snes, weights=weights), {}),
+            "SNES": (search_of(evolution.snes, weights=weights), {}),
         }
         for name, (make, mine) in straight.items():
             label = f"{name}, straight through"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import experiments
 import lejax
 from experiments import (
     data,
@@ -24,7 +25,8 @@ from experiments import (
     swing_up,
 )
 from experiments.gradient_free_runs import Config, points_of
-from experiments.searchers import Search, searchers
+from experiments.search import Search
+from experiments.searchers import searchers
 
 pytestmark = [pytest.mark.compiles, pytest.mark.standard]
 OBJECTIVES = ("error_count", "spiking", "quantized", "perceptron", "swing_up")
@@ -258,6 +260,8 @@ def test_runs_of_another_setting_are_made_again(tmp_path, monkeypatch):
 
 
 def test_without_evosax(monkeypatch):
+    monkeypatch.delattr(experiments, "evolution")
+    monkeypatch.delitem(sys.modules, "experiments.evolution")
     monkeypatch.setitem(sys.modules, "evosax.algorithms", None)
     with pytest.raises(SystemExit, match=r"pip install -e '.\[benchmark\]'"):
         searchers(24)
