@@ -100,8 +100,9 @@ class Sorted(LM_MA_ES):
     evosax 0.3.2 gives the members' weights, best first, to draws in no order.
     """
 
-    def _tell(self, key: Any, population: Any, fitness: Any, *rest: Any) -> Any:
-        state, settings = rest
+    def _tell(
+        self, key: Any, population: Any, fitness: Any, state: Any, params: Any
+    ) -> Any:
         best = (-fitness).argsort()  # the members' weights, by their ranks
         state = state.replace(z=state.z[best])
-        return super()._tell(key, population[best], fitness[best], state, settings)
+        return super()._tell(key, population[best], fitness[best], state, params)
