@@ -8,6 +8,8 @@ from lejax._effective import beta_for_share as beta_for_share
 from lejax._entropy_sgd import entropy_sgd as entropy_sgd
 from lejax._functional import step_fn as step_fn
 from lejax._functional import value_and_grad as value_and_grad
+from lejax._gaussian import GaussianState as GaussianState
+from lejax._gaussian import gaussian as gaussian
 from lejax._importance import importance as importance
 from lejax._info import Info as Info
 from lejax._minimize import minimize as minimize

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lejax._covariance import Products, no_products, squares
 from lejax._draws import Draws
 from lejax._moments import (
     LossMoments,
@@ -49,6 +50,9 @@ class WeightedAccumulator(NamedTuple):
         factor: the multiple of `credit` that leaves the least noise; what `with_credit`
             finds, as the next.
         credited: Σv with that multiple.
+        products: Σw uuᵀ over samples, as far as a covariance keeps it; where one is to
+            be learnt alone, as the next.
+        all_products: Σuuᵀ, over samples.
     """
 
     max_log_weight: jax.Array
@@ -65,6 +69,8 @@ class WeightedAccumulator(NamedTuple):
     offset: PyTree = None
     factor: jax.Array | None = None
     credited: PyTree = None
+    products: PyTree = None
+    all_products: PyTree = None
 
 
 def log_weights(losses: jax.Array, beta: jax.Array) -> jax.Array:
@@ -73,9 +79,12 @@ def log_weights(losses: jax.Array, beta: jax.Array) -> jax.Array:
     return jnp.clip(-beta * losses, -limit, limit)
 
 
-def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
+def empty(
+    zeros: PyTree, dtype: Any, products: Products | None = None
+) -> WeightedAccumulator:
     """The accumulator of nothing, the neutral element of `merge`."""
     zero = jnp.zeros((), dtype)
+    nothing = no_products(products, zeros)
     return WeightedAccumulator(
         max_log_weight=jnp.asarray(jnp.finfo(dtype).min, dtype),
         moments=empty_moments(dtype),
@@ -84,6 +93,8 @@ def empty(zeros: PyTree, dtype: Any) -> WeightedAccumulator:
         moment_square=zero,
         moment=zeros,
         cross_moment=zeros,
+        products=nothing,
+        all_products=nothing,
     )
 
 
@@ -101,7 +112,7 @@ def empty_with_credit(
     )
 
 
-def summarise(draws: Draws) -> WeightedAccumulator:
+def summarise(draws: Draws, products: Products | None = None) -> WeightedAccumulator:
     """Accumulate one chunk, whose outputs are the log-weights ℓ, (k, p, g)."""
     log_weights, valid = draws.outputs, draws.valid
     dtype = log_weights.dtype
@@ -129,6 +140,8 @@ def summarise(draws: Draws) -> WeightedAccumulator:
         cross_moment=jax.tree.map(
             lambda leaf: jnp.tensordot(t.astype(leaf.dtype), leaf, 1), of_units
         ),
+        products=squares(products, draws, w),
+        all_products=squares(products, draws, real.astype(dtype)),
     )
 
 
@@ -251,6 +264,7 @@ def _rescaled(acc: WeightedAccumulator, top: jax.Array) -> WeightedAccumulator:
         difference_square=acc.difference_square * twice,
         moment_square=acc.moment_square * twice,
         moment=scaled(acc.moment, once),
+        products=scaled(acc.products, once),
         cross_moment=scaled(acc.cross_moment, twice),
         loss_product=scaled(acc.loss_product, once),
     )

@@ -11,7 +11,14 @@ import optax
 from lejax._info import Info
 from lejax._sampler import Sampler
 from lejax._trees import PyTree
-from lejax._validate import first_value, fraction, positive, positive_or_schedule
+from lejax._validate import (
+    above_one,
+    at_most_one,
+    first_value,
+    fraction,
+    positive,
+    positive_or_schedule,
+)
 
 
 class Controller(NamedTuple):
@@ -105,26 +112,10 @@ def target_share(
     """
     fraction(*first_value("share", share))
     positive("init_value", init_value)
-    _at_most_one("gain", gain)
-    _above_one("max_change", max_change)
-    _above_one("max_ratio", max_ratio)
+    at_most_one("gain", gain)
+    above_one("max_change", max_change)
+    above_one("max_ratio", max_ratio)
     return Controller(share, init_value, gain, max_change, max_ratio)
-
-
-def _at_most_one(name: str, value: Any) -> None:
-    if (positive(name, value) or 0) > 1:
-        raise ValueError(
-            f"{name} must be at most 1, got {value!r}; pass for example {name}=0.1."
-        )
-
-
-def _above_one(name: str, value: Any) -> None:
-    known = positive(name, value)
-    if known is not None and known <= 1:
-        raise ValueError(
-            f"{name} must be above 1, got {value!r}: it is a factor; "
-            f"pass for example {name}=10.0."
-        )
 
 
 def first_tau(tau: Any, sampler: Sampler) -> float | None:

@@ -182,7 +182,8 @@ def importance(
                 known = _accumulator.log_weights(shaped.losses[draws.numbers], beta)
                 draws = draws._replace(outputs=known)
             if by_example is None:
-                return _accumulator.merge(total, _accumulator.summarise(draws))
+                found = _accumulator.summarise(draws, space.products)
+                return _accumulator.merge(total, found)
             weights, seen = draws.outputs
             at_origin = mean_over(by_example.at_origin.sum(), by_example.data_axis_name)
             # Nothing beside the sum: a constant would hide the losses from the fit.
@@ -203,7 +204,7 @@ def importance(
             total = _accumulator.merge(total._replace(credit=None), found)
             return total._replace(credit=credit)
 
-        empty = _accumulator.empty(space.zeros, dtype)
+        empty = _accumulator.empty(space.zeros, dtype, space.products)
         if by_example is not None:
             sums = no_sums(by_example, common=True)
             empty = _accumulator.empty_with_credit(empty, sums, centred=not antithetic)
@@ -211,6 +212,7 @@ def importance(
         whole = is_large(space.zeros) or (
             by_example is not None and by_example.data_axis_name is not None
         )
+        whole = whole or (space.products is not None and is_large(empty.products))
         fold, initial = absorb, empty
         if adapts:
             fold = keeping(absorb, lambda of: of if by_example is None else of[0])
@@ -250,7 +252,7 @@ def importance(
             nonfinite_fraction=found.failed_fraction,
             squared_error=found.squared_error,
             norm_error=found.norm_error,
-        )
+        )._replace(products=found.excess)
         if shaped is not None:
             of_losses = mean_info(shaped.moments, num_samples)
             info = info._replace(
@@ -279,4 +281,5 @@ def importance(
         # losses does not depend on τ.
         num_samples=None if adapts or shaping else num_samples,
         beta_in_use=beta_in_use if adapts else as_passed,
+        learns=True,
     )

@@ -15,7 +15,7 @@ TRUSTED_SAMPLE_SIZE = 20
 
 
 class Info(NamedTuple):
-    """What one update tells about itself; scalars but for the last two.
+    """What one update tells about itself; scalars but for the last three.
 
     A quantity that the sampler cannot estimate is NaN; each sampler says which. In what
     is traced under `jax.debug_nans`, which would stop there, it is the largest number.
@@ -52,6 +52,7 @@ class Info(NamedTuple):
         aux: the second output of `value_fn` at the centre point, with `has_aux`.
         gradient: the gradient that went to the chain, with `keep_gradient`: what
             `certificate` wants. None for the leaves that a mask left out.
+        products: what a covariance learns from; `Sampler.learning` alone has it.
 
     Example:
         >>> import jax, jax.numpy as jnp, lejax
@@ -75,6 +76,7 @@ class Info(NamedTuple):
     beta_used: jax.Array
     aux: PyTree = None
     gradient: PyTree = None
+    products: PyTree = None
 
 
 def make_info(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._axes import Axes, mean_over, varying
+from lejax._covariance import Products
 from lejax._credit import Credit, Seen
 from lejax._trees import (
     PyTree,
@@ -152,6 +153,7 @@ class Coordinates(NamedTuple):
             complement; None where there is none.
         axis_name: the axis whose members share the draws, if any.
         credit: what the examples of the batch see, where it is asked for and known.
+        products: what of uuᵀ a covariance is to learn from, if one is.
     """
 
     origin: PyTree
@@ -164,6 +166,7 @@ class Coordinates(NamedTuple):
     outside: Callable[[PyTree], PyTree] | None
     axis_name: str | None = None
     credit: Credit | None = None
+    products: Products | None = None
 
 
 def over_axes(space: Coordinates, params: PyTree, axes: Axes) -> Coordinates:

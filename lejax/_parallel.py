@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lejax._covariance import Products
 from lejax._estimate import check_sampler
 from lejax._info import Info
 from lejax._sampler import Sampler
@@ -144,4 +145,18 @@ def parallel(
         run = on_mesh(of_member, in_specs, (whole, of_state, whole))
         return run(key, state, params, *part)
 
-    return sampler._replace(init=init, step=step, over=shared.over)
+    def learning(products: Products) -> Sampler:
+        assert sampler.learning is not None
+        return parallel(
+            sampler.learning(products),
+            mesh,
+            axis_name=axis_name,
+            data_axis_name=data_axis_name,
+        )
+
+    return sampler._replace(
+        init=init,
+        step=step,
+        over=shared.over,
+        learning=sampler.learning and learning,
+    )

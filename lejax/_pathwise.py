@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._axes import make_axes
+from lejax._covariance import no_products, slopes
 from lejax._draws import Draws, Plan, fold_draws
 from lejax._info import Info
 from lejax._moments import (
@@ -35,11 +36,13 @@ class MeanGradient(NamedTuple):
         moments: of the losses whose gradient is finite as well.
         total: Σ∇f.
         square: Σ|uᵤ|² over the units, each of which adds uᵤ to that sum.
+        products: Σu∇fᵀ, as far as a covariance is to learn from it; else None.
     """
 
     moments: LossMoments
     total: PyTree
     square: jax.Array
+    products: PyTree = None
 
     def mean(self) -> PyTree:
         """The average of the finite gradients; 0 where there are none."""
@@ -79,26 +82,33 @@ def mean_gradient(
 
         moments = loss_moments(values, kept, draws.valid)
         units = jax.tree.map(of_units, grads)
+        products = found.products
+        if space.products is not None:
+            products = optax.tree.add(
+                products, slopes(space.products, draws, kept, grads)
+            )
         total = jax.tree.map(lambda leaf: leaf.sum(0), units)
         return MeanGradient(
             merge_moments(found.moments, moments),
             optax.tree.add(found.total, total),
             found.square + inner(units, units, dtype),
+            products,
         )
 
+    nothing = no_products(space.products, space.zeros)
     found = fold_draws(
         key,
         space,
         variance,
         evaluate,
         absorb,
-        MeanGradient(empty_moments(dtype), space.zeros, jnp.zeros((), dtype)),
+        MeanGradient(empty_moments(dtype), space.zeros, jnp.zeros((), dtype), nothing),
         plan,
     )
     if space.axis_name is None:
         return found
     moments = pooled(of_members(found.moments, space.axis_name))
-    sums = jax.lax.psum((found.total, found.square), space.axis_name)
+    sums = jax.lax.psum(found[1:], space.axis_name)
     return MeanGradient(moments, *sums)
 
 
@@ -168,7 +178,10 @@ def pathwise(
         del beta  # heat has none
         found = mean_gradient(key, space, space.zeros, tau, plan)
         error = found.squared_error(tau)
-        info = mean_info(found.moments, num_samples)._replace(squared_error=error)
+        size = jnp.maximum(found.moments.size, 1).astype(error.dtype)
+        info = mean_info(found.moments, num_samples)._replace(
+            squared_error=error, products=scaled(found.products, 1 / size)
+        )
         return space.lift(scaled(found.mean(), -tau)), state, info
 
     return make_sampler(
@@ -179,4 +192,5 @@ def pathwise(
         knows_noise=True,
         axes=make_axes(axis_name, data_axis_name),
         differentiable=True,
+        learns=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -9,8 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from lejax._axes import Axes, check_bound, make_axes, varying
+from lejax._covariance import Products
 from lejax._info import Info, is_known, unknown
-from lejax._objective import Coordinates, check_objective, first_batch, over_axes
+from lejax._objective import (
+    Coordinates,
+    check_objective,
+    first_batch,
+    full_space,
+    over_axes,
+)
 from lejax._trees import PyTree, compute_dtype, inner
 from lejax._validate import float_leaves, positive, typed_key
 
@@ -35,6 +43,10 @@ class Sampler(NamedTuple):
         inner_batches: whether a batch is a stack of batches that take turns.
         over: `over(axis_name, data_axis_name)` is the same sampler for the members of
             named axes, as if it had been made with these arguments.
+        learning: `learning(products)` is the same sampler, which draws every parameter
+            and whose info also tells the sums that a covariance learns from: of
+            local entropy E_q uuᵀ - τI, u = X - x, of heat τ E u∇f(X)ᵀ/τ, as `products`
+            has them. None where it cannot.
         knows_noise: whether its info may tell `squared_error` and `signal`.
         num_samples: the J of which `effective_sample_size` tells how many count at the
             τ and β that are passed; None where it tells something else, or nothing.
@@ -60,6 +72,7 @@ class Sampler(NamedTuple):
     over: Callable[[str | None, str | None], Sampler]
     knows_noise: bool
     num_samples: int | None = None
+    learning: Callable[[Products], Sampler] | None = None
 
 
 def stateless(params: PyTree, axes: Axes) -> tuple[()]:
@@ -93,6 +106,8 @@ def make_sampler(
     knows_noise: bool = False,
     num_samples: int | None = None,
     beta_in_use: Callable[[PyTree, jax.Array], jax.Array] = as_passed,
+    learns: bool = False,
+    products: Products | None = None,
 ) -> Sampler:
     """A sampler from `run(key, state, space, tau, beta)`.
 
@@ -101,21 +116,27 @@ def make_sampler(
     the one place where arguments are checked.
     """
 
+    again = functools.partial(
+        make_sampler,
+        run,
+        name,
+        regularization,
+        init=init,
+        check=check,
+        differentiable=differentiable,
+        inner_batches=inner_batches,
+        knows_noise=knows_noise,
+        num_samples=num_samples,
+        beta_in_use=beta_in_use,
+        learns=learns,
+    )
+
     def over(axis_name: str | None, data_axis_name: str | None) -> Sampler:
-        return make_sampler(
-            run,
-            name,
-            regularization,
-            axes=make_axes(axis_name, data_axis_name),
-            init=init,
-            check=check,
-            coordinates=coordinates,
-            differentiable=differentiable,
-            inner_batches=inner_batches,
-            knows_noise=knows_noise,
-            num_samples=num_samples,
-            beta_in_use=beta_in_use,
-        )
+        axes = make_axes(axis_name, data_axis_name)
+        return again(axes=axes, coordinates=coordinates, products=products)
+
+    def learning(products: Products) -> Sampler:
+        return again(axes=axes, coordinates=full_space, products=products)
 
     def checked_init(params: PyTree) -> PyTree:
         return init(float_leaves(params), axes)
@@ -139,7 +160,7 @@ def make_sampler(
         # The loss is read as it will be run: at points that differ over the axes.
         read_at = varying(varying(params, axes.samples), axes.data)
         space = coordinates(value_fn, read_at, batch, inner_batches, axes.data)
-        space = over_axes(space, params, axes)
+        space = over_axes(space, params, axes)._replace(products=products)
         # One rounding of τ and β for all that is made of them.
         dtype = compute_dtype(space.zeros)
         tau = jnp.asarray(tau, dtype)
@@ -159,6 +180,7 @@ def make_sampler(
         over,
         knows_noise,
         num_samples,
+        learning if learns else None,
     )
     return sampler
 

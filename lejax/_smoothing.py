@@ -76,7 +76,7 @@ def smoothed(
     like = has_aux if not isinstance(has_aux, bool) else None
 
     def init(params: PyTree) -> SmoothingState:
-        selected, _ = _select(mask, params)
+        selected, _ = select(mask, params)
         dtype = compute_dtype(selected)
         aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         info = make_info(dtype, 0)._replace(aux=aux)
@@ -97,7 +97,7 @@ def smoothed(
     ) -> tuple[PyTree, SmoothingState]:
         del ignored
         value_fn = loss_function(value_fn)
-        selected, restore = _select(mask, params)
+        selected, restore = select(mask, params)
 
         @functools.wraps(value_fn)
         def loss(selected: PyTree, *batch: PyTree) -> Any:
@@ -131,7 +131,7 @@ def smoothed(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _select(mask: Any, params: PyTree) -> tuple[PyTree, Callable[..., PyTree]]:
+def select(mask: Any, params: PyTree) -> tuple[PyTree, Callable[..., PyTree]]:
     """The leaves to perturb, and how to put such leaves back among the others.
 
     Unselected leaves are None, so the selected ones keep their place in the tree.

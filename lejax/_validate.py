@@ -73,6 +73,37 @@ def finite(name: str, value: Any) -> float:
     return number
 
 
+def not_negative(name: str, value: Any) -> float | None:
+    """`value` as a finite number of at least 0; None where it is traced."""
+    if isinstance(value, Tracer):
+        return None
+    number = _number(value)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(
+            f"{name} must be a finite number of at least 0, got {value!r}; "
+            f"pass for example {name}=1.0."
+        )
+    return number
+
+
+def at_most_one(name: str, value: Any) -> None:
+    """Refuse a number that is known and not above 0 and at most 1."""
+    if (positive(name, value) or 0) > 1:
+        raise ValueError(
+            f"{name} must be at most 1, got {value!r}; pass for example {name}=0.1."
+        )
+
+
+def above_one(name: str, value: Any) -> None:
+    """Refuse a number that is known and not above 1."""
+    known = positive(name, value)
+    if known is not None and known <= 1:
+        raise ValueError(
+            f"{name} must be above 1, got {value!r}: it is a factor; "
+            f"pass for example {name}=10.0."
+        )
+
+
 def fraction(name: str, value: Any) -> None:
     """Refuse a number that is known and not between 0 and 1."""
     if not isinstance(value, Tracer) and not 0 < _number(value) < 1:

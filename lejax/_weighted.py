@@ -29,6 +29,8 @@ class WeightedEstimate(NamedTuple):
         log_mean_error: its standard error, by independent units.
         effective_sample_size: S²/K.
         failed_fraction: the share of samples whose loss was not finite.
+        excess: the estimate of E_q uuᵀ - E_φ uuᵀ, by centred weights w̃ - 1/J, as far as
+            a covariance keeps it; 0 where nothing has a weight.
     """
 
     displacement: PyTree
@@ -39,6 +41,7 @@ class WeightedEstimate(NamedTuple):
     log_mean_error: jax.Array
     effective_sample_size: jax.Array
     failed_fraction: jax.Array
+    excess: PyTree
 
 
 def estimate(
@@ -73,6 +76,13 @@ def estimate(
             counts, weight**2 / jnp.where(counts, acc.member_square, 1), 0
         ),
         failed_fraction=moments.failed.astype(dtype) / size,
+        excess=optax.tree.where(
+            counts,
+            optax.tree.sub(
+                scaled(acc.products, 1 / weight), scaled(acc.all_products, 1 / size)
+            ),
+            optax.tree.zeros_like(acc.products),
+        ),
     )
 
 

@@ -46,6 +46,11 @@ def entropy_sgd(tau, **options):
     return lejax.entropy_sgd(0.5, tau, **options)
 
 
+def gaussian(sampler, covariance):
+    make = functools.partial(lejax.gaussian, sampler, covariance=covariance)
+    return Entry(make, {lejax.gaussian})
+
+
 # Where `mask` and `beta` are arguments, and the state is a `SmoothingState`.
 SMOOTHINGS = {
     "importance": smoothing(lejax.local_entropy, lejax.importance, 20),
@@ -79,7 +84,12 @@ SMOOTHINGS = {
     "scoping": Entry(scoped, {lejax.scoping}),
     "target_share": Entry(controlled, {lejax.target_share}),
 }
-TRANSFORMATIONS = SMOOTHINGS | {"entropy_sgd": Entry(entropy_sgd, {lejax.entropy_sgd})}
+TRANSFORMATIONS = SMOOTHINGS | {
+    "entropy_sgd": Entry(entropy_sgd, {lejax.entropy_sgd}),
+    "gaussian, full": gaussian(lejax.importance(20), "full"),
+    "gaussian, adapted": gaussian(lejax.importance(20, target_share=0.5), "scale"),
+    "gaussian, pathwise": gaussian(lejax.pathwise(20), "diagonal"),
+}
 every_smoothing = pytest.mark.parametrize("name", SMOOTHINGS)
 every_transformation = pytest.mark.parametrize("name", TRANSFORMATIONS)
 

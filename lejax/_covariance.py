@@ -1,0 +1,235 @@
+"""The covariance Σ = LLᵀ of φ = N(x, Σ), by its root L: x + Lu with u ~ N(0, I).
+
+All that is learnt about Σ is learnt in the coordinates u, where it is I.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from lejax._trees import PyTree, compute_dtype, scaled
+
+if TYPE_CHECKING:
+    from lejax._draws import Draws
+
+Structure = Literal["scale", "diagonal", "full"]
+
+# A dense root of more directions takes minutes to decompose.
+MOST_DIRECTIONS = 2**11
+
+
+class Elementwise(NamedTuple):
+    """L is diagonal, with one scale for a leaf, or one for each of its numbers.
+
+    Attributes:
+        scales: of standard deviations, scalars or of the shapes of the parameters.
+    """
+
+    scales: PyTree
+
+    def times(self, u: PyTree) -> PyTree:
+        """Lu."""
+        return jax.tree.map(jnp.multiply, self.scales, u)
+
+    def variances(self, like: PyTree) -> PyTree:
+        """The diagonal of Σ, in the shapes of the parameters."""
+        return jax.tree.map(
+            lambda scale, leaf: jnp.broadcast_to(scale**2, leaf.shape),
+            self.scales,
+            like,
+        )
+
+    def log_determinant(self, like: PyTree) -> jax.Array:
+        """log det L."""
+        logs = jax.tree.map(
+            lambda scale, leaf: jnp.log(scale).sum() * (leaf.size / scale.size),
+            self.scales,
+            like,
+        )
+        return sum(jax.tree.leaves(logs), jnp.zeros((), compute_dtype(like)))
+
+    def products(self, u: PyTree, v: PyTree, coefficients: jax.Array) -> PyTree:
+        """Σ c uvᵀ as far as it is kept: its diagonal, or the mean of that of a leaf.
+
+        `u` and `v` have leaves (n, ...), for coefficients (n,).
+        """
+
+        def of_leaf(scale: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
+            found = u * v
+            if not scale.ndim and found.ndim > 1:
+                found = found.mean(tuple(range(1, found.ndim)))
+            return jnp.tensordot(coefficients.astype(found.dtype), found, 1)
+
+        return jax.tree.map(of_leaf, self.scales, u, v)
+
+    def factor(self, excess: PyTree, low: Any, high: Any) -> PyTree:
+        """I + A, with eigenvalues between these, for A as `products` has it."""
+        return jax.tree.map(lambda a: (1 + a).clip(low, high), excess)
+
+    def solve(self, factor: PyTree, u: PyTree) -> PyTree:
+        """F⁻¹u."""
+        return jax.tree.map(jnp.divide, u, factor)
+
+    def stretched(
+        self, factor: PyTree, power: int, bounds: tuple[Any, Any]
+    ) -> tuple[Elementwise, jax.Array]:
+        """The root of LFᵖLᵀ within bounds, and the share of directions at one."""
+        low, high = (jnp.sqrt(bound) for bound in bounds)
+        free = jax.tree.map(lambda s, f: s * f ** (power / 2), self.scales, factor)
+        kept = jax.tree.map(lambda s: s.clip(low, high), free)
+        changed = jax.tree.map(lambda a, b: (a != b).mean(), free, kept)
+        shares = jnp.stack(jax.tree.leaves(changed))
+        return Elementwise(kept), shares.mean()
+
+
+class Full(NamedTuple):
+    """L is dense.
+
+    Attributes:
+        root: (d, d), of all numbers of the parameters as `ravel_pytree` has them.
+    """
+
+    root: jax.Array
+
+    def times(self, u: PyTree) -> PyTree:
+        """Lu."""
+        flat, unravel = ravel_pytree(u)
+        return unravel(self.root @ flat)
+
+    def variances(self, like: PyTree) -> PyTree:
+        """The diagonal of Σ, in the shapes of the parameters."""
+        unravel = ravel_pytree(like)[1]
+        return unravel((self.root**2).sum(1))
+
+    def log_determinant(self, like: PyTree) -> jax.Array:
+        """log |det L|."""
+        del like
+        return jnp.linalg.slogdet(self.root)[1]
+
+    def products(self, u: PyTree, v: PyTree, coefficients: jax.Array) -> jax.Array:
+        """Σ c (uvᵀ + vuᵀ)/2, of leaves (n, ...), for coefficients (n,)."""
+        u, v = _rows(u), _rows(v)
+        found = jnp.matmul(
+            (u * coefficients[:, None].astype(u.dtype)).T,
+            v,
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return (found + found.T) / 2
+
+    def factor(self, excess: jax.Array, low: Any, high: Any) -> Any:
+        """I + A, with eigenvalues between these: they and their directions."""
+        values, vectors = jnp.linalg.eigh(excess)
+        return (1 + values).clip(low, high), vectors
+
+    def solve(self, factor: Any, u: PyTree) -> PyTree:
+        """F⁻¹u."""
+        values, vectors = factor
+        flat, unravel = ravel_pytree(u)
+        return unravel(vectors @ ((vectors.T @ flat) / values))
+
+    def stretched(
+        self, factor: Any, power: int, bounds: tuple[Any, Any]
+    ) -> tuple[Full, jax.Array]:
+        """The root of LFᵖLᵀ within bounds, and the share of directions at one."""
+        values, vectors = factor
+        # By the root, not by Σ: small eigenvalues would have half of the digits.
+        root = self.root @ (vectors * values ** (power / 2))
+        directions, free, _ = jnp.linalg.svd(root)
+        kept = free.clip(*(jnp.sqrt(bound) for bound in bounds))
+        return Full(directions * kept), (kept != free).mean()
+
+
+Covariance: TypeAlias = Elementwise | Full
+Products = Callable[[PyTree, PyTree, jax.Array], PyTree]
+
+
+def isotropic(structure: Structure, zeros: PyTree, variance: Any) -> Covariance:
+    """τI, from where a covariance of that structure sets out."""
+    scale = jnp.sqrt(jnp.asarray(variance, compute_dtype(zeros)))
+    if structure == "full":
+        flat = ravel_pytree(zeros)[0]
+        if flat.size > MOST_DIRECTIONS:
+            raise ValueError(
+                f"covariance='full' keeps a matrix of {flat.size} rows, and at most "
+                f"{MOST_DIRECTIONS} are supported; pass covariance='diagonal'."
+            )
+        return Full(scale.astype(flat.dtype) * jnp.eye(flat.size, dtype=flat.dtype))
+    shapes = {"scale": lambda leaf: (), "diagonal": jnp.shape}
+    return Elementwise(
+        jax.tree.map(
+            lambda leaf: jnp.full(shapes[structure](leaf), scale, leaf.dtype), zeros
+        )
+    )
+
+
+def no_products(products: Products | None, zeros: PyTree) -> PyTree:
+    """The sum of none of them; None without."""
+    if products is None:
+        return None
+    one = jax.tree.map(lambda leaf: leaf[None], zeros)
+    return products(one, one, jnp.zeros(1, compute_dtype(zeros)))
+
+
+def squares(products: Products | None, draws: Draws, coefficients: jax.Array) -> PyTree:
+    """Σ c uuᵀ over all draws, for coefficients (k, p, g); None without products."""
+    if products is None:
+        return None
+    rows = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), draws.displacements
+    )
+    return products(rows, rows, coefficients.sum(0).ravel())  # those of a pair alike
+
+
+def slopes(products: Products, draws: Draws, kept: jax.Array, grads: PyTree) -> PyTree:
+    """Σu∇fᵀ over the draws kept, (k, p, g), for leaves (k, p, g, ...) of ∇f."""
+
+    def rows(leaf: jax.Array, grad: jax.Array) -> jax.Array:
+        mask = kept.reshape(kept.shape + (1,) * (grad.ndim - 3))
+        return jnp.where(mask, leaf, 0).reshape(-1, *grad.shape[3:])
+
+    signs = jnp.broadcast_to(draws.signs[:, None, None], kept.shape).ravel()
+    displacements = jax.tree.map(rows, draws.displacements, grads)
+    return products(displacements, jax.tree.map(rows, grads, grads), signs)
+
+
+def by_moments(
+    root: Covariance, moved: PyTree, excess: PyTree, rate: Any, change: Any, bounds: Any
+) -> tuple[PyTree, tuple[Covariance, jax.Array]]:
+    """The step of the mean, and (1 - ρ)Σ + ρ Cov_q + ρ(1 - ρ) of its square.
+
+    In the coordinates u, where `moved` is the step and `excess` E_q uuᵀ - I.
+    """
+    one = jax.tree.map(lambda leaf: leaf[None], moved)
+    square = root.products(one, one, jnp.ones(1, compute_dtype(moved)))
+    learnt = optax.tree.add_scale(scaled(excess, rate), -(rate**2), square)
+    factor = root.factor(learnt, 1 / change, change)
+    return moved, root.stretched(factor, 1, bounds)
+
+
+def by_natural_gradient(
+    root: Covariance, slope: PyTree, bend: PyTree, rate: Any, change: Any, bounds: Any
+) -> tuple[PyTree, tuple[Covariance, jax.Array]]:
+    """The step of the mean, and the covariance of the precision Σ⁻¹ + ρβ E∇²f.
+
+    In the coordinates u, where `slope` and `bend` are β E∇f and β E∇²f.
+    """
+    steep = root.factor(bend, 1 / change, jnp.inf)
+    factor = root.factor(scaled(bend, rate), 1 / change, change)
+    moved = root.solve(steep, scaled(slope, -1))
+    return moved, root.stretched(factor, -1, bounds)
+
+
+def _rows(tree: PyTree) -> jax.Array:
+    """Leaves (n, ...) as one matrix (n, d)."""
+    leaves = jax.tree.leaves(tree)
+    dtype = compute_dtype(tree)
+    return jnp.concatenate(
+        [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], 1
+    ).astype(dtype)
