@@ -116,7 +116,9 @@ def searchers_of(problem: Problem, config: Config) -> dict[str, Searcher]:
     found = searchers(
         config.samples,
         by_example=problem.by_example,
-        shaping=problem.shaping,
+        covariances=problem.covariances,
+        scales=problem.scales,
+        rates=problem.rates,
         reference=problem.reference is not None,
         weights=problem.weights,
     )

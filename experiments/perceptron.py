@@ -42,6 +42,9 @@ def problems(
             level=1.0,
             measure="share of patterns",
             settings_of="α = 0.3",
+            covariances=("diagonal",),
+            scales=(0.03, 3.0),
+            rates=(0.01, 1.0),
             weights=signs,
             loss_of_weights=mistakes,
         )

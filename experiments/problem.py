@@ -30,7 +30,9 @@ class Problem(NamedTuple):
         measure: what the score is, in words.
         reference: the same with gradients, `reference(params, batch)`, if there is one.
         by_example: whether the examples see apart what the layers draw.
-        shaping: whether lejax takes the ranks of the losses.
+        covariances: those that lejax learns as well.
+        scales: of σ, between which every search tries it.
+        rates: of Adam, likewise.
         weights: what is computed with, of parameters that are rounded for it, if so.
         loss_of_weights: the loss with any weights, rounded or not; there examples see
             apart what the layers draw.
@@ -46,7 +48,9 @@ class Problem(NamedTuple):
     measure: str
     reference: Callable[[Any, Any], jax.Array] | None = None
     by_example: bool = False
-    shaping: bool = False
+    covariances: tuple[str, ...] = ()
+    scales: tuple[float, float] = (0.003, 0.3)
+    rates: tuple[float, float] = (0.001, 0.1)
     weights: Callable[[Any], Any] | None = None
     loss_of_weights: Callable[[Any, Any], jax.Array] | None = None
     settings_of: str = ""

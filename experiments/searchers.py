@@ -17,19 +17,16 @@ from experiments.search import Loss, Numbers, Search, Searcher
 
 
 def optimizer(
-    head: Callable[[Numbers, jax.Array], optax.GradientTransformation],
+    chain: Callable[[Numbers, jax.Array], Any],
     loss: Loss,
     evaluations: int,
     weights: Callable[[Any], Any] = lambda params: params,
 ) -> Search:
-    """An optax chain: `head(numbers, key)`, and Adam.
+    """An optax chain, `chain(numbers, key)`.
 
     With `weights` the gradient is that at the weights, and moves the parameters
     straight through the rounding.
     """
-
-    def chain(numbers: Numbers, key: jax.Array) -> Any:
-        return optax.chain(head(numbers, key), optax.adam(numbers["rate"]))
 
     def init(params: Any, key: jax.Array, numbers: Numbers) -> Any:
         return params, chain(numbers, key).init(params)
@@ -44,6 +41,15 @@ def optimizer(
         return optax.apply_updates(params, updates), inner
 
     return Search(init, update, lambda state: state[0], evaluations)
+
+
+def before_adam(
+    head: Callable[[Numbers, jax.Array], optax.GradientTransformation],
+) -> Callable[[Numbers, jax.Array], Any]:
+    """A smoothed gradient, `head(numbers, key)`, and Adam on it."""
+    return lambda numbers, key: optax.chain(
+        head(numbers, key), optax.adam(numbers["rate"])
+    )
 
 
 def local_entropy(
@@ -73,7 +79,30 @@ def local_entropy(
             )
 
         # Credit takes the losses at x as well.
-        return optimizer(head, loss, population + credit, weights)
+        return optimizer(before_adam(head), loss, population + credit, weights)
+
+    return make
+
+
+def gaussian(
+    covariance: Any, weights: Callable[[Any], Any] = lambda params: params
+) -> Callable[..., Search]:
+    """Importance sampling whose covariance is learnt with the mean."""
+
+    def make(loss: Loss, params: Any, population: int) -> Search:
+        del params
+
+        def chain(numbers: Numbers, key: jax.Array) -> Any:
+            head = lejax.gaussian(
+                lejax.importance(population, target_share=numbers["share"]),
+                numbers["sigma"] ** 2,
+                key=key,
+                covariance=covariance,
+                covariance_rate=numbers["mixing"],
+            )
+            return optax.chain(head, optax.sgd(1.0))
+
+        return optimizer(chain, loss, population, weights)
 
     return make
 
@@ -91,7 +120,8 @@ def heat(
             sampler = lejax.score_function(population, **single)
             return lejax.heat(sampler, numbers["sigma"] ** 2, key=key)
 
-        return optimizer(head, loss, population + 1, weights)  # and the losses at x
+        # Credit takes the losses at x as well.
+        return optimizer(before_adam(head), loss, population + 1, weights)
 
     return make
 
@@ -100,7 +130,8 @@ def gradient(loss: Loss, params: Any, population: int) -> Search:
     """Back-propagation, of which a step counts as three evaluations."""
     del params, population
 
-    return optimizer(lambda numbers, key: backpropagation(), loss, 3)
+    chain = before_adam(lambda numbers, key: backpropagation())
+    return optimizer(chain, loss, 3)
 
 
 def spsa(loss: Loss, params: Any, population: int) -> Search:
@@ -135,7 +166,9 @@ def searchers(
     samples: int,
     *,
     by_example: bool = False,
-    shaping: bool = False,
+    covariances: tuple[str, ...] = (),
+    scales: tuple[float, float] = (0.003, 0.3),
+    rates: tuple[float, float] = (0.001, 0.1),
     reference: bool = False,
     weights: Callable[[Any], Any] | None = None,
 ) -> dict[str, Searcher]:
@@ -145,7 +178,9 @@ def searchers(
         samples: the greatest population.
         by_example: whether the loss is one of a network whose examples have credit:
             then the parts that reduction and credit have in it are shown as well.
-        shaping: whether lejax takes ranks too.
+        covariances: what lejax is to learn as well; it then also takes ranks.
+        scales: of σ, between which it is tried.
+        rates: of Adam, likewise.
         reference: whether there is a loss with gradients.
         weights: what rounds the parameters, if anything does: some then also search
             about the rounded weights, where the loss is another one, and move the
@@ -159,12 +194,14 @@ def searchers(
         ) from error
 
     search_of = evolution.search_of
-    sigma, rate = {"sigma": (0.003, 0.3)}, {"rate": (0.001, 0.1)}
+    sigma, rate = {"sigma": scales}, {"rate": rates}
     share = {"share": (0.3, 0.98)}
     many = (samples // 8 * 2, samples)  # pairs
-    own = {"beta": (0.3, 30.0)} if shaping else share
-    head = local_entropy(credit=by_example, shaping="ranks" if shaping else None)
-    found = {"importance": Searcher(head, sigma | rate | own, many)}
+    found = {
+        "importance": Searcher(
+            local_entropy(credit=by_example), sigma | rate | share, many
+        )
+    }
     if by_example:
         parts = {
             "importance, no credit": local_entropy(credit=False),
@@ -173,7 +210,15 @@ def searchers(
         for name, make in parts.items():
             found[name] = Searcher(make, sigma | rate | share, many)
         found["score_function"] = Searcher(heat(), sigma | rate, many)
-
+    mixing = {"mixing": (0.03, 0.5)}
+    if covariances:
+        ranks = local_entropy(credit=False, shaping="ranks")
+        beta = {"beta": (0.3, 30.0)}
+        found["importance, ranks"] = Searcher(ranks, sigma | rate | beta, many)
+    for covariance in covariances:
+        found[f"gaussian, {covariance}"] = Searcher(
+            gaussian(covariance), sigma | share | mixing, (16, *many)
+        )
     found["OpenES"] = Searcher(
         search_of(evolution.open_es, width_in_params=False), sigma | rate, many
     )
@@ -197,6 +242,9 @@ def searchers(
             ),
             "SNES": (search_of(evolution.snes, weights=weights), {}),
         }
+        for covariance in covariances:
+            learnt = gaussian(covariance, weights), share | mixing
+            straight[f"gaussian, {covariance}"] = learnt
         for name, (make, mine) in straight.items():
             label = f"{name}, straight through"
             found[label] = Searcher(make, wide | mine, many, "weights")

@@ -45,7 +45,8 @@ def problems(
             score=lambda params, data: mean_return(params, data["test"], steps),
             level=level,
             measure="mean return",
-            shaping=True,
+            covariances=("diagonal", "full"),
+            scales=(0.03, 1.0),
         )
 
     return {"easy": problem_of("easy", 0.8), "hard": problem_of("hard", 0.5)}

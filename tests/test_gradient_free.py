@@ -153,8 +153,13 @@ def test_a_pole_that_nobody_pushes_keeps_its_energy(monkeypatch):
 
 
 SEARCHERS = searchers(
-    24, by_example=True, reference=True, weights=lambda params: params
+    24,
+    by_example=True,
+    covariances=("diagonal", "full"),
+    reference=True,
+    weights=lambda params: params,
 )
+SETTINGS = {"sigma": 0.1, "rate": 0.1, "share": 0.5, "beta": 4.0, "mixing": 0.1}
 NUMBERS = {
     "SPSA": {"sigma": 0.1, "rate": 3.0},
     "gradient": {"rate": 0.03},
@@ -163,12 +168,11 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("name", [*SEARCHERS, "importance, ranks"])
+@pytest.mark.parametrize("name", SEARCHERS)
 def test_searches_descend(name):
     """A regression of thirty weights; every batch is another."""
-    of = searchers(24, shaping=True)["importance"]
-    searcher = SEARCHERS.get(name, of)
-    numbers = NUMBERS.get(name, {"sigma": 0.1, "rate": 0.1, "share": 0.5, "beta": 4.0})
+    searcher = SEARCHERS[name]
+    numbers = NUMBERS.get(name, SETTINGS)
     weights = jnp.linspace(-1, 2, 30)[:, None]
 
     def loss(params, inputs):
