@@ -15,7 +15,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(
     r"```python\n(.*?)```.*?```text\n(.*?)```", README, flags=re.DOTALL
 )
-NAMES = ["quickstart", "loop", "samplers", "report", "devices"]
+NAMES = ["quickstart", "loop", "samplers", "report", "posterior", "devices"]
 
 
 def test_there_are_examples():
