@@ -180,8 +180,9 @@ def until(of: dict[str, Any], level: float) -> str:
     first = (below.argmax(1) + 1) * of["evaluations_per_point"]
     there = below.any(1)
     if not there.all():
-        spent = below.shape[1] * of["evaluations_per_point"]
-        return f"{there.sum()} of {len(there)} within {spent:,}"
+        runs, points = below.shape
+        spent = points * of["evaluations_per_point"]
+        return f"{there.sum()} of {runs} within {spent:,}"
     return plotting.shown(first)
 
 

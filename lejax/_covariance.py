@@ -93,7 +93,8 @@ class Full(NamedTuple):
     """L is dense.
 
     Attributes:
-        root: (d, d), of all numbers of the parameters as `ravel_pytree` has them.
+        root: (d, d), symmetric, of all numbers of the parameters as `ravel_pytree` has
+            them.
     """
 
     root: jax.Array
@@ -143,7 +144,9 @@ class Full(NamedTuple):
         root = self.root @ (vectors * values ** (power / 2))
         directions, free, _ = jnp.linalg.svd(root)
         kept = free.clip(*(jnp.sqrt(bound) for bound in bounds))
-        return Full(directions * kept), (kept != free).mean()
+        # The symmetric root is the only one of its kind: rounding cannot turn it, and
+        # with it the draws.
+        return Full((directions * kept) @ directions.T), (kept != free).mean()
 
 
 Covariance: TypeAlias = Elementwise | Full

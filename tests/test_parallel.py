@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from devices import run_on_four_devices
+from registry import assert_close
 from test_sharing import BATCH, PARAMS, SAMPLERS, assert_same, f, network
 
 import lejax
@@ -102,6 +103,36 @@ def of_many_rows():
             for each in (shared, sampler)
         ]
         assert_same(*found)
+
+
+def with_a_covariance():
+    """Learnt from the draws of all devices, and of a batch that is split."""
+    mesh = jax.make_mesh((2, 2), ("draws", "rows"), (AUTO, AUTO))
+    names = {"axis_name": "draws", "data_axis_name": "rows"}
+    x = jax.random.normal(jax.random.key(0), (16, 4))
+    params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
+
+    def loss(params, x):
+        return jnp.mean(jnp.tanh(x @ params["w"] + params["b"]).sum(-1) ** 2)
+
+    def learnt(sampler, covariance):
+        tx = lejax.gaussian(
+            sampler, TAU, key=jax.random.key(2), covariance=covariance, temperature=0.3
+        )
+        update = jax.jit(lambda s: tx.update(None, s, params, value_fn=loss, batch=x))
+        updates, state = update(tx.init(params))
+        updates, state = update(state)
+        variances = state.covariance.variances(params)
+        return updates, variances, state.info.objective
+
+    for sampler in (lejax.importance(40, target_share=0.3), lejax.pathwise(12)):
+        on_some = lejax.parallel(sampler, mesh, **names)
+        for covariance in ("diagonal", "full"):
+            expected = learnt(sampler, covariance)
+            for shared in (lejax.parallel(sampler), on_some):
+                found = learnt(shared, covariance)
+                # Roots and their inverses magnify rounding.
+                assert_close(found, expected, atol=1e-5)
 
 
 def what_is_sent(count):
@@ -229,6 +260,7 @@ if __name__ == "__main__":
     on_all_devices(SHARED)
     on_two_axes()
     of_many_rows()
+    with_a_covariance()
     jax.config.update("jax_disable_most_optimizations", False)
     what_is_sent(4)
     split_parameters_reduced(pytest.MonkeyPatch())
