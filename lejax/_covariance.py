@@ -192,14 +192,19 @@ def squares(products: Products | None, draws: Draws, coefficients: jax.Array) ->
 
 def slopes(products: Products, draws: Draws, kept: jax.Array, grads: PyTree) -> PyTree:
     """Σu∇fᵀ over the draws kept, (k, p, g), for leaves (k, p, g, ...) of ∇f."""
+    ones = jnp.ones(kept[0].size)
 
-    def rows(leaf: jax.Array, grad: jax.Array) -> jax.Array:
+    def signed(grad: jax.Array) -> jax.Array:
+        # A pair's difference first: what both have in common leaves no rounding.
         mask = kept.reshape(kept.shape + (1,) * (grad.ndim - 3))
-        return jnp.where(mask, leaf, 0).reshape(-1, *grad.shape[3:])
+        signs = draws.signs.astype(grad.dtype)
+        return jnp.tensordot(signs, jnp.where(mask, grad, 0), 1)
 
-    signs = jnp.broadcast_to(draws.signs[:, None, None], kept.shape).ravel()
-    displacements = jax.tree.map(rows, draws.displacements, grads)
-    return products(displacements, jax.tree.map(rows, grads, grads), signs)
+    def rows(leaf: jax.Array) -> jax.Array:
+        return leaf.reshape(-1, *leaf.shape[2:])
+
+    displacements = jax.tree.map(rows, draws.displacements)
+    return products(displacements, jax.tree.map(lambda g: rows(signed(g)), grads), ones)
 
 
 def by_moments(

@@ -98,6 +98,34 @@ def test_the_temperature_weighs_by_the_density_as_well(loss, x):
 
 
 @TARGETS
+@every_structure
+def test_the_evidence(loss, x, covariance):
+    """At β = 1/T the objective is -T log ∫ exp(-f/T), whatever φ is."""
+    temperature = 0.8
+    points, spacing = np.linspace(-8, 8, 16_001, retstep=True)
+    values = np.asarray(jax.vmap(loss)(jnp.asarray(points)))
+    truth = -temperature * np.log(np.exp(-values / temperature).sum() * spacing)
+    for tau in (0.4, 1.5):
+
+        def found(key, tau=tau):
+            _, state = updated(
+                loss,
+                jnp.asarray(x),
+                lejax.importance(4000),
+                tau,
+                key,
+                covariance=covariance,
+                beta=1 / temperature,
+                temperature=temperature,
+            )
+            return state.info.objective
+
+        # A logarithm's bias is half of the variance.
+        samples = replicate(found, 300)
+        assert_mean(samples, truth, bias=float(samples.var()) / temperature)
+
+
+@TARGETS
 def test_the_twin_of_heat(loss, x):
     """Σ'⁻¹ = Σ⁻¹ + ρβ(E_φ f'' - T/Σ), and the mean by Σ'' E_φ f', at two τ."""
     beta, temperature, rho = 0.1, 0.3, 0.5
@@ -390,6 +418,18 @@ def test_bounds(sampler, covariance):
     )
     values = np.linalg.eigvalsh(dense(state.covariance, start))
     np.testing.assert_allclose(values, [0.05, 2.0], rtol=1e-3)
+
+
+def test_no_step_is_longer_than_the_draws_reach():
+    """By √c standard deviations, in the mean square over the directions."""
+    steep = functools.partial(jnp.vdot, jnp.array([3e6, 4e6]))
+    x, state = updated(
+        steep, jnp.zeros(2), lejax.pathwise(10), 0.25, jax.random.key(0), max_change=4.0
+    )
+    np.testing.assert_allclose(jnp.sum(x**2), 4 * 2 * 0.25, rtol=1e-4)
+    np.testing.assert_allclose(x[1] / x[0], 4 / 3, rtol=1e-4)
+    assert (x < 0).all()
+    assert state.bounded == 0
 
 
 def test_a_share_of_samples_ends_at_the_posterior():
