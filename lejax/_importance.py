@@ -30,6 +30,9 @@ from lejax._trees import PyTree, all_finite, compute_dtype, inner, is_large, sca
 from lejax._validate import fraction, optional_count, positive_count, sign_count
 from lejax._weighted import estimate, noise_of_groups
 
+# Sums for a covariance of more numbers are not kept by groups of draws.
+GROUPED_PRODUCTS = 2**18
+
 
 def importance(
     num_samples: int,
@@ -212,7 +215,8 @@ def importance(
         whole = is_large(space.zeros) or (
             by_example is not None and by_example.data_axis_name is not None
         )
-        whole = whole or (space.products is not None and is_large(empty.products))
+        if space.products is not None:
+            whole = whole or optax.tree.size(empty.products) > GROUPED_PRODUCTS
         fold, initial = absorb, empty
         if adapts:
             fold = keeping(absorb, lambda of: of if by_example is None else of[0])

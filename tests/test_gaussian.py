@@ -432,6 +432,19 @@ def test_no_step_is_longer_than_the_draws_reach():
     assert state.bounded == 0
 
 
+def test_the_mean_sees_the_whole_curvature():
+    """x' = x/(1 + βΣf''), of which the variance takes a part alone."""
+    x, _ = updated(
+        lambda x: 1e4 * jnp.sum(x**2),
+        jnp.array([0.1, 0.2]),
+        lejax.pathwise(2000),
+        1.0,
+        jax.random.key(0),
+        max_change=3.0,
+    )
+    assert jnp.linalg.norm(x) < 0.05
+
+
 def test_a_share_of_samples_ends_at_the_posterior():
     """β by the share, until it is 1/T."""
 
@@ -451,6 +464,68 @@ def test_a_share_of_samples_ends_at_the_posterior():
     np.testing.assert_allclose(state.info.beta_used, 1.0, rtol=1e-6)
     np.testing.assert_allclose(x, 3.0, atol=1e-3)
     np.testing.assert_allclose(state.covariance.variances(x), [0.02, 0.5], rtol=1e-3)
+
+
+def test_beta_ends_at_the_density_itself():
+    """A schedule of β may go above 1/T."""
+    run = functools.partial(
+        updated,
+        lambda x: jnp.sum(jnp.cosh(x)),
+        jnp.ones(2),
+        lejax.importance(100),
+        1.0,
+        jax.random.key(0),
+        temperature=0.5,
+        number=2,
+    )
+    found, _ = run(beta=lambda k: jnp.where(k < 1, 2.0, 10.0))
+    np.testing.assert_array_equal(found, run(beta=2.0)[0])
+
+
+@every_structure
+def test_the_evidence_of_leaves_of_several_numbers(covariance):
+    """-T log ∫ exp(-|u|²/2sT) = -T d/2 log(2πsT); a scale counts for all its leaf."""
+    variance, temperature = 0.3, 2.0
+    params = {"a": jnp.zeros(3), "b": jnp.zeros((1, 2))}
+    _, state = updated(
+        lambda u: optax.tree.norm(u, squared=True) / (2 * variance),
+        params,
+        lejax.importance(200),
+        temperature * variance,
+        jax.random.key(0),
+        covariance=covariance,
+        temperature=temperature,
+        beta=1 / temperature,
+    )
+    truth = -temperature * 5 / 2 * np.log(2 * np.pi * variance * temperature)
+    np.testing.assert_allclose(state.info.objective, truth, rtol=1e-5)
+
+
+def test_sums_that_overflow():
+    """They teach nothing, and spoil nothing."""
+    start = jnp.full(2, 1e-3)
+    x, state = updated(
+        lambda x: 1e37 * jnp.sum(x**2) / 2,
+        start,
+        lejax.pathwise(100),
+        1.0,
+        jax.random.key(0),
+    )
+    np.testing.assert_array_equal(x, start)
+    np.testing.assert_array_equal(state.covariance.scales, 1.0)
+
+
+def test_large_sums_are_not_kept_by_groups():
+    for size, known in ((100, True), (600, False)):
+        _, state = updated(
+            jnp.sum,
+            jnp.zeros(size),
+            lejax.importance(100),
+            1e-4,
+            jax.random.key(0),
+            covariance="full",
+        )
+        assert jnp.isfinite(state.info.signal_error) == known
 
 
 def test_schedules():
