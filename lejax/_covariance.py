@@ -5,7 +5,6 @@ All that is learnt about Σ is learnt in the coordinates u, where it is I.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -14,12 +13,13 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from lejax._trees import PyTree, compute_dtype, scaled
+from lejax._low_rank import LowRank, isotropic_low_rank
+from lejax._trees import PyTree, compute_dtype, rows, scaled
 
 if TYPE_CHECKING:
     from lejax._draws import Draws
 
-Structure = Literal["scale", "diagonal", "full"]
+Structure = Literal["scale", "diagonal", "low_rank", "full"]
 
 # A dense root of more directions takes minutes to decompose.
 MOST_DIRECTIONS = 2**11
@@ -69,6 +69,8 @@ class Elementwise(NamedTuple):
 
         return jax.tree.map(of_leaf, self.scales, u, v)
 
+    bends = products
+
     def factor(self, excess: PyTree, low: Any, high: Any) -> PyTree:
         """I + A, with eigenvalues between these, for A as `products` has it."""
         return jax.tree.map(lambda a: (1 + a).clip(low, high), excess)
@@ -116,13 +118,15 @@ class Full(NamedTuple):
 
     def products(self, u: PyTree, v: PyTree, coefficients: jax.Array) -> jax.Array:
         """Σ c (uvᵀ + vuᵀ)/2, of leaves (n, ...), for coefficients (n,)."""
-        u, v = _rows(u), _rows(v)
+        u, v = rows(u), rows(v)
         found = jnp.matmul(
             (u * coefficients[:, None].astype(u.dtype)).T,
             v,
             precision=jax.lax.Precision.HIGHEST,
         )
         return (found + found.T) / 2
+
+    bends = products
 
     def factor(self, excess: jax.Array, low: Any, high: Any) -> Any:
         """I + A, with eigenvalues between these: they and their directions."""
@@ -149,13 +153,17 @@ class Full(NamedTuple):
         return Full((directions * kept) @ directions.T), (kept != free).mean()
 
 
-Covariance: TypeAlias = Elementwise | Full
+Covariance: TypeAlias = Elementwise | LowRank | Full
 Products = Callable[[PyTree, PyTree, jax.Array], PyTree]
 
 
-def isotropic(structure: Structure, zeros: PyTree, variance: Any) -> Covariance:
+def isotropic(
+    structure: Structure, zeros: PyTree, variance: Any, rank: int, key: jax.Array
+) -> Covariance:
     """τI, from where a covariance of that structure sets out."""
     scale = jnp.sqrt(jnp.asarray(variance, compute_dtype(zeros)))
+    if structure == "low_rank":
+        return isotropic_low_rank(zeros, scale, rank, key)
     if structure == "full":
         flat = ravel_pytree(zeros)[0]
         if flat.size > MOST_DIRECTIONS:
@@ -184,10 +192,8 @@ def squares(products: Products | None, draws: Draws, coefficients: jax.Array) ->
     """Σ c uuᵀ over all draws, for coefficients (k, p, g); None without products."""
     if products is None:
         return None
-    rows = jax.tree.map(
-        lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), draws.displacements
-    )
-    return products(rows, rows, coefficients.sum(0).ravel())  # those of a pair alike
+    each = jax.tree.map(_in_line, draws.displacements)
+    return products(each, each, coefficients.sum(0).ravel())  # those of a pair alike
 
 
 def slopes(products: Products, draws: Draws, kept: jax.Array, grads: PyTree) -> PyTree:
@@ -200,11 +206,14 @@ def slopes(products: Products, draws: Draws, kept: jax.Array, grads: PyTree) -> 
         signs = draws.signs.astype(grad.dtype)
         return jnp.tensordot(signs, jnp.where(mask, grad, 0), 1)
 
-    def rows(leaf: jax.Array) -> jax.Array:
-        return leaf.reshape(-1, *leaf.shape[2:])
+    displacements = jax.tree.map(_in_line, draws.displacements)
+    differences = jax.tree.map(lambda grad: _in_line(signed(grad)), grads)
+    return products(displacements, differences, ones)
 
-    displacements = jax.tree.map(rows, draws.displacements)
-    return products(displacements, jax.tree.map(lambda g: rows(signed(g)), grads), ones)
+
+def _in_line(leaf: jax.Array) -> jax.Array:
+    """(p, g, ...) as (p·g, ...)."""
+    return leaf.reshape(-1, *leaf.shape[2:])
 
 
 def by_moments(
@@ -232,12 +241,3 @@ def by_natural_gradient(
     factor = root.factor(scaled(bend, rate), 1 / change, change)
     moved = root.solve(steep, scaled(slope, -1))
     return moved, root.stretched(factor, -1, bounds)
-
-
-def _rows(tree: PyTree) -> jax.Array:
-    """Leaves (n, ...) as one matrix (n, d)."""
-    leaves = jax.tree.leaves(tree)
-    dtype = compute_dtype(tree)
-    return jnp.concatenate(
-        [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], 1
-    ).astype(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -177,3 +178,12 @@ def inner(a: PyTree, b: PyTree, dtype: Any) -> jax.Array:
 def gram(trees: Sequence[PyTree], dtype: Any) -> jax.Array:
     """The inner products of all trees, each with each."""
     return jnp.stack([jnp.stack([inner(a, b, dtype) for b in trees]) for a in trees])
+
+
+def rows(tree: PyTree) -> jax.Array:
+    """Leaves (n, ...) as one matrix (n, d)."""
+    leaves = jax.tree.leaves(tree)
+    dtype = compute_dtype(tree)
+    return jnp.concatenate(
+        [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], 1
+    ).astype(dtype)

@@ -46,8 +46,9 @@ def entropy_sgd(tau, **options):
     return lejax.entropy_sgd(0.5, tau, **options)
 
 
-def gaussian(sampler, covariance):
-    make = functools.partial(lejax.gaussian, sampler, covariance=covariance)
+def gaussian(sampler, covariance, **options):
+    options = {"covariance": covariance, **options}
+    make = functools.partial(lejax.gaussian, sampler, **options)
     return Entry(make, {lejax.gaussian})
 
 
@@ -88,6 +89,7 @@ TRANSFORMATIONS = SMOOTHINGS | {
     "entropy_sgd": Entry(entropy_sgd, {lejax.entropy_sgd}),
     "gaussian, full": gaussian(lejax.importance(20), "full"),
     "gaussian, adapted": gaussian(lejax.importance(20, target_share=0.5), "scale"),
+    "gaussian, low rank": gaussian(lejax.importance(20), "low_rank", rank=2),
     "gaussian, pathwise": gaussian(lejax.pathwise(20), "diagonal"),
 }
 every_smoothing = pytest.mark.parametrize("name", SMOOTHINGS)
