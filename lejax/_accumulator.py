@@ -45,8 +45,8 @@ class WeightedAccumulator(NamedTuple):
             example alone, as all that follow.
         loss_square: ΣE².
         credit: the sum of the control variates.
-        loss_sum: ΣE; where weights are to be centred alone, as the next.
-        offset: Σδ.
+        loss_sum: ΣE; where weights are to be centred alone.
+        offset: Σδ; likewise, and where a covariance is to be learnt.
         factor: the multiple of `credit` that leaves the least noise; what `with_credit`
             finds, as the next.
         credited: Σv with that multiple.
@@ -95,6 +95,7 @@ def empty(
         cross_moment=zeros,
         products=nothing,
         all_products=nothing,
+        offset=None if products is None else zeros,
     )
 
 
@@ -127,6 +128,7 @@ def summarise(draws: Draws, products: Products | None = None) -> WeightedAccumul
     w = jnp.where(counted, jnp.exp(clipped - top), 0)
     t = w.sum((0, 2))
     d = draws.signed(w)
+    ones = real.astype(dtype)
     of_units = draws.unit_moments(w)
     return WeightedAccumulator(
         max_log_weight=top,
@@ -141,7 +143,8 @@ def summarise(draws: Draws, products: Products | None = None) -> WeightedAccumul
             lambda leaf: jnp.tensordot(t.astype(leaf.dtype), leaf, 1), of_units
         ),
         products=squares(products, draws, w),
-        all_products=squares(products, draws, real.astype(dtype)),
+        all_products=squares(products, draws, ones),
+        offset=None if products is None else draws.moment(ones),
     )
 
 

@@ -5,6 +5,8 @@ All that is learnt about Σ is learnt in the coordinates u, where it is I.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from lejax._info import is_known
 from lejax._low_rank import LowRank, isotropic_low_rank
 from lejax._trees import PyTree, compute_dtype, rows, scaled
 
@@ -23,6 +26,10 @@ Structure = Literal["scale", "diagonal", "low_rank", "full"]
 
 # A dense root of more directions takes minutes to decompose.
 MOST_DIRECTIONS = 2**11
+
+
+# Also where the device would rather round.
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class Elementwise(NamedTuple):
@@ -49,7 +56,7 @@ class Elementwise(NamedTuple):
     def log_determinant(self, like: PyTree) -> jax.Array:
         """log det L."""
         logs = jax.tree.map(
-            lambda scale, leaf: jnp.log(scale).sum() * (leaf.size / scale.size),
+            lambda scale, leaf: jnp.log(scale).sum() * (leaf.size / max(scale.size, 1)),
             self.scales,
             like,
         )
@@ -64,16 +71,21 @@ class Elementwise(NamedTuple):
         def of_leaf(scale: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
             found = u * v
             if not scale.ndim and found.ndim > 1:
-                found = found.mean(tuple(range(1, found.ndim)))
+                size = max(math.prod(found.shape[1:]), 1)
+                found = found.sum(tuple(range(1, found.ndim))) / size
             return jnp.tensordot(coefficients.astype(found.dtype), found, 1)
 
         return jax.tree.map(of_leaf, self.scales, u, v)
 
     bends = products
 
+    def unit(self) -> PyTree:
+        """I as `products` has it."""
+        return jax.tree.map(jnp.ones_like, self.scales)
+
     def factor(self, excess: PyTree, low: Any, high: Any) -> PyTree:
         """I + A, with eigenvalues between these, for A as `products` has it."""
-        return jax.tree.map(lambda a: (1 + a).clip(low, high), excess)
+        return jax.tree.map(lambda a: _clipped(1 + a, low, high), excess)
 
     def solve(self, factor: PyTree, u: PyTree) -> PyTree:
         """F⁻¹u."""
@@ -85,10 +97,10 @@ class Elementwise(NamedTuple):
         """The root of LFᵖLᵀ within bounds, and the share of directions at one."""
         low, high = (jnp.sqrt(bound) for bound in bounds)
         free = jax.tree.map(lambda s, f: s * f ** (power / 2), self.scales, factor)
-        kept = jax.tree.map(lambda s: s.clip(low, high), free)
-        changed = jax.tree.map(lambda a, b: (a != b).mean(), free, kept)
-        shares = jnp.stack(jax.tree.leaves(changed))
-        return Elementwise(kept), shares.mean()
+        kept = jax.tree.map(lambda s: _clipped(s, low, high), free)
+        changed = jax.tree.map(lambda a, b: (a != b).sum(), free, kept)
+        size = max(optax.tree.size(kept), 1)
+        return Elementwise(kept), jnp.asarray(optax.tree.sum(changed)) / size
 
 
 class Full(NamedTuple):
@@ -104,7 +116,7 @@ class Full(NamedTuple):
     def times(self, u: PyTree) -> PyTree:
         """Lu."""
         flat, unravel = ravel_pytree(u)
-        return unravel(self.root @ flat)
+        return unravel(_matmul(self.root, flat))
 
     def variances(self, like: PyTree) -> PyTree:
         """The diagonal of Σ, in the shapes of the parameters."""
@@ -119,14 +131,14 @@ class Full(NamedTuple):
     def products(self, u: PyTree, v: PyTree, coefficients: jax.Array) -> jax.Array:
         """Σ c (uvᵀ + vuᵀ)/2, of leaves (n, ...), for coefficients (n,)."""
         u, v = rows(u), rows(v)
-        found = jnp.matmul(
-            (u * coefficients[:, None].astype(u.dtype)).T,
-            v,
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        found = _matmul((u * coefficients[:, None].astype(u.dtype)).T, v)
         return (found + found.T) / 2
 
     bends = products
+
+    def unit(self) -> jax.Array:
+        """I as `products` has it."""
+        return jnp.eye(len(self.root), dtype=self.root.dtype)
 
     def factor(self, excess: jax.Array, low: Any, high: Any) -> Any:
         """I + A, with eigenvalues between these: they and their directions."""
@@ -137,7 +149,7 @@ class Full(NamedTuple):
         """F⁻¹u."""
         values, vectors = factor
         flat, unravel = ravel_pytree(u)
-        return unravel(vectors @ ((vectors.T @ flat) / values))
+        return unravel(_matmul(vectors, _matmul(vectors.T, flat) / values))
 
     def stretched(
         self, factor: Any, power: int, bounds: tuple[Any, Any]
@@ -145,12 +157,13 @@ class Full(NamedTuple):
         """The root of LFᵖLᵀ within bounds, and the share of directions at one."""
         values, vectors = factor
         # By the root, not by Σ: small eigenvalues would have half of the digits.
-        root = self.root @ (vectors * values ** (power / 2))
+        root = _matmul(self.root, vectors * values ** (power / 2))
         directions, free, _ = jnp.linalg.svd(root)
         kept = free.clip(*(jnp.sqrt(bound) for bound in bounds))
         # The symmetric root is the only one of its kind: rounding cannot turn it, and
         # with it the draws.
-        return Full((directions * kept) @ directions.T), (kept != free).mean()
+        root = _matmul(directions * kept, directions.T)
+        return Full(root), (kept != free).mean(dtype=root.dtype)
 
 
 Covariance: TypeAlias = Elementwise | LowRank | Full
@@ -211,32 +224,55 @@ def slopes(products: Products, draws: Draws, kept: jax.Array, grads: PyTree) -> 
     return products(displacements, differences, ones)
 
 
+def _clipped(x: jax.Array, low: Any, high: Any) -> jax.Array:
+    """In the dtype of x."""
+    return x.clip(*(jnp.asarray(end, x.dtype) for end in (low, high)))
+
+
 def _in_line(leaf: jax.Array) -> jax.Array:
     """(p, g, ...) as (p·g, ...)."""
-    return leaf.reshape(-1, *leaf.shape[2:])
+    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
 
 
 def by_moments(
-    root: Covariance, moved: PyTree, excess: PyTree, rate: Any, change: Any, bounds: Any
+    root: Covariance,
+    moved: PyTree,
+    excess: PyTree,
+    noise: jax.Array,
+    rate: Any,
+    change: Any,
+    bounds: Any,
 ) -> tuple[PyTree, tuple[Covariance, jax.Array]]:
     """The step of the mean, and (1 - ρ)Σ + ρ Cov_q + ρ(1 - ρ) of its square.
 
-    In the coordinates u, where `moved` is the step and `excess` E_q uuᵀ - I.
+    In the coordinates u, where `moved` is the step, and `excess` E_q uuᵀ - I. From the
+    square of the step goes its noise, |noise|² in all, where it is known: it would make
+    Σ smaller in every update.
     """
+    dtype = compute_dtype(moved)
     one = jax.tree.map(lambda leaf: leaf[None], moved)
-    square = root.products(one, one, jnp.ones(1, compute_dtype(moved)))
-    learnt = optax.tree.add_scale(scaled(excess, rate), -(rate**2), square)
+    square = root.products(one, one, jnp.ones(1, dtype))
+    each = jnp.where(is_known(noise), noise, 0) / max(optax.tree.size(moved), 1)
+    square = optax.tree.sub(square, scaled(root.unit(), each))
+    learnt = optax.tree.sub(scaled(excess, rate), scaled(square, rate**2))
     factor = root.factor(learnt, 1 / change, change)
     return moved, root.stretched(factor, 1, bounds)
 
 
 def by_natural_gradient(
-    root: Covariance, slope: PyTree, bend: PyTree, rate: Any, change: Any, bounds: Any
+    root: Covariance,
+    slope: PyTree,
+    bend: PyTree,
+    noise: jax.Array,
+    rate: Any,
+    change: Any,
+    bounds: Any,
 ) -> tuple[PyTree, tuple[Covariance, jax.Array]]:
     """The step of the mean, and the covariance of the precision Σ⁻¹ + ρβ E∇²f.
 
     In the coordinates u, where `slope` and `bend` are β E∇f and β E∇²f.
     """
+    del noise
     steep = root.factor(bend, 1 / change, jnp.inf)
     factor = root.factor(scaled(bend, rate), 1 / change, change)
     moved = root.solve(steep, scaled(slope, -1))

@@ -230,7 +230,7 @@ def gaussian(
     like = has_aux if not isinstance(has_aux, bool) else None
 
     def init(params: PyTree) -> GaussianState:
-        zeros = zeros_alike(widen(select(mask, params)[0]))
+        zeros = _coordinates(select(mask, params)[0])
         dtype = compute_dtype(zeros)
         aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         return GaussianState(
@@ -254,16 +254,22 @@ def gaussian(
         del ignored
         value_fn = loss_function(value_fn)
         selected, restore = select(mask, params)
-        zeros = zeros_alike(widen(selected))
+        zeros = _coordinates(selected)
         dtype, root = compute_dtype(zeros), state.covariance
         temp, rho, most = (
             jnp.asarray(value(state.step) if callable(value) else value, dtype)
             for value in (temperature, covariance_rate, max_change)
         )
+        temp = jnp.maximum(temp, 0)
         # The β of p itself, beyond which there is nothing to find.
         limit = jnp.where(temp > 0, 1 / jnp.where(temp > 0, temp, 1), jnp.inf)
         step = jnp.asarray(beta(state.step) if callable(beta) else beta, dtype)
         step = jnp.minimum(step, limit)
+
+        def limited(inside: PyTree) -> PyTree:
+            if isinstance(inside, AdaptedState):
+                return AdaptedState(jnp.minimum(inside.next_beta, limit))
+            return inside
 
         def plain(selected: PyTree, *batch: PyTree) -> Any:
             return value_fn(restore(selected, params), *batch)
@@ -276,14 +282,18 @@ def gaussian(
 
         def seen(u: PyTree, *batch: PyTree) -> Any:
             """F + T log φ at x + Lu, but for a constant."""
-            out = plain(translate(selected, root.times(u)), *batch)
-            term = -temp / 2 * inner(u, u, dtype)
-            return (out[0] + term, out[1]) if with_aux else out + term
+            moved = jax.tree.map(
+                lambda leaf, x: leaf.astype(x.dtype), root.times(u), widen(selected)
+            )
+            out = plain(translate(selected, moved), *batch)
+            loss, *aux = out if with_aux else (out,)
+            loss = jnp.asarray(loss).astype(dtype) - temp / 2 * inner(u, u, dtype)
+            return (loss, *aux) if with_aux else loss
 
         moved, inside, info = estimate_gradient(
             learning(root.products if of_entropy else root.bends),
             jax.random.fold_in(state.key, state.step),
-            state.sampler,
+            limited(state.sampler),
             zeros,
             value_fn=seen,
             batch=batch,
@@ -292,32 +302,44 @@ def gaussian(
             has_aux=with_aux,
             displacement=True,
         )
-        if isinstance(inside, AdaptedState):
-            inside = AdaptedState(jnp.minimum(inside.next_beta, limit))
         # What comes out is -δ of local entropy, or the gradient of heat.
         moved = scaled(moved, -1 if of_entropy else step)
         learnt_by = by_moments if of_entropy else by_natural_gradient
         products = scaled(info.products, 1 if of_entropy else step)
         limits = jnp.asarray(least, dtype), jnp.asarray(greatest, dtype)
-        moved, learnt = learnt_by(root, moved, products, rho, most, limits)
-        info = info._replace(beta_used=info.beta_used if of_entropy else step)
-        # As the variances, the mean goes so far at most.
-        square = inner(moved, moved, dtype)
-        reach = jnp.sqrt(most * optax.tree.size(zeros) / jnp.maximum(square, 1e-30))
+        moved, learnt = learnt_by(
+            root, moved, products, info.squared_error, rho, most, limits
+        )
+        if not of_entropy:
+            error = info.squared_error * step**2
+            info = info._replace(beta_used=step, squared_error=error)
+        # As the variances, the mean goes so far at most; in units of its largest part.
+        parts = [jnp.abs(leaf).max(initial=1e-30) for leaf in jax.tree.leaves(moved)]
+        top = jnp.stack(parts).max()
+        length = top * optax.tree.norm(scaled(moved, 1 / top))
+        reach = jnp.sqrt(most * optax.tree.size(zeros)) / length
         moved = root.times(scaled(moved, -jnp.minimum(reach, 1)))
         known = info.effective_sample_size > 0
         known &= all_finite((moved, info.products, learnt))
         moved = optax.tree.where(known, moved, zeros)
         kept, bounded = optax.tree.where(known, learnt, (root, state.bounded))
+        effective = jnp.where(known, info.effective_sample_size, 0)
+        info = info._replace(effective_sample_size=effective)
         info = _of_gaussian(info, root, zeros, temp)
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
         moved = jax.tree.map(lambda leaf, p: leaf.astype(p.dtype), moved, selected)
         count = jnp.asarray(optax.safe_increment(state.step))
-        found = GaussianState(count, state.key, inside, kept, bounded, info)
+        found = GaussianState(count, state.key, limited(inside), kept, bounded, info)
         return restore(moved, updates), found
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _coordinates(selected: PyTree) -> PyTree:
+    """0 in the coordinates u, of one dtype for all leaves."""
+    dtype = compute_dtype(selected)
+    return zeros_alike(jax.tree.map(lambda leaf: leaf.astype(dtype), widen(selected)))
 
 
 def _check_step(beta: Any, temperature: Any) -> None:

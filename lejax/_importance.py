@@ -159,7 +159,10 @@ def importance(
     ) -> tuple[PyTree, PyTree, Info]:
         dtype = compute_dtype(space.zeros)
         shared = signs_per_draw or (
-            default_signs(space.zeros, num_samples // 2) if may_share else 1
+            default_signs(space.zeros, num_samples // 2)
+            # Under other signs the squares are the same, which a covariance sees.
+            if may_share and space.products is None
+            else 1
         )
 
         plan = Plan(num_samples, antithetic, chunk_size, shared)
@@ -285,5 +288,6 @@ def importance(
         # losses does not depend on τ.
         num_samples=None if adapts or shaping else num_samples,
         beta_in_use=beta_in_use if adapts else as_passed,
-        learns=True,
+        # Ranks of f + T log φ would never become equal.
+        learns=shaping is None,
     )

@@ -76,6 +76,12 @@ class LowRank(NamedTuple):
         )
         return c @ (a * b), (one + other) / 2
 
+    def unit(self, power: int = 1) -> tuple[jax.Array, jax.Array]:
+        """I as `products` has it, or `bends`."""
+        values = self.values**power - 1
+        known = self.basis @ (values[:, None] * (self.basis.T @ self.sketch))
+        return 1 + self.basis**2 @ values, self.sketch + known
+
     def factor(self, excess: Any, low: Any, high: Any) -> Any:
         """What `solve` and `stretched` make I + A of, between these."""
         return excess, low, high
@@ -103,16 +109,13 @@ class LowRank(NamedTuple):
             jnp.maximum(high / scales.max() ** 2, 1),
         )
         kept = LowRank(scales, found.basis, values, found.sketch)
-        return kept, (free != scales).mean()
+        return kept, (free != scales).mean(dtype=scales.dtype)
 
     def _of(self, power: int, factor: Any) -> LowRank:
         """Of Σᵖ, in the coordinates of Sᵖ, what B = Rᵖ(I + A)Rᵖ makes of it."""
         (diagonal, columns), low, high = factor
-        values = self.values**power - 1
-        diagonal = 1 + self.basis**2 @ values + diagonal
-        known = self.basis @ (values[:, None] * (self.basis.T @ self.sketch))
-        before = self.sketch + known
-        columns = before + columns
+        ones, before = self.unit(power)
+        diagonal, columns = ones + diagonal, before + columns
         # B on the span of Ω, its eigenvalues and their directions.
         inside = self.sketch.T @ columns
         found, turn = jnp.linalg.eigh((inside + inside.T) / 2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._axes import make_axes
-from lejax._covariance import no_products, slopes
+from lejax._covariance import Products, no_products, slopes
 from lejax._draws import Draws, Plan, fold_draws
 from lejax._info import Info
 from lejax._moments import (
@@ -37,17 +37,32 @@ class MeanGradient(NamedTuple):
         total: Σ∇f.
         square: Σ|uᵤ|² over the units, each of which adds uᵤ to that sum.
         products: Σu∇fᵀ, as far as a covariance is to learn from it; else None.
+        offset: Σu of the draws that count, likewise.
     """
 
     moments: LossMoments
     total: PyTree
     square: jax.Array
     products: PyTree = None
+    offset: PyTree = None
 
     def mean(self) -> PyTree:
         """The average of the finite gradients; 0 where there are none."""
         size = jnp.maximum(self.moments.size, 1).astype(self.moments.mean.dtype)
         return scaled(self.total, 1 / size)
+
+    def curvature(self, products: Products) -> PyTree:
+        """The covariance of u and ∇f over the draws that count, as `products` has it.
+
+        Where some failed, u has a mean, which says nothing about ∇²f.
+        """
+        size = jnp.maximum(self.moments.size, 1).astype(self.moments.mean.dtype)
+        one, other = (
+            jax.tree.map(lambda leaf: leaf[None], tree)
+            for tree in (self.offset, self.total)
+        )
+        of_means = products(one, other, 1 / size[None])
+        return scaled(optax.tree.sub(self.products, of_means), 1 / size)
 
     def squared_error(self, factor: jax.Array) -> jax.Array:
         """The noise in that average times a factor, by independent units."""
@@ -82,17 +97,18 @@ def mean_gradient(
 
         moments = loss_moments(values, kept, draws.valid)
         units = jax.tree.map(of_units, grads)
-        products = found.products
+        products, offset = found.products, found.offset
         if space.products is not None:
-            products = optax.tree.add(
-                products, slopes(space.products, draws, kept, grads)
-            )
+            more = slopes(space.products, draws, kept, grads)
+            products = optax.tree.add(products, more)
+            offset = optax.tree.add(offset, draws.moment(kept.astype(dtype)))
         total = jax.tree.map(lambda leaf: leaf.sum(0), units)
         return MeanGradient(
             merge_moments(found.moments, moments),
             optax.tree.add(found.total, total),
             found.square + inner(units, units, dtype),
             products,
+            offset,
         )
 
     nothing = no_products(space.products, space.zeros)
@@ -102,7 +118,13 @@ def mean_gradient(
         variance,
         evaluate,
         absorb,
-        MeanGradient(empty_moments(dtype), space.zeros, jnp.zeros((), dtype), nothing),
+        MeanGradient(
+            empty_moments(dtype),
+            space.zeros,
+            jnp.zeros((), dtype),
+            nothing,
+            None if nothing is None else space.zeros,
+        ),
         plan,
     )
     if space.axis_name is None:
@@ -178,10 +200,9 @@ def pathwise(
         del beta  # heat has none
         found = mean_gradient(key, space, space.zeros, tau, plan)
         error = found.squared_error(tau)
-        size = jnp.maximum(found.moments.size, 1).astype(error.dtype)
-        info = mean_info(found.moments, num_samples)._replace(
-            squared_error=error, products=scaled(found.products, 1 / size)
-        )
+        info = mean_info(found.moments, num_samples)._replace(squared_error=error)
+        if space.products is not None:
+            info = info._replace(products=found.curvature(space.products))
         return space.lift(scaled(found.mean(), -tau)), state, info
 
     return make_sampler(

@@ -59,10 +59,12 @@ def estimate(
         centred = optax.tree.sub(displacement, scaled(acc.offset, 1 / size))
         displacement = optax.tree.where(counts, centred, displacement)
     noise, along = of_groups or (unknown(dtype), unknown(dtype))
+    # What units leave is that of weights as they are.
+    by_units = acc.credited is None and (acc.offset is None or of_groups is None)
     infinite = jnp.where(acc.max_log_weight > 0, jnp.inf, -jnp.inf).astype(dtype)
     return WeightedEstimate(
         displacement=displacement,
-        squared_error=(_noise_of_units(acc) if acc.credited is None else noise),
+        squared_error=_noise_of_units(acc) if by_units else noise,
         # The jackknife's, of first order 2<δ̂ - δ, δ̂>.
         norm_error=jnp.where(
             is_known(along),

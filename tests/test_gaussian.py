@@ -39,6 +39,7 @@ def moments(log_density):
 
 def updated(loss, x, sampler, tau, key, number=1, **options):
     """Parameters and state after so many updates of a chain of it and a whole step."""
+    options = {"covariance_rate": 1.0, **options}
     tx = optax.chain(lejax.gaussian(sampler, tau, key=key, **options), optax.sgd(1.0))
 
     def update(carry, _):
@@ -526,6 +527,139 @@ def test_large_sums_are_not_kept_by_groups():
             covariance="full",
         )
         assert jnp.isfinite(state.info.signal_error) == known
+
+
+@pytest.mark.parametrize("options", [{"antithetic": False}, {}], ids=["plain", "odd"])
+def test_draws_that_do_not_cancel(options):
+    """At a Gaussian p the weights are equal, and the mean of the draws is no news."""
+    x, state = updated(
+        lambda x: jnp.sum(x**2) / 2,
+        jnp.full(5, 0.3),
+        lejax.importance(1001, **options),
+        0.5,
+        jax.random.key(0),
+        number=30,
+        covariance="full",
+        temperature=1.0,
+    )
+    np.testing.assert_allclose(x, 0, atol=1e-5)
+    np.testing.assert_allclose(dense(state.covariance, x), np.eye(5), atol=1e-4)
+    assert state.info.squared_error < 1e-8
+
+
+def test_draws_are_not_shared():
+    """Under other signs the squares are the same: they say nothing new of Σ."""
+
+    def learnt(key, sampler):
+        _, state = updated(
+            lambda x: jnp.sum(x**2) / 2,
+            jnp.zeros(300),
+            sampler,
+            1.0,
+            key,
+            beta=0.05,
+        )
+        return state.covariance.scales**2
+
+    errors = [
+        np.std(replicate(functools.partial(learnt, sampler=sampler), 20))
+        for sampler in (
+            lejax.importance(240),
+            lejax.importance(240, signs_per_draw=1),
+            lejax.importance(240, signs_per_draw=4),
+        )
+    ]
+    np.testing.assert_allclose(errors[0], errors[1], rtol=1e-5)
+    assert errors[2] > 1.5 * errors[0]
+
+
+def test_a_temperature_that_rises():
+    """β found without it does not stay when there is one."""
+    _, state = updated(
+        lambda x: jnp.sum(x**2),
+        jnp.ones(3),
+        lejax.importance(200, target_share=0.5),
+        1.0,
+        jax.random.key(0),
+        number=11,
+        temperature=lambda k: jnp.where(k < 10, 0.0, 1.0),
+        covariance_rate=0.2,
+    )
+    np.testing.assert_allclose(state.info.beta_used, 1.0, rtol=1e-6)
+
+
+def test_leaves_without_numbers_and_of_several_dtypes():
+    with jax.enable_x64(True):
+        params = {
+            "a": jnp.ones(2, jnp.float32),
+            "b": jnp.zeros(0),
+            "c": jnp.ones((), jnp.float64),
+        }
+        for covariance in (*STRUCTURES, "low_rank"):
+            x, state = updated(
+                lambda p: jnp.sum(p["a"]).astype(jnp.float64) ** 2 + p["c"] ** 2,
+                params,
+                lejax.importance(40),
+                0.1,
+                jax.random.key(0),
+                number=3,
+                covariance=covariance,
+                rank=1,
+            )
+            assert x["b"].shape == (0,)
+            assert (x["a"] < 1).all()
+            leaves = jax.tree.leaves(state.covariance)
+            assert all(jnp.isfinite(leaf).all() for leaf in leaves)
+
+
+def test_no_noise_is_taken_for_a_step():
+    """Directions that the loss does not see keep their variance, but for noise."""
+
+    def found(key):
+        _, state = updated(
+            lambda x: x[0], jnp.zeros(20), lejax.importance(200), 1.0, key, beta=1.0
+        )
+        return state.covariance.variances(jnp.zeros(20))[1:].mean()
+
+    # E δ̂ᵢ² is about 1/ESS, here 1/70: without the correction, 20 standard errors.
+    samples = replicate(found, 300)
+    assert_mean(samples, 1.0, bias=2e-3)
+
+
+def test_draws_that_fail_teach_no_curvature():
+    """A linear loss that is not defined on one side has none."""
+    slope = jnp.array([2.0, 1.0])
+    _, state = updated(
+        lambda x: jnp.where(x[0] > 0, slope @ x, jnp.nan),
+        jnp.zeros(2),
+        lejax.pathwise(20_000),
+        1.0,
+        jax.random.key(0),
+        beta=0.2,
+        covariance="full",
+    )
+    np.testing.assert_allclose(
+        dense(state.covariance, jnp.zeros(2)), np.eye(2), atol=1e-4
+    )
+
+
+def test_shares_at_a_bound_count_directions():
+    _, state = updated(
+        lambda p: 1e6 * p["a"] ** 2,
+        {"a": jnp.zeros(()), "b": jnp.zeros(999)},
+        lejax.pathwise(20),
+        1.0,
+        jax.random.key(0),
+        bounds=(0.5, 2.0),
+    )
+    np.testing.assert_allclose(state.bounded, 1e-3, rtol=1e-5)
+
+
+def test_shaped_losses_are_refused():
+    with pytest.raises(ValueError, match="covariance can learn from"):
+        lejax.gaussian(
+            lejax.importance(10, shaping="ranks"), 0.1, key=jax.random.key(0)
+        )
 
 
 def test_schedules():
