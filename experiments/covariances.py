@@ -29,7 +29,7 @@ from experiments.searchers import before_adam, gaussian, optimizer
 
 LEVELS = (1e-2, 1e-4, 1e-6)
 POINTS = 200
-COLORS = ("#c8102e", "#e67e22", "#8e44ad", "#3c9d4e", "#0b3d91", "0.5")
+COLORS = ("#c8102e", "#e67e22", "#8e44ad", "#3c9d4e", "#17becf", "#0b3d91", "0.5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Config:
     """Of the quadratic."""
     condition: float = 1e4
     """The ratio of its greatest curvature to its least, 1."""
-    evaluations: int = 200_000
+    evaluations: int = 100_000
     """Of the loss, in every run."""
     trials: int = 20
     """Settings that are tried for each method, at a tenth of the evaluations."""
@@ -89,6 +89,7 @@ METHODS: dict[str, tuple[Callable[..., Search], dict[str, tuple[float, float]]]]
     "τI, Adam": (with_adam, SIGMA | SHARE | RATE),
     "scale": (gaussian("scale"), SIGMA | SHARE | MIXING),
     "diagonal": (gaussian("diagonal"), SIGMA | SHARE | MIXING),
+    "low rank": (gaussian("low_rank"), SIGMA | SHARE | MIXING),
     "full": (gaussian("full"), SIGMA | SHARE | MIXING),
     "CMA-ES": (search_of(cma_es), SIGMA),
 }

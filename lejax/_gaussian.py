@@ -95,7 +95,7 @@ def gaussian(
     rank: int = 8,
     beta: Any = 1.0,
     temperature: Any = 0.0,
-    covariance_rate: Any = 1.0,
+    covariance_rate: Any = 0.2,
     max_change: Any = 10.0,
     bounds: tuple[Any, Any] | None = None,
     mask: Any = None,
@@ -117,12 +117,14 @@ def gaussian(
     Σ'' being Σ' at ρ = 1, and ΣE_φ∇²f = E_φ[(X - x)∇fᵀ]. On a quadratic loss with ρ = 1
     both are the same step.
 
-    Without temperature Σ shrinks for ever, as 1/(kβ) times the inverse Hessian, and x
-    goes to a minimum; with a full Σ it does so whatever linear change the parameters
-    underwent. With T > 0 the fixed point is the Gaussian nearest to p, in the one sense
-    or in the other: with f the negative logarithm of a posterior density and T = 1, its
-    mean and covariance. The nearer φ is to p, the more equal are the losses f + T log
-    φ, and so the weights: the noise goes to zero where p is Gaussian.
+    Without temperature Σ shrinks for ever, where the Hessian is positive as 1/(kρβ)
+    times its inverse, and x goes to a minimum. With T > 0 it stops: `pathwise` at the
+    Gaussian nearest to p in KL(φ ‖ p), `importance` at the one with the moments of
+    p^{βT} φ^{1-βT}, so that at β = 1/T it has those of p, the nearest in KL(p ‖ φ), and
+    below that lies between the two. With f the negative logarithm of a posterior
+    density and T = 1 these are its mean and covariance. If p is Gaussian, and Σ may be
+    its covariance, all β have the same fixed point, and there no noise is left: losses
+    f + T log φ are equal, and so are weights.
 
     It replaces the incoming updates by x - x', so it comes first, and `optax.sgd(1.0)`
     behind it is the whole step. Call `update(updates, state, params, value_fn=...,
@@ -131,7 +133,8 @@ def gaussian(
     Args:
         sampler: `importance`, for local entropy, or `pathwise`, for heat. They draw all
             parameters: reduction and credit by example do not apply. `importance` with
-            a `target_share` finds its β, here at most 1/T.
+            a `target_share` finds its β, here at most 1/T. No draw is shared under
+            signs unless `signs_per_draw` says so, as their squares are the same.
         tau: τ, the variance that Σ begins with, Σ = τI, in squared units of the
             parameters.
         key: a typed key, `jax.random.key(seed)`.
@@ -142,12 +145,13 @@ def gaussian(
             numbers: a matrix, of which every update takes O(d³), and needs more than d
             effective samples, or a small ρ.
         rank: r, of "low_rank".
-        beta: β > 0, the inverse temperature of a step, or a schedule of the number of
-            updates so far. Where there is a temperature, at most 1/T, at which q is p
-            itself.
+        beta: β > 0, the inverse temperature of a step, in inverse units of f, or a
+            schedule of the number of updates so far. Where there is a temperature, at
+            most 1/T, at which q is p itself. With a `target_share` that of the first
+            update alone: begin low, as few effective samples give a bad start.
         temperature: T ≥ 0, in units of f, or a schedule.
-        covariance_rate: ρ, above 0 and at most 1, or a schedule: 1/ρ updates are
-            averaged, roughly.
+        covariance_rate: ρ, above 0 and at most 1, or a schedule: Σ is that of about 1/ρ
+            updates. With few effective samples a large ρ makes Σ shrink by its noise.
         max_change: c > 1: no variance, in any direction, changes by more than this
             factor in an update (of low rank: no part of Σ), and x moves by at most √c
             standard deviations, in the mean square over all directions.
@@ -195,7 +199,7 @@ def gaussian(
         ... def update(u, state):
         ...     updates, state = tx.update(None, state, u, value_fn=f)
         ...     return optax.apply_updates(u, updates), state
-        >>> for _ in range(10):
+        >>> for _ in range(60):
         ...     u, state = update(u, state)
         >>> variances = state[0].covariance.variances(u)
         >>> print(f"{u[0]:.3f} {u[1]:.3f}, {variances[0]:.3f} {variances[1]:.3f}")

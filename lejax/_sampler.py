@@ -44,9 +44,9 @@ class Sampler(NamedTuple):
         over: `over(axis_name, data_axis_name)` is the same sampler for the members of
             named axes, as if it had been made with these arguments.
         learning: `learning(products)` is the same sampler, which draws every parameter
-            and whose info also tells the sums that a covariance learns from: of
-            local entropy E_q uuᵀ - τI, u = X - x, of heat τ E u∇f(X)ᵀ/τ, as `products`
-            has them. None where it cannot.
+            and whose info also tells what a covariance learns from: E_q uuᵀ - I of
+            local entropy, E u∇f(X)ᵀ of heat, u = X - x at τ = 1, as `products` has
+            them. None where it cannot.
         knows_noise: whether its info may tell `squared_error` and `signal`.
         num_samples: the J of which `effective_sample_size` tells how many count at the
             τ and β that are passed; None where it tells something else, or nothing.

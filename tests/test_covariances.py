@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.compiles, pytest.mark.standard]
 
 
 def test_quickly_and_again(tmp_path, capsys, monkeypatch):
-    config = Config(dimensions=5, evaluations=2000, trials=1, seeds=2, output=tmp_path)
+    config = Config(dimensions=9, evaluations=2000, trials=1, seeds=2, output=tmp_path)
     covariances.main(config)
     said = capsys.readouterr().out
     record = json.loads((tmp_path / "covariances.json").read_text())
