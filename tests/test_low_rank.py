@@ -74,6 +74,33 @@ def root_matrix(root):
     return np.stack([root.times(unit) for unit in jnp.eye(SIZE)], 1)
 
 
+def test_what_nothing_changes():
+    """Without any news Σ stays, and (I + 0)⁻¹u is u, if Ω is where Σ is known."""
+    root = example()
+    root = root._replace(sketch=root.basis)
+    u, none = jnp.linspace(-1, 2, SIZE), (jnp.zeros(SIZE), jnp.zeros((SIZE, RANK)))
+    factor = root.factor(none, 0.1, jnp.inf)
+    np.testing.assert_allclose(root.solve(factor, u), u, rtol=1e-4, atol=1e-5)
+    for power in (1, -1):
+        kept, bounded = root.stretched(
+            root.factor(none, 0.1, 10.0), power, (jnp.float32(1e-9), jnp.float32(1e9))
+        )
+        np.testing.assert_allclose(dense(kept, u), dense(root, u), rtol=1e-3, atol=1e-4)
+        assert bounded == 0
+
+
+def test_how_much_an_update_changes():
+    root = example()
+    old = root.variances(jnp.zeros(SIZE))
+    wide, wider = root.unit()
+    for news in (1e6, -1e6):
+        factor = root.factor((news * wide, news * wider), 0.5, 2.0)
+        kept, _ = root.stretched(factor, 1, (jnp.float32(1e-9), jnp.float32(1e9)))
+        ratio = kept.variances(jnp.zeros(SIZE)) / old
+        assert (ratio < 5).all()
+        assert (ratio > 0.01).all()
+
+
 def divergence(target, found):
     """KL(N(0, target) ‖ N(0, found))."""
     ratio = np.linalg.solve(found, target)
