@@ -311,9 +311,10 @@ def gaussian(
         learnt_by = by_moments if of_entropy else by_natural_gradient
         products = scaled(info.products, 1 if of_entropy else step)
         limits = jnp.asarray(least, dtype), jnp.asarray(greatest, dtype)
-        moved, learnt = learnt_by(
+        moved, (learnt, bounded) = learnt_by(
             root, moved, products, info.squared_error, rho, most, limits
         )
+        learnt = learnt, bounded.astype(dtype)
         if not of_entropy:
             error = info.squared_error * step**2
             info = info._replace(beta_used=step, squared_error=error)
