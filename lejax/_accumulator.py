@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lejax._covariance import Products, no_products, squares
+from lejax._covariance import Products
 from lejax._draws import Draws
+from lejax._learning import no_products, squares
 from lejax._moments import (
     LossMoments,
     empty_moments,

@@ -8,19 +8,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from lejax._info import is_known
 from lejax._low_rank import LowRank, isotropic_low_rank
-from lejax._trees import PyTree, compute_dtype, rows, scaled
-
-if TYPE_CHECKING:
-    from lejax._draws import Draws
+from lejax._trees import PyTree, compute_dtype, rows
 
 Structure = Literal["scale", "diagonal", "low_rank", "full"]
 
@@ -193,87 +189,6 @@ def isotropic(
     )
 
 
-def no_products(products: Products | None, zeros: PyTree) -> PyTree:
-    """The sum of none of them; None without."""
-    if products is None:
-        return None
-    one = jax.tree.map(lambda leaf: leaf[None], zeros)
-    return products(one, one, jnp.zeros(1, compute_dtype(zeros)))
-
-
-def squares(products: Products | None, draws: Draws, coefficients: jax.Array) -> PyTree:
-    """Σ c uuᵀ over all draws, for coefficients (k, p, g); None without products."""
-    if products is None:
-        return None
-    each = jax.tree.map(_in_line, draws.displacements)
-    return products(each, each, coefficients.sum(0).ravel())  # those of a pair alike
-
-
-def slopes(products: Products, draws: Draws, kept: jax.Array, grads: PyTree) -> PyTree:
-    """Σu∇fᵀ over the draws kept, (k, p, g), for leaves (k, p, g, ...) of ∇f."""
-    ones = jnp.ones(kept[0].size)
-
-    def signed(grad: jax.Array) -> jax.Array:
-        # A pair's difference first: what both have in common leaves no rounding.
-        mask = kept.reshape(kept.shape + (1,) * (grad.ndim - 3))
-        signs = draws.signs.astype(grad.dtype)
-        return jnp.tensordot(signs, jnp.where(mask, grad, 0), 1)
-
-    displacements = jax.tree.map(_in_line, draws.displacements)
-    differences = jax.tree.map(lambda grad: _in_line(signed(grad)), grads)
-    return products(displacements, differences, ones)
-
-
 def _clipped(x: jax.Array, low: Any, high: Any) -> jax.Array:
     """In the dtype of x."""
     return x.clip(*(jnp.asarray(end, x.dtype) for end in (low, high)))
-
-
-def _in_line(leaf: jax.Array) -> jax.Array:
-    """(p, g, ...) as (p·g, ...)."""
-    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
-
-
-def by_moments(
-    root: Covariance,
-    moved: PyTree,
-    excess: PyTree,
-    noise: jax.Array,
-    rate: Any,
-    change: Any,
-    bounds: Any,
-) -> tuple[PyTree, tuple[Covariance, jax.Array]]:
-    """The step of the mean, and (1 - ρ)Σ + ρ Cov_q + ρ(1 - ρ) of its square.
-
-    In the coordinates u, where `moved` is the step, and `excess` E_q uuᵀ - I. From the
-    square of the step goes its noise, |noise|² in all, where it is known: it would make
-    Σ smaller in every update.
-    """
-    dtype = compute_dtype(moved)
-    one = jax.tree.map(lambda leaf: leaf[None], moved)
-    square = root.products(one, one, jnp.ones(1, dtype))
-    each = jnp.where(is_known(noise), noise, 0) / max(optax.tree.size(moved), 1)
-    square = optax.tree.sub(square, scaled(root.unit(), each))
-    learnt = optax.tree.sub(scaled(excess, rate), scaled(square, rate**2))
-    factor = root.factor(learnt, 1 / change, change)
-    return moved, root.stretched(factor, 1, bounds)
-
-
-def by_natural_gradient(
-    root: Covariance,
-    slope: PyTree,
-    bend: PyTree,
-    noise: jax.Array,
-    rate: Any,
-    change: Any,
-    bounds: Any,
-) -> tuple[PyTree, tuple[Covariance, jax.Array]]:
-    """The step of the mean, and the covariance of the precision Σ⁻¹ + ρβ E∇²f.
-
-    In the coordinates u, where `slope` and `bend` are β E∇f and β E∇²f.
-    """
-    del noise
-    steep = root.factor(bend, 1 / change, jnp.inf)
-    factor = root.factor(scaled(bend, rate), 1 / change, change)
-    moved = root.solve(steep, scaled(slope, -1))
-    return moved, root.stretched(factor, -1, bounds)

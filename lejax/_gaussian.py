@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, get_args
 
@@ -11,19 +9,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._covariance import (
-    Covariance,
-    Structure,
-    by_moments,
-    by_natural_gradient,
-    isotropic,
-)
+from lejax._covariance import Covariance, Structure, isotropic
 from lejax._effective import AdaptedState
 from lejax._estimate import check_sampler, estimate_gradient
 from lejax._info import Info, make_info
+from lejax._learning import (
+    by_moments,
+    by_natural_gradient,
+    with_constant,
+    within_reach,
+)
 from lejax._objective import check_objective
 from lejax._sampler import Sampler
-from lejax._smoothing import select
+from lejax._smoothing import of_selected
 from lejax._trees import (
     PyTree,
     all_finite,
@@ -37,17 +35,13 @@ from lejax._trees import (
 from lejax._validate import (
     above_one,
     at_most_one,
+    bounds_about,
     first_value,
-    loss_function,
-    not_negative,
+    inverse_of_temperature,
     positive,
     positive_count,
-    positive_or_schedule,
     typed_key,
 )
-
-# By default variances stay within this factor of the first.
-WIDEST = 1e10
 
 
 class GaussianState(NamedTuple):
@@ -211,12 +205,13 @@ def gaussian(
         gradients); Rubinstein, Kroese, *The cross-entropy method*; Hansen, *The CMA
         evolution strategy*.
     """
-    check_sampler(sampler, sampler.regularization)
+    check_sampler(sampler, "local entropy", "heat")
     learning = sampler.learning
     if learning is None:
         raise ValueError(
             f"gaussian needs a sampler that a covariance can learn from, got "
-            f"{sampler.name}; pass lejax.importance(...) or lejax.pathwise(...)."
+            f"{sampler.name}; pass lejax.importance(...), without shaping, or "
+            "lejax.pathwise(...)."
         )
     if covariance not in get_args(Structure):
         raise ValueError(
@@ -226,17 +221,15 @@ def gaussian(
     typed_key(key)
     rank = positive_count("rank", rank)
     positive("tau", tau)
-    _check_step(beta, temperature)
+    inverse_of_temperature(beta, temperature)
     at_most_one(*first_value("covariance_rate", covariance_rate))
     above_one("max_change", max_change)
-    least, greatest = _bounds(tau, bounds)
+    least, greatest = bounds_about(tau, bounds)
     of_entropy = sampler.regularization == "local entropy"
-    like = has_aux if not isinstance(has_aux, bool) else None
 
-    def init(params: PyTree) -> GaussianState:
-        zeros = _coordinates(select(mask, params)[0])
+    def begin(selected: PyTree, aux: PyTree) -> GaussianState:
+        zeros = _coordinates(selected)
         dtype = compute_dtype(zeros)
-        aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         return GaussianState(
             jnp.zeros((), jnp.int32),
             key,
@@ -246,18 +239,13 @@ def gaussian(
             make_info(dtype, 0)._replace(aux=aux),
         )
 
-    def update(
-        updates: PyTree,
+    def run(
         state: Any,
-        params: PyTree = None,
-        *,
-        value_fn: Callable[..., Any] | None = None,
-        batch: PyTree = None,
-        **ignored: Any,
+        selected: PyTree,
+        loss: Callable[..., Any],
+        batch: PyTree,
+        with_aux: bool,
     ) -> tuple[PyTree, GaussianState]:
-        del ignored
-        value_fn = loss_function(value_fn)
-        selected, restore = select(mask, params)
         zeros = _coordinates(selected)
         dtype, root = compute_dtype(zeros), state.covariance
         temp, rho, most = (
@@ -275,13 +263,8 @@ def gaussian(
                 return AdaptedState(jnp.minimum(inside.next_beta, limit))
             return inside
 
-        def plain(selected: PyTree, *batch: PyTree) -> Any:
-            return value_fn(restore(selected, params), *batch)
-
-        with_aux = has_aux is True or like is not None
-        plain = functools.wraps(value_fn)(plain)
         check_objective(
-            plain, selected, batch, has_aux=with_aux, differentiable=not of_entropy
+            loss, selected, batch, has_aux=with_aux, differentiable=not of_entropy
         )
 
         def seen(u: PyTree, *batch: PyTree) -> Any:
@@ -289,10 +272,10 @@ def gaussian(
             moved = jax.tree.map(
                 lambda leaf, x: leaf.astype(x.dtype), root.times(u), widen(selected)
             )
-            out = plain(translate(selected, moved), *batch)
-            loss, *aux = out if with_aux else (out,)
-            loss = jnp.asarray(loss).astype(dtype) - temp / 2 * inner(u, u, dtype)
-            return (loss, *aux) if with_aux else loss
+            out = loss(translate(selected, moved), *batch)
+            value, *aux = out if with_aux else (out,)
+            value = jnp.asarray(value).astype(dtype) - temp / 2 * inner(u, u, dtype)
+            return (value, *aux) if with_aux else value
 
         moved, inside, info = estimate_gradient(
             learning(root.products if of_entropy else root.bends),
@@ -306,83 +289,33 @@ def gaussian(
             has_aux=with_aux,
             displacement=True,
         )
-        # What comes out is -δ of local entropy, or the gradient of heat.
-        moved = scaled(moved, -1 if of_entropy else step)
-        learnt_by = by_moments if of_entropy else by_natural_gradient
-        products = scaled(info.products, 1 if of_entropy else step)
-        limits = jnp.asarray(least, dtype), jnp.asarray(greatest, dtype)
-        moved, (learnt, bounded) = learnt_by(
-            root, moved, products, info.squared_error, rho, most, limits
-        )
-        learnt = learnt, bounded.astype(dtype)
-        if not of_entropy:
+        how = rho, most, (jnp.asarray(least, dtype), jnp.asarray(greatest, dtype))
+        if of_entropy:
+            moved = scaled(moved, -1)  # it was x - E_q[X]
+            learnt = by_moments(root, moved, info.products, info.squared_error, *how)
+        else:
+            slope, bend = scaled(moved, step), scaled(info.products, step)
+            moved, learnt = by_natural_gradient(root, slope, bend, *how)
             error = info.squared_error * step**2
             info = info._replace(beta_used=step, squared_error=error)
-        # As the variances, the mean goes so far at most; in units of its largest part.
-        parts = [jnp.abs(leaf).max(initial=1e-30) for leaf in jax.tree.leaves(moved)]
-        top = jnp.stack(parts).max()
-        length = top * optax.tree.norm(scaled(moved, 1 / top))
-        reach = jnp.sqrt(most * optax.tree.size(zeros)) / length
-        moved = root.times(scaled(moved, -jnp.minimum(reach, 1)))
+        learnt = learnt[0], learnt[1].astype(dtype)
+        moved = root.times(scaled(within_reach(moved, most), -1))
         known = info.effective_sample_size > 0
         known &= all_finite((moved, info.products, learnt))
         moved = optax.tree.where(known, moved, zeros)
         kept, bounded = optax.tree.where(known, learnt, (root, state.bounded))
         effective = jnp.where(known, info.effective_sample_size, 0)
         info = info._replace(effective_sample_size=effective)
-        info = _of_gaussian(info, root, zeros, temp)
-        if updates is None:
-            updates = jax.tree.map(jnp.zeros_like, params)
+        info = with_constant(info, root, zeros, temp)
         moved = jax.tree.map(lambda leaf, p: leaf.astype(p.dtype), moved, selected)
-        count = jnp.asarray(optax.safe_increment(state.step))
-        found = GaussianState(count, state.key, limited(inside), kept, bounded, info)
-        return restore(moved, updates), found
+        return moved, state._replace(
+            sampler=limited(inside), covariance=kept, bounded=bounded, info=info
+        )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return of_selected(begin, run, mask, has_aux)
 
 
 def _coordinates(selected: PyTree) -> PyTree:
     """0 in the coordinates u, of one dtype for all leaves."""
     dtype = compute_dtype(selected)
     return zeros_alike(jax.tree.map(lambda leaf: leaf.astype(dtype), widen(selected)))
-
-
-def _check_step(beta: Any, temperature: Any) -> None:
-    """Refuse a β that is not positive, or above 1/T."""
-    inverse = positive_or_schedule("beta", beta)
-    known = not_negative(*first_value("temperature", temperature))
-    if known and inverse and inverse * known > 1 + 1e-6:
-        raise ValueError(
-            f"beta must be at most 1/temperature = {1 / known:g}, got {beta!r}: "
-            "there q is proportional to exp(-f/T) itself; lower it."
-        )
-
-
-def _bounds(tau: Any, bounds: tuple[Any, Any] | None) -> tuple[Any, Any]:
-    """The least and the greatest variance."""
-    if bounds is None:
-        return tau / WIDEST, tau * WIDEST
-    try:
-        low, high = bounds
-    except (TypeError, ValueError):
-        low = high = bounds
-    known = positive("bounds", low), positive("bounds", high), positive("tau", tau)
-    if None not in known and not low <= tau <= high:
-        raise ValueError(
-            f"bounds must be a lower and an upper one with tau between them, got "
-            f"{bounds!r} for tau={tau!r}; pass for example bounds=(1e-6, 1e2)."
-        )
-    return low, high
-
-
-def _of_gaussian(info: Info, root: Covariance, zeros: PyTree, temp: Any) -> Info:
-    """The info with the constant of T log φ in the objective."""
-    size, dtype = optax.tree.size(zeros), info.objective.dtype
-    constant = size / 2 * math.log(2 * math.pi)
-    constant = constant + root.log_determinant(zeros).astype(dtype)
-    variances = optax.tree.sum(root.variances(zeros))
-    return info._replace(
-        objective=info.objective - temp * constant,
-        tau_used=jnp.asarray(variances / size, dtype),
-        products=None,
-    )

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from lejax._axes import make_axes
-from lejax._covariance import Products, no_products, slopes
+from lejax._covariance import Products
 from lejax._draws import Draws, Plan, fold_draws
 from lejax._info import Info
+from lejax._learning import no_products, slopes
 from lejax._moments import (
     LossMoments,
     empty_moments,

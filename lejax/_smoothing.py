@@ -73,36 +73,21 @@ def smoothed(
             f"{sampler.name}; leave it out, or take importance, pathwise or "
             "score_function."
         )
-    like = has_aux if not isinstance(has_aux, bool) else None
 
-    def init(params: PyTree) -> SmoothingState:
-        selected, _ = select(mask, params)
-        dtype = compute_dtype(selected)
-        aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-        info = make_info(dtype, 0)._replace(aux=aux)
+    def begin(selected: PyTree, aux: PyTree) -> SmoothingState:
+        info = make_info(compute_dtype(selected), 0)._replace(aux=aux)
         if keep_gradient:
             info = info._replace(gradient=optax.tree.zeros_like(selected))
-        return SmoothingState(
-            jnp.zeros((), jnp.int32), key, sampler.init(selected), info
-        )
+        step = jnp.zeros((), jnp.int32)
+        return SmoothingState(step, key, sampler.init(selected), info)
 
-    def update(
-        updates: PyTree,
+    def run(
         state: Any,
-        params: PyTree = None,
-        *,
-        value_fn: Callable[..., Any] | None = None,
-        batch: PyTree = None,
-        **ignored: Any,
+        selected: PyTree,
+        loss: Callable[..., Any],
+        batch: PyTree,
+        with_aux: bool,
     ) -> tuple[PyTree, SmoothingState]:
-        del ignored
-        value_fn = loss_function(value_fn)
-        selected, restore = select(mask, params)
-
-        @functools.wraps(value_fn)
-        def loss(selected: PyTree, *batch: PyTree) -> Any:
-            return value_fn(restore(selected, params), *batch)
-
         grads, sampler_state, info = estimate_gradient(
             sampler,
             jax.random.fold_in(state.key, state.step),
@@ -112,7 +97,7 @@ def smoothed(
             batch=batch,
             tau=current_tau(tau, state.step, state.info, sampler),
             beta=beta,
-            has_aux=has_aux is True or like is not None,
+            has_aux=with_aux,
             displacement=displacement,
         )
         if keep_gradient:
@@ -122,16 +107,57 @@ def smoothed(
             share = jnp.where(is_known(info.signal), info.signal, 1)
             grads = scaled(grads, share.clip(0, 1))
         grads = restrained(tau, grads, state.step, info, sampler)
+        return grads, state._replace(sampler=sampler_state, info=info)
+
+    return of_selected(begin, run, mask, has_aux)
+
+
+def of_selected(
+    begin: Callable[[PyTree, PyTree], Any],
+    run: Callable[..., tuple[PyTree, Any]],
+    mask: Any,
+    has_aux: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation of the leaves of a mask, by a loss of them.
+
+    `begin(selected, aux)` is its first state, and `run(state, selected, loss, batch,
+    with_aux)` what comes out in their place, and the next; its `step` is counted here.
+    """
+    like = has_aux if not isinstance(has_aux, bool) else None
+
+    def init(params: PyTree) -> Any:
+        selected, _ = _select(mask, params)
+        aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        return begin(selected, aux)
+
+    def update(
+        updates: PyTree,
+        state: Any,
+        params: PyTree = None,
+        *,
+        value_fn: Callable[..., Any] | None = None,
+        batch: PyTree = None,
+        **ignored: Any,
+    ) -> tuple[PyTree, Any]:
+        del ignored
+        value_fn = loss_function(value_fn)
+        selected, restore = _select(mask, params)
+
+        @functools.wraps(value_fn)
+        def loss(selected: PyTree, *batch: PyTree) -> Any:
+            return value_fn(restore(selected, params), *batch)
+
+        with_aux = has_aux is True or like is not None
+        found, new_state = run(state, selected, loss, batch, with_aux)
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
         step = jnp.asarray(optax.safe_increment(state.step))
-        new_state = SmoothingState(step, state.key, sampler_state, info)
-        return restore(grads, updates), new_state
+        return restore(found, updates), new_state._replace(step=step)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def select(mask: Any, params: PyTree) -> tuple[PyTree, Callable[..., PyTree]]:
+def _select(mask: Any, params: PyTree) -> tuple[PyTree, Callable[..., PyTree]]:
     """The leaves to perturb, and how to put such leaves back among the others.
 
     Unselected leaves are None, so the selected ones keep their place in the tree.

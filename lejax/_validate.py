@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+# By default variances stay within this factor of the first.
+WIDEST = 1e10
+
 
 def positive_count(name: str, value: Any, *, least: int = 1) -> int:
     """`value` as an `int` of at least `least`."""
@@ -102,6 +105,34 @@ def above_one(name: str, value: Any) -> None:
             f"{name} must be above 1, got {value!r}: it is a factor; "
             f"pass for example {name}=10.0."
         )
+
+
+def inverse_of_temperature(beta: Any, temperature: Any) -> None:
+    """Refuse a β that is not positive, or above 1/T."""
+    inverse = positive_or_schedule("beta", beta)
+    known = not_negative(*first_value("temperature", temperature))
+    if known and inverse and inverse * known > 1 + 1e-6:
+        raise ValueError(
+            f"beta must be at most 1/temperature = {1 / known:g}, got {beta!r}: "
+            "there q is proportional to exp(-f/T) itself; lower it."
+        )
+
+
+def bounds_about(tau: Any, bounds: tuple[Any, Any] | None) -> tuple[Any, Any]:
+    """The least and the greatest variance."""
+    if bounds is None:
+        return tau / WIDEST, tau * WIDEST
+    try:
+        low, high = bounds
+    except (TypeError, ValueError):
+        low = high = bounds
+    known = positive("bounds", low), positive("bounds", high), positive("tau", tau)
+    if None not in known and not low <= tau <= high:
+        raise ValueError(
+            f"bounds must be a lower and an upper one with tau between them, got "
+            f"{bounds!r} for tau={tau!r}; pass for example bounds=(1e-6, 1e2)."
+        )
+    return low, high
 
 
 def fraction(name: str, value: Any) -> None:
