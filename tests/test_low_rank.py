@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_gaussian import dense, updated
+from gaussians import dense, updated
 
 import lejax
 from lejax._low_rank import LowRank, isotropic_low_rank
