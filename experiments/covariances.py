@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ import tyro
 from tqdm import tqdm
 
 import lejax
-from experiments import plotting, results
-from experiments.evolution import search_of
-from experiments.search import Search
-from experiments.searchers import before_adam, gaussian, optimizer
+from experiments import gradient_free_table, plotting, results
+from experiments.evolution import cma_es, search_of
+from experiments.gradient_free_runs import best, candidates
+from experiments.search import Search, Searcher
+from experiments.searchers import gaussian, local_entropy, optimizer
 
 LEVELS = (1e-2, 1e-4, 1e-6)
 POINTS = 200
@@ -63,37 +63,21 @@ def isotropic(loss: Any, params: Any, population: int) -> Search:
     return optimizer(chain, loss, population)
 
 
-def with_adam(loss: Any, params: Any, population: int) -> Search:
-    """The same gradient, and Adam, which has a scale for every number."""
-    del params
-
-    def head(numbers: Any, key: jax.Array) -> Any:
-        sampler = lejax.importance(population, target_share=numbers["share"])
-        return lejax.local_entropy(sampler, numbers["sigma"] ** 2, key=key)
-
-    return optimizer(before_adam(head), loss, population)
-
-
-def cma_es(population: int, params: Any, numbers: Any) -> Any:
-    """That of evosax."""
-    from evosax.algorithms import CMA_ES
-
-    del numbers
-    return CMA_ES(population, params)
-
-
 SIGMA, SHARE = {"sigma": (0.001, 1.0)}, {"share": (0.05, 0.8)}
 MIXING, RATE = {"mixing": (0.02, 0.5)}, {"rate": (0.001, 0.3)}
-METHODS: dict[str, tuple[Callable[..., Search], dict[str, tuple[float, float]]]] = {
-    "τI": (isotropic, SIGMA | SHARE),
-    "τI, Adam": (with_adam, SIGMA | SHARE | RATE),
-    "scale": (gaussian("scale"), SIGMA | SHARE | MIXING),
-    "diagonal": (gaussian("diagonal"), SIGMA | SHARE | MIXING),
-    "low rank": (gaussian("low_rank"), SIGMA | SHARE | MIXING),
-    "full": (gaussian("full"), SIGMA | SHARE | MIXING),
-    "CMA-ES": (search_of(cma_es), SIGMA),
-}
 POPULATIONS = (20, 50, 100)
+METHODS = {
+    name: Searcher(make, ranges, POPULATIONS)
+    for name, make, ranges in (
+        ("τI", isotropic, SIGMA | SHARE),
+        ("τI, Adam", local_entropy(credit=False), SIGMA | SHARE | RATE),
+        ("scale", gaussian("scale"), SIGMA | SHARE | MIXING),
+        ("diagonal", gaussian("diagonal"), SIGMA | SHARE | MIXING),
+        ("low rank", gaussian("low_rank"), SIGMA | SHARE | MIXING),
+        ("full", gaussian("full"), SIGMA | SHARE | MIXING),
+        ("CMA-ES", search_of(cma_es), SIGMA),
+    )
+}
 
 
 def quadratic(config: Config) -> Callable[..., jax.Array]:
@@ -110,7 +94,7 @@ def quadratic(config: Config) -> Callable[..., jax.Array]:
 def runner(config: Config, name: str, population: int, evaluations: int) -> Any:
     """`run(seed, numbers)`: f/f(x_0) after every so many evaluations."""
     loss, start = quadratic(config), jnp.ones(config.dimensions)
-    search = METHODS[name][0](loss, start, population)
+    search = METHODS[name].make(loss, start, population)
     each = max(1, evaluations // population // POINTS)
 
     def run(seed: Any, numbers: Any) -> jax.Array:
@@ -133,20 +117,13 @@ def runner(config: Config, name: str, population: int, evaluations: int) -> Any:
 
 def tuned(config: Config, name: str, bar: Any) -> dict[str, Any]:
     """The best of random settings after a tenth of the evaluations, on two seeds."""
-    rng, found = np.random.default_rng(0), []
-    for trial in range(config.trials):
-        population = POPULATIONS[trial % len(POPULATIONS)]
-        numbers = {
-            key: float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.3g}")
-            for key, (low, high) in METHODS[name][1].items()
-        }
-        _, run = runner(config, name, population, config.evaluations // 10)
-        last = [float(run(1000 + seed, numbers)[-1]) for seed in range(2)]
-        worst = float(np.nan_to_num(np.log10(last), nan=99.0).max())
-        found.append((worst, population, numbers))
+    found = []
+    for setting in candidates(METHODS[name], config.trials):
+        _, run = runner(config, name, setting.population, config.evaluations // 10)
+        last = [float(run(1000 + seed, setting.numbers)[-1]) for seed in range(2)]
+        found.append(setting._asdict() | {"score": -float(np.log10(last).max())})
         bar.update()
-    score, population, numbers = min(found, key=lambda trial: trial[0])
-    return {"population": population, "numbers": numbers, "log10": round(score, 2)}
+    return best(found)._asdict()
 
 
 def main(config: Config) -> None:
@@ -178,13 +155,9 @@ def main(config: Config) -> None:
 def until(of: dict[str, Any], level: float) -> str:
     """How many evaluations the runs took to that level."""
     below = np.array(of["curves"]) <= level
-    first = (below.argmax(1) + 1) * of["evaluations_per_point"]
-    there = below.any(1)
-    if not there.all():
-        runs, points = below.shape
-        spent = points * of["evaluations_per_point"]
-        return f"{there.sum()} of {runs} within {spent:,}"
-    return plotting.shown(first)
+    first = np.where(below.any(1), below.argmax(1) + 1.0, np.inf)
+    each = of["evaluations_per_point"]
+    return gradient_free_table.until(first * each, below.shape[1] * each)
 
 
 def plot(config: Config, methods: dict[str, Any]) -> None:

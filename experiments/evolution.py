@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import optax
-from evosax.algorithms import LM_MA_ES, PGPE, SNES, Open_ES, Sep_CMA_ES
+from evosax.algorithms import CMA_ES, LM_MA_ES, PGPE, SNES, Open_ES, Sep_CMA_ES
 
 from experiments.search import Loss, Numbers, Search
 
@@ -86,6 +86,12 @@ def sep_cma_es(population: int, params: Any, numbers: Numbers) -> Any:
     """Its rates are its own."""
     del numbers
     return Sep_CMA_ES(population, params)
+
+
+def cma_es(population: int, params: Any, numbers: Numbers) -> Any:
+    """Its rates are its own."""
+    del numbers
+    return CMA_ES(population, params)
 
 
 def lm_ma_es(population: int, params: Any, numbers: Numbers) -> Any:
