@@ -30,10 +30,10 @@ from experiments.gradient_free_runs import (
 )
 
 
-def tuned(config: Config, name: str, known: dict[str, Any], bar: Any, write: Any):
+def tuned(config: Config, name: str, record: dict[str, Any], bar: Any, write: Any):
     """Try all candidates of a problem's searches that have not been tried."""
     chosen = searchers_of(problems_of(config)[name], config)
-    tasks = {}
+    known, tasks = record["tuning"].setdefault(name, {}), {}
     for searcher, of in chosen.items():
         found = known.setdefault(searcher, [])
         for trial, setting in enumerate(candidates(of, config.trials)):
@@ -46,6 +46,8 @@ def tuned(config: Config, name: str, known: dict[str, Any], bar: Any, write: Any
             tasks[f"{searcher}:{trial}"] = (
                 *(config, name, searcher, setting, TUNING_SEED, [end], True),
             )
+    if tasks:  # the times were those of what may not be chosen any more
+        record["seconds"].pop(name, None)
     for label, scores in spread(config, tasks):
         searcher, _, trial = label.partition(":")
         setting = tasks[label][3]
@@ -79,7 +81,7 @@ def compare(config: Config) -> dict[str, Any]:
     with tqdm(total=total, unit="run") as bar:
         for name in families:
             bar.set_description(f"tuning {name}")
-            tuned(config, name, record["tuning"].setdefault(name, {}), bar, write)
+            tuned(config, name, record, bar, write)
             chosen = {s: best(found) for s, found in record["tuning"][name].items()}
             if name not in record["seconds"]:
                 record["seconds"][name] = seconds_per_update(config, name, chosen)

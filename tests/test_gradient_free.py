@@ -263,6 +263,25 @@ def test_runs_of_another_setting_are_made_again(tmp_path, monkeypatch):
     assert again["OpenES"]["numbers"] != runs["OpenES"]["numbers"]
 
 
+def test_times_are_those_of_what_is_chosen(tmp_path, monkeypatch):
+    """What is tuned again may choose another population: all are timed again."""
+    config = Config("swing_up", quick=True, output=tmp_path)
+    gradient_free.main(config)
+    path = tmp_path / "gradient_free_swing_up.json"
+    record = json.loads(path.read_text())
+    del record["tuning"]["easy"]["SPSA"]
+    path.write_text(json.dumps(record))
+    timed = []
+
+    def counted(config, name, chosen):
+        timed.append(name)
+        return gradient_free_runs.seconds_per_update(config, name, chosen)
+
+    monkeypatch.setattr(gradient_free, "seconds_per_update", counted)
+    gradient_free.main(config)
+    assert timed == ["easy"]
+
+
 def test_without_evosax(monkeypatch):
     monkeypatch.delattr(experiments, "evolution")
     monkeypatch.delitem(sys.modules, "experiments.evolution")
