@@ -47,7 +47,11 @@ class WeightedAccumulator(NamedTuple):
         loss_square: ΣE².
         credit: the sum of the control variates.
         loss_sum: ΣE; where weights are to be centred alone.
-        offset: Σδ; likewise, and where a covariance is to be learnt.
+        offset: Σδ; likewise, and where a covariance is to be learnt; there o = Σ±δ is
+            that of a unit, 0 of a pair.
+        offset_square: Σ|o|²; where a covariance is to be learnt, as the next two.
+        offset_product: Σvo.
+        offset_cross_moment: Σto.
         factor: the multiple of `credit` that leaves the least noise; what `with_credit`
             finds, as the next.
         credited: Σv with that multiple.
@@ -68,6 +72,9 @@ class WeightedAccumulator(NamedTuple):
     credit: PyTree = None
     loss_sum: jax.Array | None = None
     offset: PyTree = None
+    offset_square: jax.Array | None = None
+    offset_product: jax.Array | None = None
+    offset_cross_moment: PyTree = None
     factor: jax.Array | None = None
     credited: PyTree = None
     products: PyTree = None
@@ -85,8 +92,7 @@ def empty(
 ) -> WeightedAccumulator:
     """The accumulator of nothing, the neutral element of `merge`."""
     zero = jnp.zeros((), dtype)
-    nothing = no_products(products, zeros)
-    return WeightedAccumulator(
+    acc = WeightedAccumulator(
         max_log_weight=jnp.asarray(jnp.finfo(dtype).min, dtype),
         moments=empty_moments(dtype),
         member_square=zero,
@@ -94,9 +100,17 @@ def empty(
         moment_square=zero,
         moment=zeros,
         cross_moment=zeros,
+    )
+    if products is None:
+        return acc
+    nothing = no_products(products, zeros)
+    return acc._replace(
         products=nothing,
         all_products=nothing,
-        offset=None if products is None else zeros,
+        offset=zeros,
+        offset_square=zero,
+        offset_product=zero,
+        offset_cross_moment=zeros,
     )
 
 
@@ -131,7 +145,7 @@ def summarise(draws: Draws, products: Products | None = None) -> WeightedAccumul
     d = draws.signed(w)
     ones = real.astype(dtype)
     of_units = draws.unit_moments(w)
-    return WeightedAccumulator(
+    acc = WeightedAccumulator(
         max_log_weight=top,
         moments=loss_moments(w, real, valid)._replace(
             failed=(~counted & real).sum(dtype=jnp.int32)
@@ -139,13 +153,26 @@ def summarise(draws: Draws, products: Products | None = None) -> WeightedAccumul
         member_square=(w * w).sum(),
         difference_square=(d * d).sum(),
         moment_square=inner(of_units, of_units, dtype),
-        moment=jax.tree.map(lambda leaf: leaf.sum(0), of_units),
-        cross_moment=jax.tree.map(
-            lambda leaf: jnp.tensordot(t.astype(leaf.dtype), leaf, 1), of_units
-        ),
+        moment=_over_units(of_units, jnp.ones_like(t)),
+        cross_moment=_over_units(of_units, t),
+    )
+    if products is None:
+        return acc
+    offsets = draws.unit_moments(ones)
+    return acc._replace(
         products=squares(products, draws, w),
         all_products=squares(products, draws, ones),
-        offset=None if products is None else draws.moment(ones),
+        offset=_over_units(offsets, jnp.ones_like(t)),
+        offset_square=inner(offsets, offsets, dtype),
+        offset_product=inner(of_units, offsets, dtype),
+        offset_cross_moment=_over_units(offsets, t),
+    )
+
+
+def _over_units(leaves: PyTree, coefficients: jax.Array) -> PyTree:
+    """Σcv over the units, for leaves (p, ...) and coefficients (p,)."""
+    return jax.tree.map(
+        lambda leaf: jnp.tensordot(coefficients.astype(leaf.dtype), leaf, 1), leaves
     )
 
 
@@ -270,6 +297,8 @@ def _rescaled(acc: WeightedAccumulator, top: jax.Array) -> WeightedAccumulator:
         moment=scaled(acc.moment, once),
         products=scaled(acc.products, once),
         cross_moment=scaled(acc.cross_moment, twice),
+        offset_product=scaled(acc.offset_product, once),
+        offset_cross_moment=scaled(acc.offset_cross_moment, once),
         loss_product=scaled(acc.loss_product, once),
     )
 

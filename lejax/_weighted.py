@@ -52,19 +52,15 @@ def estimate(
     counts = moments.mean > 0
     size, weight = _size_and_weight(moments)
     mean = weight / size
-    displacement = scaled(
-        acc.moment if acc.credited is None else acc.credited, 1 / weight
-    )
-    if acc.offset is not None:
-        centred = optax.tree.sub(displacement, scaled(acc.offset, 1 / size))
-        displacement = optax.tree.where(counts, centred, displacement)
+    displacement = _displacement(acc, acc.credited)
     noise, along = of_groups or (unknown(dtype), unknown(dtype))
-    # What units leave is that of weights as they are.
-    by_units = acc.credited is None and (acc.offset is None or of_groups is None)
+    # What units leave is that of sums without credit.
+    if acc.credited is None:
+        noise = _noise_of_units(acc)
     infinite = jnp.where(acc.max_log_weight > 0, jnp.inf, -jnp.inf).astype(dtype)
     return WeightedEstimate(
         displacement=displacement,
-        squared_error=_noise_of_units(acc) if by_units else noise,
+        squared_error=noise,
         # The jackknife's, of first order 2<δ̂ - δ, δ̂>.
         norm_error=jnp.where(
             is_known(along),
@@ -94,24 +90,40 @@ def _size_and_weight(moments: LossMoments) -> tuple[jax.Array, jax.Array]:
     return size, size * jnp.where(moments.mean > 0, moments.mean, 1)
 
 
+def _displacement(acc: WeightedAccumulator, credited: PyTree) -> PyTree:
+    """Σv/S, or of sums with credit; of centred weights, less Σδ/J."""
+    size, weight = _size_and_weight(acc.moments)
+    found = scaled(acc.moment if credited is None else credited, 1 / weight)
+    if acc.offset is None:
+        return found
+    centred = optax.tree.sub(found, scaled(acc.offset, 1 / size))
+    return optax.tree.where(acc.moments.mean > 0, centred, found)
+
+
 def _noise_of_units(acc: WeightedAccumulator) -> jax.Array:
-    """V of Σv/S, whose units leave v - tδ̂."""
+    """V of n = Σv/S, or Σ(v/S - o/J), whose units leave v/S - o/J - tn/S."""
     moments, dtype = acc.moments, acc.moments.mean.dtype
     size, weight = _size_and_weight(moments)
-    plain = scaled(acc.moment, 1 / weight)
+    plain = _displacement(acc, None)
     shares = moments.size_square.astype(dtype) / size**2
     square = inner(plain, plain, dtype)
+    squares = acc.moment_square / weight**2
+    across = scaled(acc.cross_moment, 1 / weight**2)
+    if acc.offset_square is not None:
+        assert acc.offset_product is not None
+        each = jnp.where(moments.mean > 0, 1 / size, 0)
+        squares += acc.offset_square * each**2 - 2 * acc.offset_product * each / weight
+        offsets = scaled(acc.offset_cross_moment, each / weight)
+        across = optax.tree.sub(across, offsets)
     if is_large(acc.moment):
         # The sums that are wanted alone: by about 1/d too much, but no d numbers more.
-        return noise_of_sum(acc.moment_square / weight**2, square, shares)
+        return noise_of_sum(squares, square, shares)
     # T2 = Σt², about 0 instead of about the mean.
     weight_square = about(jnp.zeros((), dtype), moments).deviation_square
     residuals = (
-        acc.moment_square
-        - 2 * inner(plain, acc.cross_moment, dtype)
-        + square * weight_square
+        squares - 2 * inner(plain, across, dtype) + square * (weight_square / weight**2)
     )
-    return noise_of_sum(residuals / weight**2, jnp.zeros((), dtype), shares)
+    return noise_of_sum(residuals, jnp.zeros((), dtype), shares)
 
 
 def noise_of_groups(

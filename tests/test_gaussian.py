@@ -190,3 +190,28 @@ def test_no_noise_is_taken_for_a_step():
     # E δ̂ᵢ² is about 1/ESS, here 1/70: without the correction, 20 standard errors.
     samples = replicate(found, 300)
     assert_mean(samples, 1.0, bias=2e-3)
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize("large", [True, False])
+def test_noise_is_that_of_replicates(antithetic, large, monkeypatch):
+    """In units of Σ; also where large draws tell it without sums over cross terms."""
+    if large:
+        monkeypatch.setattr("lejax._weighted.is_large", lambda tree: True)
+    sampler = lejax.importance(401, antithetic=antithetic)
+    for tau, beta in ((0.1, 2.0), (0.4, 0.5)):
+        # Nearly all of this step is the same for all draws: without centred weights
+        # the noise is about double.
+        x = jnp.linspace(-1, 1, 5)
+
+        def found(key, x=x, tau=tau, beta=beta):
+            moved, state = updated(
+                lambda x: jnp.sum(jnp.cosh(x)) / 2, x, sampler, tau, key, beta=beta
+            )
+            return (moved - x) / jnp.sqrt(tau), state.info.squared_error
+
+        moved, told = replicate(found, 1500)
+        moved = np.asarray(moved, np.float64)
+        squares = ((moved - moved.mean(0)) ** 2).sum(1) * 1500 / 1499
+        bias = 0.2 if large else 0.01  # 1/d, of the square of the weights' spread
+        assert_mean(told - squares, 0, bias=bias * squares.mean())

@@ -123,9 +123,14 @@ def with_a_covariance():
         updates, state = update(tx.init(params))
         updates, state = update(state)
         variances = state.covariance.variances(params)
-        return updates, variances, state.info.objective
+        info = state.info
+        return updates, variances, info.objective, info.squared_error
 
-    for sampler in (lejax.importance(40, target_share=0.3), lejax.pathwise(12)):
+    for sampler in (
+        lejax.importance(40, target_share=0.3),
+        lejax.importance(40, antithetic=False),
+        lejax.pathwise(12),
+    ):
         on_some = lejax.parallel(sampler, mesh, **names)
         for covariance in ("diagonal", "full"):
             expected = learnt(sampler, covariance)
