@@ -85,7 +85,9 @@ def local_entropy(
 
 
 def gaussian(
-    covariance: Any, weights: Callable[[Any], Any] = lambda params: params
+    covariance: Any,
+    weights: Callable[[Any], Any] = lambda params: params,
+    **options: Any,
 ) -> Callable[..., Search]:
     """Importance sampling whose covariance is learnt with the mean."""
 
@@ -99,6 +101,7 @@ def gaussian(
                 key=key,
                 covariance=covariance,
                 covariance_rate=numbers["mixing"],
+                **options,
             )
             return optax.chain(head, optax.sgd(1.0))
 

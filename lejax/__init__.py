@@ -1,5 +1,9 @@
 """Minimise smoothed losses in JAX, with or without gradients."""
 
+from lejax._ask_tell import AskTell as AskTell
+from lejax._ask_tell import AskTellState as AskTellState
+from lejax._ask_tell import Ticket as Ticket
+from lejax._ask_tell import ask_tell as ask_tell
 from lejax._by_example import importance_by_example as importance_by_example
 from lejax._certificate import Certificate as Certificate
 from lejax._certificate import certificate as certificate
@@ -12,6 +16,7 @@ from lejax._gaussian import GaussianState as GaussianState
 from lejax._gaussian import gaussian as gaussian
 from lejax._importance import importance as importance
 from lejax._info import Info as Info
+from lejax._inverse import negative_log_posterior as negative_log_posterior
 from lejax._minimize import minimize as minimize
 from lejax._parallel import parallel as parallel
 from lejax._pathwise import pathwise as pathwise

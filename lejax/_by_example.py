@@ -148,7 +148,8 @@ def importance_by_example(
         shared = signs_per_draw or default_signs(space.zeros, units, count)
         plan = Plan(num_samples, antithetic, chunk_size, shared)
 
-        def evaluate(displacement: PyTree, sign: float) -> PyTree:
+        def evaluate(displacement: PyTree, sign: float, number: jax.Array) -> PyTree:
+            del number
             _, seen = examples.examine(displacement, sign=sign)
             # What is in the loss beside the sum is in that of every example.
             losses = count * seen.losses + mean_over(seen.beside, data)

@@ -101,7 +101,7 @@ def fold_draws(
     key: jax.Array,
     space: Coordinates,
     variance: Any,
-    evaluate: Callable[[PyTree, float], PyTree],
+    evaluate: Callable[[PyTree, float, jax.Array], PyTree],
     absorb: Callable[[PyTree, Draws], PyTree],
     initial: PyTree,
     plan: Plan,
@@ -110,8 +110,9 @@ def fold_draws(
 ) -> PyTree:
     """Fold `absorb` over all evaluations, in O(chunk) memory.
 
-    `evaluate(u, sign)` is what is kept of the displacement ±u in these coordinates, and
-    `absorb(total, draws)` what the total is after these draws.
+    `evaluate(u, sign, number)` is what is kept of the displacement ±u in these
+    coordinates, which is that of this evaluation among all J, and `absorb(total,
+    draws)` what the total is after these draws.
     The members of a named axis each fold a share of the units, and get their own sum.
 
     With `groups` it is `NUM_GROUPS` totals, or some more, of groups of units, on a
@@ -130,10 +131,11 @@ def fold_draws(
         units = first + jnp.arange(size, dtype=jnp.int32)
         displacements = draw(units, block.copies)
         outputs: list[PyTree] = []
+        numbers = _numbers(units, block)
         # A loop over the signs, not a vmap: what they have in common is computed once.
-        for sign in block.signs:
-            evaluated = jax.vmap(lambda u, sign=sign: evaluate(u, sign))
-            outputs.append(jax.vmap(evaluated)(displacements))
+        for k, sign in enumerate(block.signs):
+            evaluated = jax.vmap(lambda u, n, sign=sign: evaluate(u, sign, n))
+            outputs.append(jax.vmap(evaluated)(displacements, numbers[k]))
             if large:
                 # Drawn again rather than stored while f is evaluated.
                 after = zero_after(outputs[-1]).astype(units.dtype)
@@ -143,7 +145,7 @@ def fold_draws(
             jnp.asarray(block.signs),
             jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs),
             (units < block.stop)[:, None],
-            _numbers(units, block),
+            numbers,
         )
         return absorb(total, draws)
 

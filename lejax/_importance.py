@@ -171,12 +171,12 @@ def importance(
             None if shaping is None else shaped_losses(shaping, key, space, tau, plan)
         )
 
-        def evaluate(displacement: PyTree, sign: float) -> PyTree:
+        def evaluate(displacement: PyTree, sign: float, number: jax.Array) -> PyTree:
             if shaped is not None:
                 return jnp.zeros((), dtype)  # all are known
             if by_example is None:
                 return _accumulator.log_weights(
-                    space.value_fn(displacement, sign=sign), beta
+                    space.value_fn(displacement, number, sign=sign), beta
                 )
             value, seen = by_example.examine(displacement, sign=sign)
             return _accumulator.log_weights(value, beta), seen
@@ -290,4 +290,5 @@ def importance(
         beta_in_use=beta_in_use if adapts else as_passed,
         # Ranks of f + T log φ would never become equal.
         learns=shaping is None,
+        numbers=True,
     )

@@ -132,6 +132,13 @@ def _explain(
         )
 
 
+class DrawNumber(int):
+    """A batch that is another for every draw: its number among all J evaluations.
+
+    So a loss tells apart, and is told, what is evaluated elsewhere.
+    """
+
+
 class Coordinates(NamedTuple):
     """The space in which a sampler draws, and the loss seen from there.
 
@@ -145,7 +152,8 @@ class Coordinates(NamedTuple):
         noise: `noise(key, copies)`: draws of N(0, I) in these coordinates, on a leading
             axis, that differ by random signs.
         value_fn: `value_fn(u, j=0, sign=1.0)`: the loss at the displacement ±u, on the
-            j-th of the inner batches in turn, or on the batch where there is but one.
+            j-th of the inner batches in turn, or on the batch where there is but one;
+            j is the number of the draw where each is evaluated once.
         value_and_grad: `value_and_grad(u, j=0)`: the loss at u, and its gradient.
         lift: a displacement in these coordinates as one of the parameters.
         lower: the converse, for a displacement that outlives one update.
@@ -230,6 +238,8 @@ def full_space(
 
     def displaced(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
         turn = nth_batch(batch, j) if inner_batches else batch
+        if isinstance(batch, DrawNumber):
+            turn = j
         value = call(value_fn, translate(params, scaled(displacement, sign)), turn)
         return jnp.asarray(value).astype(dtype)
 

@@ -84,7 +84,10 @@ def mean_gradient(
     """Average ∇f over N(centre, variance), leaving out draws that are not finite."""
     dtype = compute_dtype(space.zeros)
 
-    def evaluate(displacement: PyTree, sign: float) -> tuple[jax.Array, PyTree]:
+    def evaluate(
+        displacement: PyTree, sign: float, number: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
+        del number
         return space.value_and_grad(optax.tree.add_scale(centre, sign, displacement))
 
     def absorb(found: MeanGradient, draws: Draws) -> MeanGradient:

@@ -14,6 +14,7 @@ from lejax._covariance import Products
 from lejax._info import Info, is_known, unknown
 from lejax._objective import (
     Coordinates,
+    DrawNumber,
     check_objective,
     first_batch,
     full_space,
@@ -107,6 +108,7 @@ def make_sampler(
     num_samples: int | None = None,
     beta_in_use: Callable[[PyTree, jax.Array], jax.Array] = as_passed,
     learns: bool = False,
+    numbers: bool = False,
     products: Products | None = None,
 ) -> Sampler:
     """A sampler from `run(key, state, space, tau, beta)`.
@@ -129,6 +131,7 @@ def make_sampler(
         num_samples=num_samples,
         beta_in_use=beta_in_use,
         learns=learns,
+        numbers=numbers,
     )
 
     def over(axis_name: str | None, data_axis_name: str | None) -> Sampler:
@@ -159,7 +162,15 @@ def make_sampler(
         check_objective(value_fn, params, first, differentiable=differentiable)
         # The loss is read as it will be run: at points that differ over the axes.
         read_at = varying(varying(params, axes.samples), axes.data)
-        space = coordinates(value_fn, read_at, batch, inner_batches, axes.data)
+        numbered = isinstance(batch, DrawNumber)
+        if numbered and (axes != make_axes(None, None) or not numbers):
+            raise ValueError(
+                f"ask and tell need losses alone, on one device, got {name} "
+                f"{'over an axis' if numbers else ''}; pass importance or "
+                "score_function, and let what is outside be parallel."
+            )
+        make = full_space if numbered else coordinates
+        space = make(value_fn, read_at, batch, inner_batches, axes.data)
         space = over_axes(space, params, axes)._replace(products=products)
         # One rounding of τ and β for all that is made of them.
         dtype = compute_dtype(space.zeros)

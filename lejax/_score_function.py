@@ -204,9 +204,9 @@ def score_function(
                 *(sums, square_of_none, none.mean),
             )
 
-        def evaluate(displacement: PyTree, sign: float) -> PyTree:
+        def evaluate(displacement: PyTree, sign: float, number: jax.Array) -> PyTree:
             if by_example is None:
-                return space.value_fn(displacement, sign=sign)
+                return space.value_fn(displacement, number, sign=sign)
             return by_example.examine(displacement, sign=sign)
 
         def absorb(total: Covariance, draws: Draws) -> Covariance:
@@ -280,5 +280,6 @@ def score_function(
             else coordinates(reduction)
         ),
         knows_noise=True,
+        numbers=True,
         axes=make_axes(axis_name, data_axis_name),
     )

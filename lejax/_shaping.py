@@ -81,7 +81,7 @@ def shaped_losses(
         key,
         space,
         variance,
-        lambda u, sign: space.value_fn(u, sign=sign),
+        lambda u, sign, number: space.value_fn(u, number, sign=sign),
         keep,
         nothing,
         plan,

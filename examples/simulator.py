@@ -1,0 +1,61 @@
+"""A simulator outside of JAX: SciPy's ODE solver, on processes of which one is killed.
+
+Hares and lynxes: the logarithms of four rates, from noisy counts, with uncertainty.
+"""
+
+import multiprocessing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from pebble import ProcessPool
+from scipy.integrate import solve_ivp
+
+import lejax
+
+TRUTH, GUESS = np.log([0.55, 0.028, 0.84, 0.026]), np.log([1.0, 0.05, 1.0, 0.05])
+
+
+def logarithms(u):
+    """Of both populations, by the year; an error where the solver gives up."""
+    a, b, c, d = np.exp(u)
+    found = solve_ivp(
+        lambda _, n: [n[0] * (a - b * n[1]), n[1] * (d * n[0] - c)],
+        *((0, 20), [30.0, 4.0]),
+        t_eval=np.linspace(0, 20, 21),
+    )
+    return np.log(found.y)
+
+
+COUNTS = logarithms(TRUTH) + 0.1 * np.random.default_rng(0).normal(size=(2, 21))
+
+
+def minus_log_posterior(u):
+    misfit = ((logarithms(u) - COUNTS) ** 2).sum() / (2 * 0.1**2)
+    return misfit + ((u - GUESS) ** 2).sum() / 2
+
+
+if __name__ == "__main__":
+    sampler = lejax.importance(100, target_share=0.3)
+    smooth = lejax.gaussian(
+        sampler, 0.1, key=jax.random.key(0), covariance="full", temperature=1.0
+    )
+    search = lejax.ask_tell(optax.chain(smooth, optax.sgd(1.0)))
+    u, lost = jnp.asarray(GUESS, jnp.float32), 0
+    state = search.init(u)
+    with ProcessPool(2, context=multiprocessing.get_context("spawn")) as pool:
+        for step in range(40):
+            ticket = search.ask(state, u)
+            points = enumerate(ticket.points)
+            runs = {j: pool.schedule(minus_log_posterior, (x,)) for j, x in points}
+            if step == 20:
+                runs[10].result()
+                multiprocessing.active_children()[0].kill()
+            found = {j: r.result() for j, r in runs.items() if r.exception() is None}
+            lost += len(runs) - len(found)
+            updates, state = search.tell(ticket, found, state, u)
+            u = optax.apply_updates(u, updates)
+    deviations = state.inner[0].covariance.variances(u) ** 0.5
+    print(f"{lost} lost, rates {jnp.exp(u)}, uncertain by {deviations} of themselves")
+    print(f"off by at most {jnp.abs((u - TRUTH) / deviations).max():.2f} deviations")

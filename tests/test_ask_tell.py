@@ -1,0 +1,220 @@
+"""Losses from outside: the update is that of the losses, whoever finds them."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from registry import assert_close
+
+import lejax
+
+# Standard around optax.
+pytestmark = [pytest.mark.compiles, pytest.mark.standard]
+KEY = jax.random.key(3)
+PARAMS = {"w": jnp.linspace(-1, 1, 12).reshape(3, 4), "b": jnp.ones(3)}
+
+
+def loss(params, batch=None):
+    del batch
+    return jnp.sum(jnp.tanh(params["w"]).sum(1) * params["b"] ** 2)
+
+
+def partly(params):
+    """It fails somewhere."""
+    return jnp.where(params["b"][0] > 1.3, jnp.nan, loss(params))
+
+
+SMOOTH = {
+    "importance": (lejax.local_entropy, lejax.importance(30)),
+    "odd": (lejax.local_entropy, lejax.importance(31, chunk_size=4)),
+    "plain": (lejax.local_entropy, lejax.importance(7, antithetic=False)),
+    "one": (lejax.local_entropy, lejax.importance(1)),
+    "share": (lejax.local_entropy, lejax.importance(40, target_share=0.4)),
+    "signs": (lejax.local_entropy, lejax.importance(60, signs_per_draw=5)),
+    "ranks": (lejax.local_entropy, lejax.importance(30, shaping="ranks")),
+    "credit": (lejax.local_entropy, lejax.importance(31, credit=True)),
+    "score_function": (lejax.heat, lejax.score_function(30)),
+    "gaussian": (
+        functools.partial(lejax.gaussian, temperature=0.2, covariance="full"),
+        lejax.importance(50, antithetic=False),
+    ),
+}
+
+
+def chain(name, **options):
+    smooth, sampler = SMOOTH[name]
+    return optax.chain(smooth(sampler, 0.3, key=KEY, **options), optax.adam(0.1))
+
+
+def found(points, value_fn):
+    return np.array(jax.vmap(value_fn)(points))
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_the_update_is_that_of_the_losses(name):
+    tx = chain(name)
+    search = lejax.ask_tell(tx)
+    params, state, expected = PARAMS, search.init(PARAMS), tx.init(PARAMS)
+
+    # Whoever looks at the loss may leave out directions; here it is not its own.
+    @jax.jit
+    def update(state, params, zero):
+        def value_fn(params, batch):
+            return partly(params) + batch
+
+        return tx.update(None, state, params, value_fn=value_fn, batch=zero)
+
+    for _ in range(3):
+        ticket = search.ask(state, params)
+        losses = found(ticket.points, partly)
+        updates, state = search.tell(ticket, losses, state, params)
+        wanted, expected = update(expected, params, jnp.zeros(()))
+        assert_close(updates, wanted, rtol=1e-3, atol=1e-5)
+        assert_close(state.inner[0].info.objective, expected[0].info.objective)
+        assert state.inner[0].info.nonfinite_fraction == np.mean(~np.isfinite(losses))
+        params = optax.apply_updates(params, updates)
+
+
+def test_what_is_drawn():
+    """J points about x, of variance τ, the same at every call."""
+    search = lejax.ask_tell(chain("odd", mask={"w": True, "b": False}))
+    state = search.init(PARAMS)
+    ticket, again = search.ask(state, PARAMS), search.ask(state, PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, ticket, again)
+    assert ticket.points["w"].shape == (31, 3, 4)
+    assert (ticket.points["b"] == 1).all()
+    moved = ticket.points["w"] - PARAMS["w"]
+    np.testing.assert_allclose(moved[0:30:2] + moved[1:30:2], 0, atol=1e-6)
+    assert 0.2 < moved.var() < 0.4
+    updates, state = search.tell(ticket, found(ticket.points, loss), state, PARAMS)
+    assert (updates["b"] == 0).all()
+    other = search.ask(state, PARAMS)
+    assert not np.allclose(other.points["w"], ticket.points["w"])
+
+
+def test_any_order_and_some_missing():
+    search = lejax.ask_tell(chain("importance"))
+    state = search.init(PARAMS)
+    ticket = search.ask(state, PARAMS)
+    losses = found(ticket.points, loss)
+    losses[[3, 4, 20]] = np.nan, np.inf, np.nan
+    expected, _ = search.tell(ticket, losses, state, PARAMS)
+    numbers = np.random.default_rng(0).permutation(30)
+    given = {j: losses[j] for j in numbers if j not in (3, 20)}
+    updates, told = search.tell(ticket, given, state, PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+    np.testing.assert_allclose(told.inner[0].info.nonfinite_fraction, 0.1)
+
+
+SCRIPT = """
+    import sys, numpy as np, jax, jax.numpy as jnp, lejax, optax
+    smooth = lejax.gaussian(lejax.importance(20), 0.3, key=jax.random.key(0))
+    search = lejax.ask_tell(optax.chain(smooth, optax.adam(0.1)))
+    x = jnp.ones(3)
+    state = search.init(x)
+    tree = jax.tree.structure(state)
+    path, first, last, saved = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), None
+    def plain(leaf):
+        typed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if typed else leaf)
+    def restored(leaf, like):
+        typed = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(leaf) if typed else jnp.asarray(leaf)
+    ticket = None
+    if first:
+        with np.load(path) as file:
+            x, *parts = [file[f"arr_{i}"] for i in range(len(file))]
+        ticket, parts = lejax.Ticket(*parts[:2]), parts[2:]
+        x = jnp.asarray(x)
+        state = tree.unflatten(map(restored, parts, jax.tree.leaves(state)))
+    for step in range(first, last):
+        ticket = ticket or search.ask(state, x)
+        losses = (ticket.points**4).sum(1)
+        updates, state = search.tell(ticket, losses, state, x)
+        x, ticket = optax.apply_updates(x, updates), None
+    ticket = search.ask(state, x)
+    np.savez(path, x, *ticket, *map(plain, jax.tree.leaves(state)))
+    print(x)
+"""
+
+
+def test_a_ticket_outlives_its_process(tmp_path):
+    """Asked in one process, told in another: bit for bit as in one."""
+
+    def run(name, *arguments):
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(SCRIPT), tmp_path / name]
+            + [str(number) for number in arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    run("parts.npz", 0, 2)
+    assert run("parts.npz", 2, 4) == run("whole.npz", 0, 4)
+
+
+def test_bad_tickets_and_losses():
+    search = lejax.ask_tell(chain("importance"))
+    state = search.init(PARAMS)
+    ticket = search.ask(state, PARAMS)
+    losses = found(ticket.points, loss)
+    for bad in (losses[:-1], np.append(losses, 0), losses[:, None], 1.0):
+        with pytest.raises(ValueError, match=r"losses must have the shape \(30,\)"):
+            search.tell(ticket, bad, state, PARAMS)
+    for number in (30, -1, "a"):
+        with pytest.raises(ValueError, match=r"number .*points 0 to 29"):
+            search.tell(ticket, {number: 1.0}, state, PARAMS)
+    with pytest.raises(ValueError, match=r"shape \(\)"):
+        search.tell(ticket, {0: losses}, state, PARAMS)
+    for bad in (losses * 1j, np.array(["a"] * 30), [None] * 30):
+        with pytest.raises(TypeError, match="losses must be real numbers"):
+            search.tell(ticket, bad, state, PARAMS)
+    updates, later = search.tell(ticket, losses, state, PARAMS)
+    moved = optax.apply_updates(PARAMS, updates)
+    for other in ((later, moved), (later, PARAMS), (state, moved)):
+        with pytest.raises(ValueError, match=r"ticket is of another update"):
+            search.tell(ticket, losses, *other)
+
+
+def test_all_failed():
+    search = lejax.ask_tell(chain("importance"), max_failures=3)
+    state = search.init(PARAMS)
+
+    def told(state, losses):
+        ticket = search.ask(state, PARAMS)
+        return search.tell(ticket, losses, state, PARAMS)[1]
+
+    nothing = np.full(30, np.nan)
+    state = told(told(state, nothing), {})
+    assert state.failed == 2
+    assert told(state, np.ones(30)).failed == 0
+    with pytest.raises(RuntimeError, match=r"3 updates in a row failed.*tau smaller"):
+        told(state, nothing)
+    with pytest.raises(ValueError, match="max_failures must be an integer"):
+        lejax.ask_tell(chain("importance"), max_failures=0)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        lejax.heat(lejax.pathwise(4), 0.1, key=KEY),
+        lejax.local_entropy(lejax.sgld(4, 0.1), 0.1, key=KEY),
+        lejax.local_entropy(lejax.importance_by_example(4), 0.1, key=KEY),
+        lejax.gaussian(lejax.pathwise(4), 0.1, key=KEY),
+        lejax.local_entropy(lejax.parallel(lejax.importance(4)), 0.1, key=KEY),
+    ],
+)
+def test_what_cannot_be_asked(tx):
+    search = lejax.ask_tell(tx)
+    state = search.init(PARAMS)
+    with pytest.raises(ValueError, match=r"ask and tell need .*pass importance or"):
+        search.ask(state, PARAMS)
