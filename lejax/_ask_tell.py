@@ -28,6 +28,16 @@ class Ticket(NamedTuple):
     Attributes:
         points: the parameters to evaluate, with a leading axis of all J, NumPy arrays.
         update: which update asks for them, as told by its state and parameters.
+
+    Example:
+        Two pairs about x:
+
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> smooth = lejax.heat(lejax.score_function(4), 1.0, key=jax.random.key(0))
+        >>> search, x = lejax.ask_tell(smooth), jnp.full(3, 5.0)
+        >>> ticket = search.ask(search.init(x), x)
+        >>> print(ticket.points.shape, ticket.points.mean(0))
+        (4, 3) [5. 5. 5.]
     """
 
     points: PyTree
@@ -40,6 +50,15 @@ class AskTellState(NamedTuple):
     Attributes:
         inner: that of the transformation, whose `info` tells about the last update.
         failed: how many updates in a row had no loss that was finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> smooth = lejax.heat(lejax.score_function(4), 1.0, key=jax.random.key(0))
+        >>> search, x = lejax.ask_tell(smooth), jnp.full(3, 5.0)
+        >>> state = search.init(x)
+        >>> _, state = search.tell(search.ask(state, x), {}, state, x)
+        >>> print(state.inner.step, state.failed)
+        1 1
     """
 
     inner: PyTree
@@ -53,6 +72,19 @@ class AskTell(NamedTuple):
         init: `init(params) -> state`.
         ask: `ask(state, params) -> ticket`: always the same for the same update.
         tell: `tell(ticket, losses, state, params) -> (updates, state)`.
+
+    Example:
+        An update from the losses of all points but one:
+
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> smooth = lejax.heat(lejax.score_function(100), 1.0, key=jax.random.key(0))
+        >>> search, x = lejax.ask_tell(smooth), jnp.zeros(())
+        >>> state = search.init(x)
+        >>> ticket = search.ask(state, x)
+        >>> losses = {j: 3 * float(ticket.points[j]) for j in range(99)}
+        >>> gradient, state = search.tell(ticket, losses, state, x)
+        >>> print(bool(2 < gradient < 4))
+        True
     """
 
     init: Callable[[PyTree], AskTellState]
@@ -64,6 +96,8 @@ def ask_tell(
     tx: optax.GradientTransformationExtraArgs, *, max_failures: int = 5
 ) -> AskTell:
     """Let the losses of a transformation be evaluated outside of JAX.
+
+        X_1, …, X_J ~ φ,   x_{k+1} = x_k + U(f(X_1), …, f(X_J))
 
     For simulators that run on other machines, take hours, or fail. `ask` gives the
     points of the next update, numbers out, and `tell` makes the update of their losses,

@@ -34,6 +34,17 @@ def certified(p, key):
     return jax.tree.map(lambda leaf: leaf * found.estimate.astype(leaf.dtype), p)
 
 
+def minus_log_posterior(params, key):
+    y = jax.random.normal(key, BATCH[1].shape)
+    f = lejax.negative_log_posterior(
+        lambda p: jnp.full(y.shape, sum(map(jnp.sum, jax.tree.leaves(p)))),
+        lambda p: -sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(p)),
+        y,
+        0.5,
+    )
+    return jax.grad(f)(params)
+
+
 # Pure functions of (params, key), and what is said of a loss.
 PURE = {
     lejax.step_fn: lambda p, key: lejax.step_fn(loss, lejax.importance(20), 0.1)(
@@ -43,6 +54,7 @@ PURE = {
         loss, lejax.pathwise(4), 0.1
     )(p, key, BATCH)[1],
     lejax.certificate: certified,
+    lejax.negative_log_posterior: minus_log_posterior,
     lejax.beta_for_share: lambda p, key: jax.tree.map(
         lambda leaf: leaf * lejax.beta_for_share(jax.random.normal(key, 9), 0.5), p
     ),
@@ -51,7 +63,7 @@ PURE = {
     ),
 }
 # Of the host, with tests of their own.
-WHOLE_RUNS = {lejax.minimize}
+WHOLE_RUNS = {lejax.minimize, lejax.ask_tell}
 
 
 def test_every_public_factory_is_registered():

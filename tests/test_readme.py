@@ -15,7 +15,16 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(
     r"```python\n(.*?)```.*?```text\n(.*?)```", README, flags=re.DOTALL
 )
-NAMES = ["quickstart", "loop", "samplers", "report", "posterior", "devices"]
+NAMES = [
+    "quickstart",
+    "loop",
+    "samplers",
+    "report",
+    "posterior",
+    "callback",
+    "bounds",
+    "devices",
+]
 
 
 def test_there_are_examples():
