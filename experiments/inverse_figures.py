@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import darcy, linear_gaussian, lorenz, plotting
@@ -70,10 +71,11 @@ def functions(panels: Any, runs: dict[str, Any]) -> None:
     assert problem.exact is not None
     mean, covariance = problem.exact(y)
     draws = np.random.default_rng(0).multivariate_normal(
-        np.asarray(mean), np.asarray(covariance), 300, method="cholesky"
+        mean, covariance, 300, method="cholesky"
     )
-    fields = np.stack([problem.field(draw) for draw in draws])
-    shown = {"posterior": (np.asarray(problem.field(mean)), fields.std(0))}
+    fields = np.stack([problem.field(jnp.asarray(u, jnp.float32)) for u in draws])
+    exact = np.asarray(problem.field(jnp.asarray(mean, jnp.float32)))
+    shown = {"posterior": (exact, fields.std(0))}
     for name in ("gaussian, low rank", KALMAN):
         of = runs[name]["0"]
         shown[name] = np.array(of["mean"]), np.array(of["deviation"])
@@ -116,13 +118,13 @@ def maps(panels: Any, runs: dict[str, Any]) -> None:
     """The logarithm of the permeability, and how sure it is, on one scale each."""
     problem, cells = problem_of("darcy"), (darcy.CELLS, darcy.CELLS)
     truth, _ = instance("darcy", 0)
-    shown = {"truth": (problem.field(truth), False)}
+    shown = [("truth", problem.field(truth), False)]
     for name in ("gaussian, low rank", KALMAN):
-        shown[name] = runs[name]["0"]["mean"], False
-        shown[f"{name}, deviation"] = runs[name]["0"]["deviation"], True
+        shown.append((name, runs[name]["0"]["mean"], False))
+        shown.append(("its deviation", runs[name]["0"]["deviation"], True))
     limit = float(np.abs(problem.field(truth)).max())
     places = (darcy.CELLS // darcy.PLACES) * (0.5 + np.arange(darcy.PLACES)) - 0.5
-    for panel, (name, (values, spread)) in zip(panels, shown.items(), strict=True):
+    for panel, (name, values, spread) in zip(panels, shown, strict=True):
         image = panel.imshow(
             np.reshape(values, cells).T,
             origin="lower",
@@ -131,5 +133,5 @@ def maps(panels: Any, runs: dict[str, Any]) -> None:
             vmax=1 if spread else limit,
         )
         panel.set(title=name, xticks=[], yticks=[])
-        panel.figure.colorbar(image, ax=panel, shrink=0.7)
+        panel.figure.colorbar(image, ax=panel, orientation="horizontal", shrink=0.8)
     panels[0].plot(*(g.ravel() for g in np.meshgrid(places, places)), "k.", ms=2)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import lejax
 
@@ -38,7 +39,7 @@ class InverseProblem(NamedTuple):
     covariances: tuple[str, ...]
     strategies: tuple[str, ...]
     smooth: bool = True
-    exact: Callable[[jax.Array], tuple[jax.Array, jax.Array]] | None = None
+    exact: Callable[[jax.Array], tuple[np.ndarray, np.ndarray]] | None = None
 
     def loss(self, u: jax.Array, y: jax.Array) -> jax.Array:
         """The negative logarithm of the posterior density."""

@@ -46,7 +46,8 @@ def reference(config: Config, seed: int) -> float:
     problem = problem_of(config.problem)
     truth, y = instance(config.problem, seed)
     if problem.exact is not None:
-        return float(problem.loss(problem.exact(y)[0], y))
+        mean = jnp.asarray(problem.exact(y)[0], jnp.float32)
+        return float(problem.loss(mean, y))
     if not problem.smooth:
         return float(problem.loss(truth, y))
 

@@ -22,16 +22,17 @@ def problem() -> InverseProblem:
     middles = (np.arange(OBSERVATIONS) + 0.5) / OBSERVATIONS
     blur = np.exp(-(((middles[:, None] - places) / WIDTH) ** 2) / 2)
     blur /= blur.sum(1, keepdims=True)
-    matrix, field = jnp.asarray(blur @ basis, jnp.float32), jnp.asarray(basis)
+    double = blur @ basis
+    matrix, field = (jnp.asarray(x, jnp.float32) for x in (double, basis))
 
     def forward(u: jax.Array) -> jax.Array:
         return matrix @ u
 
-    def exact(y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def exact(y: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """By the gain, which inverts a matrix of the observations alone."""
-        seen = matrix @ matrix.T + DEVIATION**2 * jnp.eye(OBSERVATIONS)
-        gain = jnp.linalg.solve(seen, matrix)
-        return gain.T @ y, jnp.eye(DIMENSIONS) - gain.T @ matrix
+        seen = double @ double.T + DEVIATION**2 * np.eye(OBSERVATIONS)
+        gain = np.linalg.solve(seen, double)
+        return gain.T @ np.asarray(y, float), np.eye(DIMENSIONS) - gain.T @ double
 
     return InverseProblem(
         dimensions=DIMENSIONS,

@@ -36,6 +36,7 @@ def device_name() -> str:
 def versions() -> dict[str, str]:
     """Of everything that a figure may depend on."""
     names = ("lejax", "jax", "optax", "flax", "matfree", "evosax")
+    names += ("iterative-ensemble-smoother",)
     found = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
