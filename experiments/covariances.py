@@ -27,8 +27,8 @@ from experiments.gradient_free_runs import best, candidates
 from experiments.search import Search, Searcher
 from experiments.searchers import gaussian, local_entropy, optimizer
 
-LEVELS = (1e-2, 1e-4, 1e-6)
-POINTS = 200
+LEVELS = (1e-2, 1e-4, 1e-6, 1e-8)
+POINTS = 500
 COLORS = ("#c8102e", "#e67e22", "#8e44ad", "#3c9d4e", "#17becf", "#0b3d91", "0.5")
 
 
@@ -40,7 +40,7 @@ class Config:
     """Of the quadratic."""
     condition: float = 1e4
     """The ratio of its greatest curvature to its least, 1."""
-    evaluations: int = 100_000
+    evaluations: int = 1_000_000
     """Of the loss, in every run."""
     trials: int = 20
     """Settings that are tried for each method, at a tenth of the evaluations."""
@@ -171,7 +171,7 @@ def plot(config: Config, methods: dict[str, Any]) -> None:
                 label = name if number == 0 else None
                 panel.loglog(spent, curve, color=color, lw=1, label=label)
         plotting.tidy(panel, xlabel="evaluations", ylabel="f / f at the start")
-        panel.set_ylim(1e-12, 2)
+        panel.set_ylim(1e-10, 2)
         panel.legend(frameon=False, ncols=2)
         figure.suptitle(
             f"Condition number {config.condition:g} in {config.dimensions} dimensions"

@@ -91,6 +91,6 @@ def problem() -> InverseProblem:
         observe=with_noise(forward, DEVIATION),
         field=field,
         solves=10_000,
-        covariances=("diagonal", "low_rank", "full"),
+        covariances=("diagonal", "low_rank"),
         strategies=("Sep_CMA_ES", "LM_MA_ES"),
     )
