@@ -90,7 +90,7 @@ def problem() -> InverseProblem:
         truth=standard(MODES**2),
         observe=with_noise(forward, DEVIATION),
         field=field,
-        solves=10_000,
+        solves=5_000,
         covariances=("diagonal", "low_rank"),
         strategies=("Sep_CMA_ES", "LM_MA_ES"),
     )

@@ -29,7 +29,7 @@ from experiments.searchers import (
 )
 
 POINTS, DRAWS, RANK = 50, 300, 32
-KALMAN = "ES-MDA"
+KALMAN, TRUNCATION = "EKI", 1 - 1e-6
 SIGMA, RATE = {"sigma": (0.003, 1.0)}, {"rate": (0.001, 0.3)}
 SHARE, MIXING = {"share": (0.05, 0.8)}, {"mixing": (0.02, 0.7)}
 POPULATIONS = (20, 50, 100, 200)
@@ -84,8 +84,8 @@ def methods_of(problem: InverseProblem) -> dict[str, Searcher]:
             "LM_MA_ES": evolution.lm_ma_es,
         }[name]
         found[name] = Searcher(evolution.search_of(strategy), SIGMA, POPULATIONS)
-    most = (25, 50, 100, 200, 400)
-    found[KALMAN] = Searcher(gradient, {"steps": (2.0, 40.0)}, most)
+    most = (25, 50, 100, 200, 400, 800)
+    found[KALMAN] = Searcher(gradient, {"pace": (0.1, 3.0)}, most)
     found["Adam, gradient"] = Searcher(gradient, RATE, (1,))
     return found
 
@@ -169,25 +169,42 @@ def _compiled(name: str) -> tuple[Any, Any, Any]:
 def _kalman(
     name: str, solves: int, setting: Setting, truth: Any, y: Any, seed: int
 ) -> Run:
-    """Ensemble Kalman inversion, by multiple data assimilation; failed members go."""
+    """Ensemble Kalman inversion, the prior's ensemble to the posterior's.
+
+    The update is that of `ESMDA` at errors α times as great, Σ1/α = 1; α is that of the
+    data misfit controller of Iglesias and Yang, times a pace. Members that failed go.
+    """
     problem, (forward, field, judged) = problem_of(name), _compiled(name)
-    size = min(setting.population, solves // 2)
-    steps = int(np.clip(setting.numbers["steps"], 1, solves // size))
-    covariance = np.asarray(problem.covariance, float)
+    covariance, count = np.asarray(problem.covariance, float), y.size
     if covariance.ndim == 0:
-        covariance = np.full(y.size, float(covariance))
-    smoother = ESMDA(covariance, np.asarray(y, float), alpha=steps, seed=seed)
+        covariance = float(covariance) * np.eye(count)
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance))
+    wanted = whiten @ np.asarray(y, float)
     rng = np.random.default_rng(seed)
-    members = rng.normal(size=(problem.dimensions, size))
-    found, mean = [], jnp.zeros(problem.dimensions)
-    for _ in range(steps):
-        seen = np.asarray(forward(jnp.asarray(members.T, jnp.float32)), float).T
+    members = rng.normal(size=(problem.dimensions, min(setting.population, solves)))
+    spent, done = [members.shape[1]], 0.0
+    mean = jnp.zeros(problem.dimensions)
+    found = [[float(x) for x in judged(mean, y, truth)]]
+    while done < 1 and spent[-1] <= solves:
+        seen = (
+            whiten @ np.asarray(forward(jnp.asarray(members.T, jnp.float32)), float).T
+        )
         known = np.isfinite(seen).all(0)
-        smoother.prepare_assimilation(Y=seen[:, known])
-        members = smoother.assimilate_batch(X=members[:, known])
+        if known.sum() < 3:
+            break
+        seen, members = seen[:, known], members[:, known]
+        misfits = ((wanted[:, None] - seen) ** 2).sum(0) / 2
+        step = max(count / (2 * misfits.mean()), (count / (2 * misfits.var())) ** 0.5)
+        step = min(setting.numbers["pace"] * step, 1 - done)
+        smoother = ESMDA(np.full(count, 1 / step), wanted, alpha=1, seed=rng)
+        smoother.prepare_assimilation(Y=seen, truncation=TRUNCATION)
+        members = smoother.assimilate_batch(X=members)
         mean = jnp.asarray(members.mean(1), jnp.float32)
         found.append([float(x) for x in judged(mean, y, truth)])
+        spent.append(spent[-1] + members.shape[1])
+        done += step
+    # A point is what an update of all solves before it gave; first the prior's mean.
     losses, errors = np.array(found).T
+    spent = np.array([1, *spent[:-1]])
     fields = np.asarray(field(jnp.asarray(members.T, jnp.float32)))
-    spent = size * (1 + np.arange(steps))
     return Run(spent, losses, errors, np.asarray(problem.field(mean)), fields.std(0))

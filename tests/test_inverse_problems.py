@@ -99,9 +99,9 @@ def test_the_posterior_in_closed_form():
 def test_the_ensemble_finds_a_posterior():
     """Of a linear map, with more members than observations."""
     found = inverse_methods.run(
-        "linear_gaussian", 4000, KALMAN, Setting(400, {"steps": 10.0}), 0
+        "linear_gaussian", 4000, KALMAN, Setting(400, {"pace": 1.0}), 0
     )
-    assert found.solves[-1] == 4000
+    assert 1000 < found.solves[-1] <= 4000
     _, y = inverse_methods.instance("linear_gaussian", 0)
     at_prior = inverse_methods.problem_of("linear_gaussian").loss(jnp.zeros(1000), y)
     assert found.losses[-1] < 0.01 * at_prior
