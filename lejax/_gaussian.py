@@ -159,7 +159,8 @@ def gaussian(
         `objective` is -(1/β) log E_φ exp(-β(f + T log φ)), which at β = 1/T is -T log ∫
         exp(-f/T), or by `pathwise` E_φ[f + T log φ], which is above that; `tau_used` is
         the mean variance of the draws, and `squared_error` in units of Σ. Where nothing
-        could be estimated, x and Σ stay.
+        could be estimated, x and Σ stay. Where Σ keeps more than 2¹⁸ numbers
+        `signal_error` is not known.
 
     Raises:
         ValueError: `tau` or `beta` is not positive, `temperature` is negative or above
