@@ -18,13 +18,11 @@ TRUTH, GUESS = np.log([0.55, 0.028, 0.84, 0.026]), np.log([1.0, 0.05, 1.0, 0.05]
 
 
 def logarithms(u):
-    """Of both populations, by the year; an error where the solver gives up."""
     a, b, c, d = np.exp(u)
-    found = solve_ivp(
-        lambda _, n: [n[0] * (a - b * n[1]), n[1] * (d * n[0] - c)],
-        *((0, 20), [30.0, 4.0]),
-        t_eval=np.linspace(0, 20, 21),
-    )
+    slope = lambda _, n: [n[0] * (a - b * n[1]), n[1] * (d * n[0] - c)]  # noqa: E731
+    found = solve_ivp(slope, (0, 20), [30.0, 4.0], t_eval=np.linspace(0, 20, 21))
+    if not found.success:
+        raise ArithmeticError(found.message)
     return np.log(found.y)
 
 
@@ -46,15 +44,16 @@ if __name__ == "__main__":
     state = search.init(u)
     with ProcessPool(2, context=multiprocessing.get_context("spawn")) as pool:
         for step in range(40):
-            ticket = search.ask(state, u)
-            points = enumerate(ticket.points)
-            runs = {j: pool.schedule(minus_log_posterior, (x,)) for j, x in points}
+            points = search.ask(state, u)
+            runs = [
+                pool.schedule(minus_log_posterior, (x,), timeout=30) for x in points
+            ]
             if step == 20:
                 runs[10].result()
                 multiprocessing.active_children()[0].kill()
-            found = {j: r.result() for j, r in runs.items() if r.exception() is None}
-            lost += len(runs) - len(found)
-            updates, state = search.tell(ticket, found, state, u)
+            found = [np.nan if run.exception() else run.result() for run in runs]
+            lost += np.isnan(found).sum()
+            updates, state = search.tell(points, found, state, u)
             u = optax.apply_updates(u, updates)
     deviations = state.inner[0].covariance.variances(u) ** 0.5
     print(f"{lost} lost, rates {jnp.exp(u)}, uncertain by {deviations} of themselves")

@@ -15,7 +15,8 @@ import numpy as np
 from experiments.inverse_problem import InverseProblem, standard, with_noise
 
 CELLS, MODES, PLACES, DEVIATION = 64, 16, 8, 5e-4
-TOLERANCE, ITERATIONS = 1e-5, 200
+# Single precision leaves a residual of 10⁻⁴ of the source where all is well.
+TOLERANCE, ITERATIONS, RESIDUAL = 1e-5, 200, 1e-2
 
 
 def modes() -> np.ndarray:
@@ -66,9 +67,12 @@ def pressure(kappa: jax.Array) -> jax.Array:
         return scale * (to_waves.T @ (inverse * waves) @ to_waves)
 
     source = jnp.full((CELLS, CELLS), 1 / CELLS**2)
-    return jax.scipy.sparse.linalg.cg(
+    p = jax.scipy.sparse.linalg.cg(
         outflow, source, tol=TOLERANCE, maxiter=ITERATIONS, M=precondition
     )[0]
+    # Permeabilities of many orders of magnitude: no solution is better than a bad one.
+    left = jnp.linalg.norm(source - outflow(p)) / jnp.linalg.norm(source)
+    return jnp.where(left < RESIDUAL, p, jnp.nan)
 
 
 @functools.cache

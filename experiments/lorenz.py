@@ -1,8 +1,8 @@
 """The three parameters of Lorenz's system of 1963, from averages over time.
 
 Nine first and second moments over 20 units of time, of which chaos makes observations
-with errors; their covariance is that of such windows at the truth, and that of an
-instrument with a tenth of their variances.
+with errors; their covariance is that of such windows at the truth, twice, as the
+forward map has a window of its own, and that of an instrument with a tenth of it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def problem() -> InverseProblem:
         lambda key: moments(truth, elsewhere(key), 4 * SPIN_UP),
     )(jax.random.split(jax.random.key(99), WINDOWS))
     instrument = 0.1 * windows.var(0)
-    covariance = jnp.cov(windows.T) + jnp.diag(instrument)
+    covariance = 2 * jnp.cov(windows.T) + jnp.diag(instrument)
 
     def observe(key: jax.Array, truth: jax.Array) -> jax.Array:
         where, errors = jax.random.split(key)

@@ -2,7 +2,6 @@
 
 from lejax._ask_tell import AskTell as AskTell
 from lejax._ask_tell import AskTellState as AskTellState
-from lejax._ask_tell import Ticket as Ticket
 from lejax._ask_tell import ask_tell as ask_tell
 from lejax._by_example import importance_by_example as importance_by_example
 from lejax._certificate import Certificate as Certificate

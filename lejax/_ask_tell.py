@@ -7,7 +7,7 @@ with one that looks up what was found there.
 
 from __future__ import annotations
 
-import hashlib
+import operator
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,29 +19,7 @@ import optax
 
 from lejax._objective import DrawNumber
 from lejax._trees import PyTree
-from lejax._validate import positive_count
-
-
-class Ticket(NamedTuple):
-    """The points of an update. A tree of arrays: what writes these keeps it on disk.
-
-    Attributes:
-        points: the parameters to evaluate, with a leading axis of all J, NumPy arrays.
-        update: which update asks for them, as told by its state and parameters.
-
-    Example:
-        Two pairs about x:
-
-        >>> import jax, jax.numpy as jnp, lejax
-        >>> smooth = lejax.heat(lejax.score_function(4), 1.0, key=jax.random.key(0))
-        >>> search, x = lejax.ask_tell(smooth), jnp.full(3, 5.0)
-        >>> ticket = search.ask(search.init(x), x)
-        >>> print(ticket.points.shape, ticket.points.mean(0))
-        (4, 3) [5. 5. 5.]
-    """
-
-    points: PyTree
-    update: np.ndarray
+from lejax._validate import positive_count, untraced
 
 
 class AskTellState(NamedTuple):
@@ -70,8 +48,9 @@ class AskTell(NamedTuple):
 
     Attributes:
         init: `init(params) -> state`.
-        ask: `ask(state, params) -> ticket`: always the same for the same update.
-        tell: `tell(ticket, losses, state, params) -> (updates, state)`.
+        ask: `ask(state, params) -> points`: parameters with a leading axis of all J,
+            NumPy arrays, and always the same for the same update.
+        tell: `tell(points, losses, state, params) -> (updates, state)`.
 
     Example:
         An update from the losses of all points but one:
@@ -80,16 +59,16 @@ class AskTell(NamedTuple):
         >>> smooth = lejax.heat(lejax.score_function(100), 1.0, key=jax.random.key(0))
         >>> search, x = lejax.ask_tell(smooth), jnp.zeros(())
         >>> state = search.init(x)
-        >>> ticket = search.ask(state, x)
-        >>> losses = {j: 3 * float(ticket.points[j]) for j in range(99)}
-        >>> gradient, state = search.tell(ticket, losses, state, x)
-        >>> print(bool(2 < gradient < 4))
-        True
+        >>> points = search.ask(state, x)
+        >>> losses = {j: 3 * float(points[j]) for j in range(99)}
+        >>> gradient, state = search.tell(points, losses, state, x)
+        >>> print(points.shape, bool(2 < gradient < 4))
+        (100,) True
     """
 
     init: Callable[[PyTree], AskTellState]
-    ask: Callable[[AskTellState, PyTree], Ticket]
-    tell: Callable[[Ticket, Any, AskTellState, PyTree], tuple[PyTree, AskTellState]]
+    ask: Callable[[AskTellState, PyTree], PyTree]
+    tell: Callable[[PyTree, Any, AskTellState, PyTree], tuple[PyTree, AskTellState]]
 
 
 def ask_tell(
@@ -102,30 +81,34 @@ def ask_tell(
     For simulators that run on other machines, take hours, or fail. `ask` gives the
     points of the next update, numbers out, and `tell` makes the update of their losses,
     numbers in: in any order, at any time, some of them missing. What is missing, NaN or
-    +inf counts as failed, a sample without weight, and costs no more than itself.
+    infinite counts as failed, a sample without weight, and costs no more than itself.
 
     Nothing is kept between the two but what they return. After a crash ask again, or
-    read state, parameters and ticket from disk: the points are the same, and those
-    whose losses are known need no second evaluation.
+    read state, parameters and points from disk: the points are the same, and those
+    whose losses are known need no second evaluation. `tell` draws them again to see
+    that they are.
 
     Args:
         tx: `local_entropy`, `heat` or `gaussian`, or a chain that begins with one, by
-            `importance` (shaped as well) or `score_function`. Reduction and credit by
-            example do not apply: nobody sees how the losses are made.
+            `importance` (shaped as well) or `score_function`, and has no other.
+            Reduction and credit by example do not apply: nobody sees how the losses
+            are made. Updates are made of losses in single precision, but for x64: take
+            a constant off that is large against their differences.
         max_failures: after so many updates in a row without a finite loss `tell` stops.
 
     Returns:
-        An `AskTell`, three functions for the host: they are compiled inside, and must
-        not be called under `jax.jit`. Losses are one number for each point, an array
-        (J,) in their order; or a mapping from the number of a point to its loss, which
-        may lack some.
+        An `AskTell`, three functions for the host, which compile what is inside. Losses
+        are one number for each point, an array (J,) in their order; or a mapping from
+        the number of a point to its loss, which may lack some.
 
     Raises:
-        ValueError: from `ask`, the sampler needs more than losses, or shares its draws
-            over an axis. From `tell`, there are more or fewer losses than points, a
-            number is that of no point, or the ticket is of another update: another
-            state, as after a `tell` of the same, or other parameters.
-        TypeError: from `tell`, what is told is no array of real numbers.
+        ValueError: from `ask`, nothing in `tx` evaluates a loss, or more than one
+            thing; its sampler needs more than losses, or shares its draws over an axis.
+            From `tell`, there are more or fewer losses than points, a number is that of
+            no point, or the points are those of another update: another state, as after
+            a `tell` of the same, other parameters, or another `tx`.
+        TypeError: `tx` is no transformation; it is called under `jax.jit`; what is told
+            is no real number; or `tx` has `has_aux`, for which there is no value.
         RuntimeError: from `tell`, all losses failed in `max_failures` updates in a row.
 
     Example:
@@ -143,9 +126,9 @@ def ask_tell(
         >>> x = jnp.full(2, 3.0)
         >>> state = search.init(x)
         >>> for _ in range(20):
-        ...     ticket = search.ask(state, x)
-        ...     losses = {j: (ticket.points[j] ** 2).sum() for j in range(0, 200, 2)}
-        ...     updates, state = search.tell(ticket, losses, state, x)
+        ...     points = search.ask(state, x)
+        ...     losses = {j: (points[j] ** 2).sum() for j in range(0, 200, 2)}
+        ...     updates, state = search.tell(points, losses, state, x)
         ...     x = optax.apply_updates(x, updates)
         >>> print(bool(abs(x).max() < 0.3))
         True
@@ -154,7 +137,13 @@ def ask_tell(
         Ask and tell are those of Collette, Hansen, Pujol, Salazar Aponte, Le Riche,
         *On object-oriented programming of optimizers*.
     """
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(
+            f"tx must be an optax transformation, got {tx!r}; pass for example "
+            "lejax.local_entropy(sampler, tau, key=key), or a chain that begins so."
+        )
     max_failures = positive_count("max_failures", max_failures)
+    tx = optax.with_extra_args_support(tx)
     alone = threading.Lock()
     noted: list[tuple[np.ndarray, PyTree]] = []
 
@@ -194,78 +183,97 @@ def ask_tell(
     def init(params: PyTree) -> AskTellState:
         return AskTellState(tx.init(params), jnp.zeros((), jnp.int32))
 
-    def ask(state: AskTellState, params: PyTree) -> Ticket:
+    def ask(state: AskTellState, params: PyTree) -> PyTree:
+        untraced("ask", (state, params), "call it outside jax.jit and jax.vmap.")
         with alone:
             noted.clear()
             jax.block_until_ready(asked(state.inner, params))
+            if not noted:
+                raise ValueError(
+                    "tx evaluates no loss; pass lejax.local_entropy, heat or gaussian, "
+                    "or a chain that begins with one."
+                )
             numbers, points = jax.tree.map(lambda *parts: np.concatenate(parts), *noted)
         # In their order, and once: what is pure may be called again.
-        _, first = np.unique(numbers, return_index=True)
-        return Ticket(
-            jax.tree.map(lambda leaf: leaf[first], points), _digest(state, params)
-        )
+        _, first, which = np.unique(numbers, return_index=True, return_inverse=True)
+        for leaf in jax.tree.leaves(points):
+            if not np.array_equal(leaf, leaf[first][which]):
+                raise ValueError(
+                    "tx evaluates losses for more than one estimate; keep one of "
+                    "lejax.local_entropy, heat or gaussian in it."
+                )
+        return jax.tree.map(lambda leaf: leaf[first], points)
 
     def tell(
-        ticket: Ticket, losses: Any, state: AskTellState, params: PyTree
+        points: PyTree, losses: Any, state: AskTellState, params: PyTree
     ) -> tuple[PyTree, AskTellState]:
-        if not np.array_equal(ticket.update, _digest(state, params)):
-            raise ValueError(
-                "ticket is of another update than state and params, of which it was "
-                "not asked, or they went on since; pass those with which ask was called"
-                ", or ask again."
-            )
-        count = len(jax.tree.leaves(ticket.points)[0])
-        values = _by_number(losses, count)
-        failed = 0 if np.isfinite(values).any() else int(state.failed) + 1
+        untraced("tell", (losses, state), "call it outside jax.jit and jax.vmap.")
+        again = ask(state, params)
+        _check_the_same(points, again, params)
+        count = len(jax.tree.leaves(again)[0])
+        values = jnp.asarray(_by_number(losses, count))
+        values = jnp.where(jnp.isfinite(values), values, jnp.nan)
+        failed = int(state.failed) + 1 if jnp.isnan(values).all() else 0
         if failed >= max_failures:
             raise RuntimeError(
-                f"all losses of {failed} updates in a row failed; look at one point of "
-                "the ticket by hand, move params to where the simulator runs, or make "
-                "tau smaller, so that points lie nearer to them."
+                f"all losses of {failed} updates in a row failed; look at one of the "
+                "points by hand, move params to where the simulator runs, or make tau "
+                "smaller, so that points lie nearer to them."
             )
-        updates, inner = told(jnp.asarray(values), state.inner, params)
+        updates, inner = told(values, state.inner, params)
         return updates, AskTellState(inner, jnp.asarray(failed, jnp.int32))
 
     return AskTell(init, ask, tell)
 
 
+def _check_the_same(points: PyTree, again: PyTree, params: PyTree) -> None:
+    """Refuse points that are not drawn again, but for rounding on other machines."""
+    same = jax.tree.structure(points) == jax.tree.structure(again)
+    trees = map(jax.tree.leaves, (points, again, params))
+    for leaf, other, x in zip(*trees, strict=False):
+        a, b, x = (np.asarray(value, np.float64) for value in (leaf, other, x))
+        real = jnp.issubdtype(other.dtype, jnp.floating)
+        eps = float(jnp.finfo(other.dtype).eps) if real else 0
+        far = np.abs(b - x).max(initial=0) / 100 + 8 * eps * np.abs(x).max(initial=0)
+        same = same and a.shape == b.shape and np.abs(a - b).max(initial=0) <= far
+    if not same:
+        raise ValueError(
+            "points are those of another update than state and params ask for, with "
+            "which they were not asked for, or which went on since; pass what ask was "
+            "called with, or ask again."
+        )
+
+
 def _by_number(losses: Any, count: int) -> np.ndarray:
     """The losses of all points, NaN where one is missing."""
-    if isinstance(losses, Mapping):
-        values = np.full(count, np.nan)
-        for number, loss in losses.items():
-            if number not in range(count):
-                raise ValueError(
-                    f"losses has a number {number!r}, and the ticket has points 0 to "
-                    f"{count - 1}; pass the losses of this ticket, by their numbers."
-                )
-            values[number] = _real(loss, ())
-        return values
-    return _real(losses, (count,))
+    if not isinstance(losses, Mapping):
+        return _real("losses", losses, (count,))
+    values = np.full(count, np.nan)
+    for number, loss in losses.items():
+        try:
+            place = -1 if isinstance(number, bool) else operator.index(number)
+        except TypeError:
+            place = -1
+        if not 0 <= place < count:
+            raise ValueError(
+                f"losses has a number {number!r}, and there are points 0 to "
+                f"{count - 1}; pass the losses of these points, by their numbers."
+            )
+        values[place] = _real(f"losses[{place}]", loss, ())
+    return values
 
 
-def _real(losses: Any, shape: tuple[int, ...]) -> np.ndarray:
-    values = np.asarray(losses)
+def _real(name: str, losses: Any, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.ma.asarray(losses)
     if values.dtype.kind not in "fiub" and values.dtype != jnp.bfloat16:
         raise TypeError(
-            f"losses must be real numbers, got {values.dtype} of shape {values.shape}; "
-            "pass NaN for what failed."
+            f"{name} must be real, got {values.dtype}: {losses!r:.60}; pass numbers, "
+            "and NaN for what failed."
         )
     if values.shape != shape:
         raise ValueError(
-            f"losses must have the shape {shape}, got {values.shape}; pass one number "
-            "for each point of the ticket, NaN for what failed, or a mapping from "
-            "numbers of points to losses."
+            f"{name} must have the shape {shape}, got {values.shape}; pass one number "
+            "for each point, NaN for what failed, or a mapping from numbers of points "
+            "to losses."
         )
-    return values.astype(np.float64)
-
-
-def _digest(state: AskTellState, params: PyTree) -> np.ndarray:
-    """What tells an update from all others."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves((state.inner, params)):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        found.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    return np.frombuffer(found.digest(), np.uint8)
+    return np.ma.filled(values.astype(np.float64), np.nan)

@@ -82,8 +82,9 @@ def negative_log_posterior(
                     f"{name} must return real numbers, got {found.dtype}; take the "
                     "real and the imaginary part as observations of their own."
                 )
-        residual = whitened(y - predicted.astype(y.dtype))
-        return jnp.sum(residual**2) / 2 - prior.astype(y.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(float)  # never less than single
+        residual = whitened(jnp.asarray(y, dtype) - predicted.astype(dtype))
+        return jnp.sum(residual**2) / 2 - prior.astype(dtype)
 
     return value_fn
 
@@ -94,14 +95,22 @@ def _finite(name: str, value: Any) -> Any:
     A NumPy array, so that it is known under `jax.jit` as well; or traced.
     """
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
-    found = jnp.asarray(value) if traced else np.asarray(value)
-    if jnp.issubdtype(found.dtype, jnp.complexfloating):
+    try:
+        found = jnp.asarray(value) if traced else np.asarray(value)
+        complex_ = jnp.issubdtype(found.dtype, jnp.complexfloating)
+        if not complex_:
+            found = found.astype(
+                jax.dtypes.canonicalize_dtype(float) if traced else float
+            )
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be an array of numbers, got {value!r:.60}; pass one array."
+        ) from error
+    if complex_:
         raise ValueError(
             f"{name} must be real, got {found.dtype}; pass the real and the imaginary "
             "part as numbers of their own."
         )
-    real = found.dtype if jnp.issubdtype(found.dtype, jnp.floating) else float
-    found = found.astype(jax.dtypes.canonicalize_dtype(real))
     bad = 0 if traced else (~np.isfinite(found)).sum()
     if bad:
         raise ValueError(
@@ -120,23 +129,23 @@ def _whitening(gamma: Any, y: Any) -> Callable[[jax.Array], jax.Array]:
                 f"covariance must be positive, got a variance of {gamma.min()}; pass "
                 "the squares of standard deviations."
             )
-        return lambda residual: residual / jnp.sqrt(gamma)
+        # In double precision where it is known: a variance may be too small for single.
+        deviations = np.sqrt(gamma) if known else jnp.sqrt(gamma)
+        return lambda residual: residual / jnp.asarray(deviations, residual.dtype)
     if gamma.shape != (y.size, y.size):
         raise ValueError(
             f"covariance has shape {gamma.shape} for observations of shape {y.shape}; "
             f"pass a number, variances of shape {y.shape}, or a matrix of shape "
             f"{(y.size, y.size)}."
         )
-    if known:
-        _positive_definite(gamma.astype(np.float64), np.finfo(gamma.dtype).eps)
-    factor = jnp.linalg.cholesky(jnp.asarray(gamma))
+    factor = _factor(gamma) if known else jnp.linalg.cholesky(gamma)
     return lambda residual: jax.scipy.linalg.solve_triangular(
-        factor, residual.ravel(), lower=True
+        jnp.asarray(factor, residual.dtype), residual.ravel(), lower=True
     )
 
 
-def _positive_definite(matrix: np.ndarray, eps: float) -> None:
-    """Refuse what is not, or has no Cholesky factor in arithmetic of that precision."""
+def _factor(matrix: np.ndarray) -> np.ndarray:
+    """Its Cholesky factor; refuse what has none."""
     if not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-6 * np.abs(matrix).max()):
         raise ValueError(
             "covariance is not symmetric; pass (covariance + covariance.T) / 2 if that "
@@ -144,10 +153,12 @@ def _positive_definite(matrix: np.ndarray, eps: float) -> None:
         )
     # Of the correlations: the units of the observations do not matter.
     deviations = np.sqrt(np.diag(matrix).clip(np.finfo(np.float64).tiny))
-    least = np.linalg.eigvalsh(matrix / np.outer(deviations, deviations))[0]
-    if least <= len(matrix) * eps:
+    correlations = matrix / np.outer(deviations, deviations)
+    least = np.linalg.eigvalsh(correlations)[0]
+    if least <= len(matrix) * np.finfo(np.float64).eps:
         raise ValueError(
             f"covariance is not positive definite, the least eigenvalue of its "
             f"correlations is {least:.3g}; leave out observations that others "
             "determine, or add a variance to its diagonal."
         )
+    return deviations[:, None] * np.linalg.cholesky(correlations)

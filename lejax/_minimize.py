@@ -132,7 +132,8 @@ def minimize(
     """
     started = time.perf_counter()
     loss_function(value_fn)
-    untraced("minimize", (params, key, tau, beta, batch))
+    mend = "call it outside jax.jit and jax.vmap, or write the loop with local_entropy."
+    untraced("minimize", (params, key, tau, beta, batch), mend)
     params = float_leaves(params)
     sampler = importance(1000) if sampler is None else sampler
     smooth = _smoothing(sampler, tau, beta, key, displacement=optimizer is None)

@@ -155,6 +155,14 @@ def make_sampler(
         beta: Any = 1.0,
     ) -> tuple[PyTree, PyTree, Info]:
         typed_key(key)
+        numbered = isinstance(batch, DrawNumber)
+        if numbered and (axes != make_axes(None, None) or not numbers):
+            over_what = " over an axis" if numbers else ""
+            raise ValueError(
+                f"ask_tell needs a sampler of losses alone, on one device, got {name}"
+                f"{over_what}; pass importance or score_function, and let what is "
+                "outside be parallel."
+            )
         check_bound(axes)
         check_smoothing(sampler, positive("tau", tau), beta)
         params = float_leaves(params)
@@ -162,13 +170,6 @@ def make_sampler(
         check_objective(value_fn, params, first, differentiable=differentiable)
         # The loss is read as it will be run: at points that differ over the axes.
         read_at = varying(varying(params, axes.samples), axes.data)
-        numbered = isinstance(batch, DrawNumber)
-        if numbered and (axes != make_axes(None, None) or not numbers):
-            raise ValueError(
-                f"ask and tell need losses alone, on one device, got {name} "
-                f"{'over an axis' if numbers else ''}; pass importance or "
-                "score_function, and let what is outside be parallel."
-            )
         make = full_space if numbered else coordinates
         space = make(value_fn, read_at, batch, inner_batches, axes.data)
         space = over_axes(space, params, axes)._replace(products=products)

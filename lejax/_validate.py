@@ -237,11 +237,11 @@ def float_leaves(params: Any) -> Any:
     return jax.tree.map(jnp.asarray, params)
 
 
-def untraced(name: str, arguments: Any) -> None:
+def untraced(name: str, arguments: Any, mend: str) -> None:
     """Refuse tracers, for a function `name` that decides by values."""
     for leaf in jax.tree.leaves(arguments):
         if isinstance(leaf, Tracer):
             raise TypeError(
-                f"{name} compiles its own loop and cannot be traced, got {leaf}; call "
-                "it outside jax.jit and jax.vmap, or write the loop with local_entropy."
+                f"{name} compiles what is inside and cannot be traced, got {leaf}; "
+                f"{mend}"
             )

@@ -73,9 +73,9 @@ def test_the_update_is_that_of_the_losses(name):
         return tx.update(None, state, params, value_fn=value_fn, batch=zero)
 
     for _ in range(3):
-        ticket = search.ask(state, params)
-        losses = found(ticket.points, partly)
-        updates, state = search.tell(ticket, losses, state, params)
+        points = search.ask(state, params)
+        losses = found(points, partly)
+        updates, state = search.tell(points, losses, state, params)
         wanted, expected = update(expected, params, jnp.zeros(()))
         assert_close(updates, wanted, rtol=1e-3, atol=1e-5)
         assert_close(state.inner[0].info.objective, expected[0].info.objective)
@@ -87,29 +87,29 @@ def test_what_is_drawn():
     """J points about x, of variance τ, the same at every call."""
     search = lejax.ask_tell(chain("odd", mask={"w": True, "b": False}))
     state = search.init(PARAMS)
-    ticket, again = search.ask(state, PARAMS), search.ask(state, PARAMS)
-    jax.tree.map(np.testing.assert_array_equal, ticket, again)
-    assert ticket.points["w"].shape == (31, 3, 4)
-    assert (ticket.points["b"] == 1).all()
-    moved = ticket.points["w"] - PARAMS["w"]
+    points, again = search.ask(state, PARAMS), search.ask(state, PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, points, again)
+    assert points["w"].shape == (31, 3, 4)
+    assert (points["b"] == 1).all()
+    moved = points["w"] - PARAMS["w"]
     np.testing.assert_allclose(moved[0:30:2] + moved[1:30:2], 0, atol=1e-6)
     assert 0.2 < moved.var() < 0.4
-    updates, state = search.tell(ticket, found(ticket.points, loss), state, PARAMS)
+    updates, state = search.tell(points, found(points, loss), state, PARAMS)
     assert (updates["b"] == 0).all()
     other = search.ask(state, PARAMS)
-    assert not np.allclose(other.points["w"], ticket.points["w"])
+    assert not np.allclose(other["w"], points["w"])
 
 
 def test_any_order_and_some_missing():
     search = lejax.ask_tell(chain("importance"))
     state = search.init(PARAMS)
-    ticket = search.ask(state, PARAMS)
-    losses = found(ticket.points, loss)
+    points = search.ask(state, PARAMS)
+    losses = found(points, loss)
     losses[[3, 4, 20]] = np.nan, np.inf, np.nan
-    expected, _ = search.tell(ticket, losses, state, PARAMS)
+    expected, _ = search.tell(points, losses, state, PARAMS)
     numbers = np.random.default_rng(0).permutation(30)
     given = {j: losses[j] for j in numbers if j not in (3, 20)}
-    updates, told = search.tell(ticket, given, state, PARAMS)
+    updates, told = search.tell(points, given, state, PARAMS)
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
     np.testing.assert_allclose(told.inner[0].info.nonfinite_fraction, 0.1)
 
@@ -128,25 +128,25 @@ SCRIPT = """
     def restored(leaf, like):
         typed = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(leaf) if typed else jnp.asarray(leaf)
-    ticket = None
+    points = None
     if first:
         with np.load(path) as file:
-            x, *parts = [file[f"arr_{i}"] for i in range(len(file))]
-        ticket, parts = lejax.Ticket(*parts[:2]), parts[2:]
+            x, points, *parts = [file[f"arr_{i}"] for i in range(len(file))]
         x = jnp.asarray(x)
         state = tree.unflatten(map(restored, parts, jax.tree.leaves(state)))
     for step in range(first, last):
-        ticket = ticket or search.ask(state, x)
-        losses = (ticket.points**4).sum(1)
-        updates, state = search.tell(ticket, losses, state, x)
-        x, ticket = optax.apply_updates(x, updates), None
-    ticket = search.ask(state, x)
-    np.savez(path, x, *ticket, *map(plain, jax.tree.leaves(state)))
+        if points is None:
+            points = search.ask(state, x)
+        losses = (points**4).sum(1)
+        updates, state = search.tell(points, losses, state, x)
+        x, points = optax.apply_updates(x, updates), None
+    points = search.ask(state, x)
+    np.savez(path, x, points, *map(plain, jax.tree.leaves(state)))
     print(x)
 """
 
 
-def test_a_ticket_outlives_its_process(tmp_path):
+def test_points_outlive_their_process(tmp_path):
     """Asked in one process, told in another: bit for bit as in one."""
 
     def run(name, *arguments):
@@ -162,27 +162,27 @@ def test_a_ticket_outlives_its_process(tmp_path):
     assert run("parts.npz", 2, 4) == run("whole.npz", 0, 4)
 
 
-def test_bad_tickets_and_losses():
+def test_bad_points_and_losses():
     search = lejax.ask_tell(chain("importance"))
     state = search.init(PARAMS)
-    ticket = search.ask(state, PARAMS)
-    losses = found(ticket.points, loss)
+    points = search.ask(state, PARAMS)
+    losses = found(points, loss)
     for bad in (losses[:-1], np.append(losses, 0), losses[:, None], 1.0):
         with pytest.raises(ValueError, match=r"losses must have the shape \(30,\)"):
-            search.tell(ticket, bad, state, PARAMS)
-    for number in (30, -1, "a"):
+            search.tell(points, bad, state, PARAMS)
+    for number in (30, -1, "a", True, 0.0):
         with pytest.raises(ValueError, match=r"number .*points 0 to 29"):
-            search.tell(ticket, {number: 1.0}, state, PARAMS)
+            search.tell(points, {number: 1.0}, state, PARAMS)
     with pytest.raises(ValueError, match=r"shape \(\)"):
-        search.tell(ticket, {0: losses}, state, PARAMS)
+        search.tell(points, {0: losses}, state, PARAMS)
     for bad in (losses * 1j, np.array(["a"] * 30), [None] * 30):
-        with pytest.raises(TypeError, match="losses must be real numbers"):
-            search.tell(ticket, bad, state, PARAMS)
-    updates, later = search.tell(ticket, losses, state, PARAMS)
+        with pytest.raises(TypeError, match="losses must be real"):
+            search.tell(points, bad, state, PARAMS)
+    updates, later = search.tell(points, losses, state, PARAMS)
     moved = optax.apply_updates(PARAMS, updates)
     for other in ((later, moved), (later, PARAMS), (state, moved)):
-        with pytest.raises(ValueError, match=r"ticket is of another update"):
-            search.tell(ticket, losses, *other)
+        with pytest.raises(ValueError, match=r"points are those of another update"):
+            search.tell(points, losses, *other)
 
 
 def test_all_failed():
@@ -190,8 +190,8 @@ def test_all_failed():
     state = search.init(PARAMS)
 
     def told(state, losses):
-        ticket = search.ask(state, PARAMS)
-        return search.tell(ticket, losses, state, PARAMS)[1]
+        points = search.ask(state, PARAMS)
+        return search.tell(points, losses, state, PARAMS)[1]
 
     nothing = np.full(30, np.nan)
     state = told(told(state, nothing), {})
@@ -216,5 +216,79 @@ def test_all_failed():
 def test_what_cannot_be_asked(tx):
     search = lejax.ask_tell(tx)
     state = search.init(PARAMS)
-    with pytest.raises(ValueError, match=r"ask and tell need .*pass importance or"):
+    with pytest.raises(ValueError, match=r"ask_tell needs .*pass importance or"):
         search.ask(state, PARAMS)
+
+
+def test_masked_and_infinite_losses_are_missing():
+    search = lejax.ask_tell(chain("importance"))
+    state = search.init(PARAMS)
+    points = search.ask(state, PARAMS)
+    losses = found(points, loss)
+    losses[4], mask = -np.inf, np.arange(30) == 7
+    losses[7] = -1e9
+    _, told = search.tell(points, np.ma.masked_array(losses, mask), state, PARAMS)
+    np.testing.assert_allclose(told.inner[0].info.nonfinite_fraction, 2 / 30, rtol=1e-5)
+    assert told.inner[0].info.effective_sample_size > 0
+    # What single precision cannot hold has failed as well.
+    search = lejax.ask_tell(chain("importance"), max_failures=1)
+    with pytest.raises(RuntimeError, match="all losses of 1 updates"):
+        search.tell(points, np.full(30, 1e40), state, PARAMS)
+
+
+def test_points_of_another_search():
+    """Of another J or τ: the same key and step, and yet not the same points."""
+    state = lejax.ask_tell(chain("importance")).init(PARAMS)
+    points = lejax.ask_tell(chain("importance")).ask(state, PARAMS)
+    for other in ("odd", "plain"):
+        search = lejax.ask_tell(chain(other))
+        with pytest.raises(ValueError, match="points are those of another update"):
+            search.tell(points, found(points, loss), state, PARAMS)
+    smooth, sampler = SMOOTH["importance"]
+    wider = optax.chain(smooth(sampler, 0.31, key=KEY), optax.adam(0.1))
+    search = lejax.ask_tell(wider)
+    with pytest.raises(ValueError, match="points are those of another update"):
+        search.tell(points, found(points, loss), state, PARAMS)
+    # Rounding of another machine is no fault.
+    search = lejax.ask_tell(chain("importance"))
+    near = jax.tree.map(lambda leaf: leaf * np.float32(1 + 3e-7), points)
+    search.tell(near, found(points, loss), state, PARAMS)
+
+
+def test_numbers_that_are_no_arrays():
+    """A rate that was set by hand, and parameters of double precision."""
+
+    def make(rate):
+        head = lejax.local_entropy(lejax.importance(8), 0.1, key=KEY)
+        return optax.chain(head, optax.sgd(rate))
+
+    tx = optax.inject_hyperparams(make)(rate=0.1)
+    search = lejax.ask_tell(tx)
+    x = np.ones(3)
+    state = search.init(jnp.asarray(x))
+    state.inner.hyperparams["rate"] = 0.05
+    points = search.ask(state, x)
+    updates, _ = search.tell(points, (points**2).sum(1), state, jnp.asarray(x))
+    assert jnp.isfinite(updates).all()
+
+
+def test_what_is_no_single_smoothing():
+    w, b = {"w": True, "b": False}, {"w": False, "b": True}
+    smooth, sampler = SMOOTH["importance"]
+    both = [smooth(sampler, 0.3, key=KEY, mask=mask) for mask in (w, b)]
+    for tx, said in (
+        (optax.chain(*both), "more than one estimate"),
+        (optax.adam(0.1), "tx evaluates no loss"),
+    ):
+        search = lejax.ask_tell(tx)
+        with pytest.raises(ValueError, match=said):
+            search.ask(search.init(PARAMS), PARAMS)
+    with pytest.raises(TypeError, match="tx must be an optax transformation"):
+        lejax.ask_tell(lejax.importance(3))
+    search = lejax.ask_tell(chain("importance"))
+    state = search.init(PARAMS)
+    points = search.ask(state, PARAMS)
+    with pytest.raises(TypeError, match=r"ask .*cannot be traced"):
+        jax.jit(search.ask)(state, PARAMS)
+    with pytest.raises(TypeError, match=r"tell .*cannot be traced"):
+        jax.jit(search.tell)(points, np.ones(30), state, PARAMS)

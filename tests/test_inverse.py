@@ -130,6 +130,7 @@ def bad(forward=lambda u: u, prior=nothing_known, y=Y, covariance=1.0):
         ({"covariance": np.array([[1.0, 2], [2, 1]])}, r"not positive definite.*-1"),
         ({"covariance": np.array([[1.0, 1], [1, 1]])}, r"not positive definite"),
         ({"y": Y * 1j}, r"observations must be real"),
+        ({"covariance": -1e-50}, r"got a variance of -1e-50"),
     ],
 )
 def test_bad_problems(arguments, said):
@@ -167,3 +168,32 @@ def test_units_of_a_matrix_do_not_matter():
     plain = bad(covariance=np.array([[1.0, 0.5], [0.5, 1.0]]), y=np.ones(2))
     u = jnp.array([0.3, -2.0])
     np.testing.assert_allclose(f(u), plain(u), rtol=1e-5)
+
+
+def test_small_numbers_and_narrow_dtypes():
+    """Half precision is widened; what single precision holds is not lost on the way."""
+    half = jnp.ones(1, jnp.bfloat16)
+    f = bad(forward=lambda u: u + 1e-3, y=half, covariance=jnp.asarray(1e-6))
+    np.testing.assert_allclose(f(jnp.ones(1)), 0.5, rtol=1e-3)
+    assert f(half).dtype == jnp.float32
+    f = bad(y=np.full(1, 1e-25), covariance=1e-50)
+    np.testing.assert_allclose(f(jnp.zeros(1)), 0.5, rtol=1e-5)
+    with jax.enable_x64(True):
+        f = bad(y=jnp.ones(1, jnp.float32), covariance=jnp.float32(1))
+        np.testing.assert_allclose(f(np.ones(1) + 1e-9), 0.5e-18, rtol=1e-5)
+
+
+def test_no_array():
+    for wrong in ({"a": 1.0}, "a", [[1.0], [1.0, 2.0]]):
+        with pytest.raises(TypeError, match="observations must be an array of numbers"):
+            bad(y=wrong)
+
+
+def test_a_smooth_covariance():
+    """Positive definite in double precision, and hardly in single."""
+    places = np.linspace(0, 1, 40)
+    matrix = np.exp(-np.abs(places[:, None] - places) * 2) + 1e-6 * np.eye(40)
+    f = bad(y=np.zeros(40), covariance=matrix)
+    u = np.random.default_rng(0).normal(size=40)
+    exact = u @ np.linalg.solve(matrix, u) / 2
+    np.testing.assert_allclose(f(jnp.asarray(u, jnp.float32)), exact, rtol=1e-4)
