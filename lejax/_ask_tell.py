@@ -211,7 +211,8 @@ def ask_tell(
         again = ask(state, params)
         _check_the_same(points, again, params)
         count = len(jax.tree.leaves(again)[0])
-        values = jnp.asarray(_by_number(losses, count))
+        with np.errstate(over="ignore"):  # what is too large has failed
+            values = jnp.asarray(_by_number(losses, count))
         values = jnp.where(jnp.isfinite(values), values, jnp.nan)
         failed = int(state.failed) + 1 if jnp.isnan(values).all() else 0
         if failed >= max_failures:
