@@ -46,12 +46,14 @@ def draw(config: Any, record: dict[str, Any]) -> None:
 def curves(panels: list[Any], record: dict[str, Any]) -> None:
     """f above its reference, and the error of the field, by solves."""
     for name, runs in record["runs"].items():
-        solves = np.array(runs["0"]["solves"])
-        above = [
-            np.array(of["losses"]) - record["references"][seed]
-            for seed, of in runs.items()
-        ]
-        errors = [of["errors"] for of in runs.values()]
+        # Runs of an ensemble have points of their own: each stays at its last.
+        solves = np.unique(np.concatenate([of["solves"] for of in runs.values()]))
+        solves = solves[solves >= max(of["solves"][0] for of in runs.values())]
+        above, errors = [], []
+        for seed, of in runs.items():
+            at = np.searchsorted(of["solves"], solves, side="right") - 1
+            above.append(np.array(of["losses"])[at] - record["references"][seed])
+            errors.append(np.array(of["errors"])[at])
         line = {"color": COLORS[name], "ls": DASHES.get(name, "-"), "label": name}
         # A mean of logarithms, as the scale is one; f_ref need not be the least.
         panels[0].plot(solves, np.exp(np.log(np.maximum(above, 0.1)).mean(0)), **line)
