@@ -48,6 +48,7 @@ def curves(panels: list[Any], record: dict[str, Any]) -> None:
     for name, runs in record["runs"].items():
         # Runs of an ensemble have points of their own: each stays at its last.
         solves = np.unique(np.concatenate([of["solves"] for of in runs.values()]))
+        solves = solves[solves > 1]  # of an ensemble, from its first update on
         solves = solves[solves >= max(of["solves"][0] for of in runs.values())]
         above, errors = [], []
         for seed, of in runs.items():
