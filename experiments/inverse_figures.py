@@ -32,9 +32,10 @@ def draw(config: Any, record: dict[str, Any]) -> None:
         "lorenz": densities,
         "darcy": maps,
     }[config.problem]
-    columns = 5 if config.problem == "darcy" else 3
+    of_maps = config.problem == "darcy"
+    options = {"figsize": (14, 7.4 if of_maps else 8), "all_colors": of_maps}
     path = config.output / f"inverse_{config.problem}.png"
-    with plotting.figure(path, 2, columns, figsize=(14, 8)) as (whole, axes):
+    with plotting.figure(path, 2, 5 if of_maps else 3, **options) as (whole, axes):
         pictures(axes[0], record["runs"])
         grid = axes[1][0].get_gridspec()
         for panel in axes[1]:
@@ -133,7 +134,7 @@ def maps(panels: Any, runs: dict[str, Any]) -> None:
             origin="lower",
             cmap="viridis" if spread else "RdBu_r",
             vmin=0 if spread else -limit,
-            vmax=1 if spread else limit,
+            vmax=0.5 if spread else limit,
         )
         panel.set(title=name, xticks=[], yticks=[])
         panel.figure.colorbar(image, ax=panel, orientation="horizontal", shrink=0.8)

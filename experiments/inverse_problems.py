@@ -167,10 +167,12 @@ def table(config: Config, record: dict[str, Any]) -> str:
 
 
 def scaled(samples: Any) -> str:
-    """Mean and interval, with digits by their size."""
-    mean, width = (float(x) for x in plotting.interval(np.asarray(samples)))
-    digits = 0 if abs(mean) >= 100 else 1 if abs(mean) >= 10 else 2
-    return f"{mean:,.{digits}f} ± {width:,.{digits}f}"
+    """The median and the range: instances differ by orders of magnitude."""
+    digits = 0 if np.abs(np.median(samples)) >= 100 else 1
+    middle, low, high = (
+        f"{of(samples):,.{digits}f}" for of in (np.median, np.min, np.max)
+    )
+    return f"{middle} ({low} to {high})"
 
 
 def main(config: Config) -> None:
@@ -185,7 +187,8 @@ def main(config: Config) -> None:
         )
         for s in range(config.seeds)
     ]
-    print(f"{config.problem}; {config.seeds} instances, mean ± 95 % interval")
+    print(f"{config.problem}; {config.seeds} instances; of f median and range,")
+    print("of errors mean ± 95 % interval")
     above = np.array(start) - list(record["references"].values())
     print(f"f - f_ref at the start: {scaled(above)}\n")
     print(table(config, record))

@@ -31,6 +31,7 @@ def figure(
 ) -> Iterator[tuple[Any, np.ndarray]]:
     """A figure and its axes (rows, columns), written to `path` at the end."""
     mpl.use("agg")
+    all_colors = options.pop("all_colors", False)
     size = options.pop("figsize", (1.5 + 4.6 * columns, 0.6 + 3.6 * rows))
     with plt.rc_context({"font.size": 12, "axes.titlesize": 12}):
         drawn, axes = plt.subplots(
@@ -40,9 +41,10 @@ def figure(
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(path, dpi=110)
         plt.close(drawn)
-    # 256 colours look the same, in a third of the bytes.
-    with Image.open(path) as picture:
-        picture.convert("RGB").quantize(256).save(path, optimize=True)
+    # Of lines 256 colours look the same, in a third of the bytes; not of maps.
+    if not all_colors:
+        with Image.open(path) as picture:
+            picture.convert("RGB").quantize(256).save(path, optimize=True)
     print(f"wrote {path}")
 
 
