@@ -95,7 +95,8 @@ def runner(config: Config, name: str, population: int, evaluations: int) -> Any:
     """`run(seed, numbers)`: f/f(x_0) after every so many evaluations."""
     loss, start = quadratic(config), jnp.ones(config.dimensions)
     search = METHODS[name].make(loss, start, population)
-    each = max(1, evaluations // population // POINTS)
+    updates = max(1, evaluations // population)
+    each = max(1, updates // POINTS)
 
     def run(seed: Any, numbers: Any) -> jax.Array:
         key = jax.random.key(seed)
@@ -110,7 +111,7 @@ def runner(config: Config, name: str, population: int, evaluations: int) -> Any:
             state = jax.lax.fori_loop(number * each, last, update, state)
             return state, loss(search.params(state), None) / loss(start, None)
 
-        return jax.lax.scan(block, first, jnp.arange(POINTS))[1]
+        return jax.lax.scan(block, first, jnp.arange(updates // each))[1]
 
     return each * population, jax.jit(run)
 
@@ -121,7 +122,10 @@ def tuned(config: Config, name: str, bar: Any) -> dict[str, Any]:
     for setting in candidates(METHODS[name], config.trials):
         _, run = runner(config, name, setting.population, config.evaluations // 10)
         last = [float(run(1000 + seed, setting.numbers)[-1]) for seed in range(2)]
-        found.append(setting._asdict() | {"score": -float(np.log10(last).max())})
+        found.append(
+            setting._asdict()
+            | {"score": -float(np.log10(np.maximum(last, 1e-30)).max())}
+        )
         bar.update()
     return best(found)._asdict()
 
@@ -166,8 +170,8 @@ def plot(config: Config, methods: dict[str, Any]) -> None:
     with plotting.figure(path, figsize=(8, 5)) as (figure, axes):
         (panel,) = axes.ravel()
         for (name, of), color in zip(methods.items(), COLORS, strict=True):
-            spent = (1 + np.arange(POINTS)) * of["evaluations_per_point"]
             for number, curve in enumerate(of["curves"]):
+                spent = (1 + np.arange(len(curve))) * of["evaluations_per_point"]
                 label = name if number == 0 else None
                 panel.loglog(spent, curve, color=color, lw=1, label=label)
         plotting.tidy(panel, xlabel="evaluations", ylabel="f / f at the start")
