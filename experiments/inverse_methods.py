@@ -86,6 +86,7 @@ def methods_of(problem: InverseProblem) -> dict[str, Searcher]:
         }[name]
         found[name] = Searcher(evolution.search_of(strategy), SIGMA, POPULATIONS)
     sizes = tuple(problem.solves // parts for parts in (4, 8, 16, 32, 64))
+    # Its runs are no `Search`; only its numbers are wanted here.
     found[KALMAN] = Searcher(gradient, {"pace": (0.1, 3.0)}, sizes)
     found["Adam, gradient"] = Searcher(gradient, RATE, (1,))
     return found
