@@ -156,7 +156,7 @@ def make_sampler(
     ) -> tuple[PyTree, PyTree, Info]:
         typed_key(key)
         numbered = isinstance(batch, DrawNumber)
-        if numbered and (axes != make_axes(None, None) or not numbers):
+        if numbered and (any(axes) or not numbers):
             over_what = " over an axis" if numbers else ""
             raise ValueError(
                 f"ask_tell needs a sampler of losses alone, on one device, got {name}"
