@@ -176,6 +176,9 @@ def test_small_numbers_and_narrow_dtypes():
     f = bad(forward=lambda u: u + 1e-3, y=half, covariance=jnp.asarray(1e-6))
     np.testing.assert_allclose(f(jnp.ones(1)), 0.5, rtol=1e-3)
     assert f(half).dtype == jnp.float32
+    # What was observed keeps its digits beside a prediction of half precision.
+    f = bad(y=np.full(1, 1.01), covariance=1e-4)
+    np.testing.assert_allclose(f(half), 0.5, rtol=1e-4)
     f = bad(y=np.full(1, 1e-25), covariance=1e-50)
     np.testing.assert_allclose(f(jnp.zeros(1)), 0.5, rtol=1e-5)
     with jax.enable_x64(True):
