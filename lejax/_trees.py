@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.shard_alike import shard_alike
 
 PyTree: TypeAlias = Any
 
@@ -42,7 +41,17 @@ def is_large(tree: PyTree) -> bool:
 def zeros_alike(tree: PyTree) -> PyTree:
     """Zeros in the shapes of `tree`; of large leaves also split over devices as it."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
-    return shard_alike(tree, zeros)[1] if is_large(tree) else zeros
+    return jax.tree.map(_laid_out_as, tree, zeros) if is_large(tree) else zeros
+
+
+def _laid_out_as(like: jax.Array, numbers: jax.Array) -> jax.Array:
+    """`numbers`, split over devices as `like`, of the same shape.
+
+    An operation on both lets the compiler lay one out as the other, before it finds
+    that the factor is 1 and drops it.
+    """
+    one = ((like == like) | True).astype(numbers.dtype)
+    return numbers * one
 
 
 def standard_normals(key: jax.Array, like: PyTree, copies: int) -> PyTree:
@@ -114,7 +123,7 @@ def _large_draw(key: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
     else:
         drawn = jax.vmap(block)(jnp.arange(blocks))
     drawn = jnp.moveaxis(drawn.reshape(blocks * height, *rest)[:rows], 0, axis)
-    return shard_alike(like, drawn.reshape(like.shape))[1], signs_key
+    return _laid_out_as(like, drawn.reshape(like.shape)), signs_key
 
 
 def translate(params: PyTree, displacement: PyTree) -> PyTree:
