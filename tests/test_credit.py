@@ -181,3 +181,45 @@ def test_no_sum_over_examples():
     )
     assert info.num_evaluations == 20
     jax.tree.map(np.testing.assert_array_equal, u, plain)
+
+
+def credited(loss, batch):
+    """An update with credit, in jit."""
+    sampler = lejax.importance(100, credit=True)
+
+    @jax.jit
+    def step(batch):
+        return sampler.step(
+            jax.random.key(0), (), PARAMS, value_fn=loss, batch=batch, tau=0.3
+        )[0]
+
+    return step(batch)
+
+
+def test_a_row_that_is_not_finite():
+    """Of an example that the loss leaves out, as padding is: nothing has seen it."""
+
+    def loss(params, x):
+        lost = LOSSES["square"](dense(params, x))
+        return jnp.sum(jnp.where(jnp.arange(5) == 4, 0, lost)) / 4
+
+    whole = credited(loss, ROWS.at[4].set(0))
+    for bad in (jnp.nan, jnp.inf):
+        found = credited(loss, ROWS.at[4, 1].set(bad))
+        for leaf, mine in whole.items():
+            np.testing.assert_allclose(found[leaf], mine, 1e-4, 1e-6)
+
+
+def test_examples_along_the_last_axis():
+    """The product has them behind the units, where the kernel is its left factor."""
+
+    def turned(params, x):
+        hidden = jax.lax.dot_general(params["w"], x, (((0,), (1,)), ((), ())))
+        hidden = jnp.tanh(hidden + params["b"][:, None])
+        y = jax.lax.dot_general(params["v"], hidden, (((0,), (0,)), ((), ())))
+        return jnp.mean(LOSSES["square"](y.T + params["c"]))
+
+    assert set(reasons(turned, PARAMS, ROWS)) == {""}
+    whole, found = credited(network("square"), ROWS), credited(turned, ROWS)
+    for leaf, mine in whole.items():
+        np.testing.assert_allclose(found[leaf], mine, 1e-4, 1e-6)

@@ -112,6 +112,22 @@ def test_the_report_of_a_fallback():
     )
 
 
+def test_the_report_of_many_rows():
+    """They are not fewer than the inputs: the leaf is drawn whole."""
+
+    def value_fn(w, x):
+        return jnp.mean(jnp.tanh(x @ w))
+
+    assert_report(
+        lejax.reduction_report(value_fn, W, jnp.ones((10, 8))),
+        """
+        leaf    shape   drawn                          credit
+                (8, 2)  (8, 2)  10 rows meet 8 inputs  by example
+        in all  16      16
+        """,
+    )
+
+
 def test_the_report_refuses_what_the_samplers_refuse():
     with pytest.raises(TypeError, match="value_fn must return a scalar loss"):
         lejax.reduction_report(lambda w, x: x @ w, W, X)
