@@ -190,6 +190,13 @@ def split_parameters(monkeypatch):
         (value, info), grads = compiled(split, key)
         assert_same(((value, info), grads), whole)
         assert grads.sharding.is_equivalent_to(split.sharding, grads.ndim)
+    # Where the layout is a part of the type, that of the gradient is that of the leaf.
+    mesh = jax.make_mesh((4,), ("model",), (EXPLICIT,))
+    split = jax.device_put(params, jax.NamedSharding(mesh, jax.P("model")))
+    with jax.set_mesh(mesh):
+        result = jax.jit(lejax.value_and_grad(loss, sampler, TAU))(split, key)
+    assert jax.typeof(result[1]).sharding.spec == jax.P("model", None)
+    assert_same(result, whole)
 
 
 def split_parameters_reduced(monkeypatch):
