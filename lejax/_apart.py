@@ -7,7 +7,8 @@ meeting of the examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from jax.extend import core
 
@@ -223,8 +224,16 @@ def _scan(program: Program, op: Operation, axes: list[int | None]) -> list[int |
 
     What is carried from turn to turn has the same axis in all of them.
     """
-    closed, constants = op.params["jaxpr"], op.params["num_consts"]
-    ahead = constants + op.params["num_carry"]
+    closed = op.params["jaxpr"]
+
+    def kept(numbers: tuple[int, ...], avals: Sequence[Any]) -> int:
+        """How many are not taken in turns, and have the axes that the body knows."""
+        shapes = zip(numbers, avals, strict=True)
+        return sum(_shape(program, number) == aval.shape for number, aval in shapes)
+
+    ahead = kept(op.inputs, closed.in_avals)
+    num_carry = kept(op.outputs, closed.out_avals)
+    constants = ahead - num_carry
     if 0 in axes[ahead:]:
         raise MeetingError("examples meet in scan, which takes them in turns")
     run, number = core.jaxpr_as_fun(closed), len(op.outputs)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Trace, Tracer
+from jax.core import Trace, Tracer, eval_jaxpr
 from jax.extend import core
 
 # The names of `jax.jit` in the versions of jax.
@@ -111,7 +111,7 @@ def trace(fn: Callable[..., Any], *args: Any) -> Program:
         constants[number] = value
         return number
 
-    def walk(closed: core.ClosedJaxpr, arguments: Iterable[int]) -> list[int]:
+    def walk(closed: Any, arguments: Iterable[int]) -> list[int]:
         jaxpr = closed.jaxpr
         known = dict(zip(jaxpr.invars, arguments, strict=True))
         for variable, value in zip(jaxpr.constvars, closed.consts, strict=True):
@@ -177,7 +177,8 @@ def _obstacles(jaxpr: core.Jaxpr) -> set[str]:
 
 
 def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
+    # Closed ones have a class of their own up to jax 0.10.
+    return hasattr(value, "eqns")
 
 
 def _holds_tracer(value: Any) -> bool:
@@ -214,5 +215,6 @@ def _binding(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> Callable[..., list[A
         eqns=[equation],
         effects=equation.effects,
     )
-    run = core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))
-    return lambda *operands: run(*(operands[place] for place in position.values()))
+    return lambda *operands: eval_jaxpr(
+        alone, (), *(operands[place] for place in position.values())
+    )

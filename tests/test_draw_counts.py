@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.extend import core
 from test_reduced_law import BATCH, HIDDEN, INPUTS, PARAMS, TAU, network
 
 import lejax
@@ -23,11 +22,8 @@ def drawn(fn, *args):
             inner = [
                 leaf
                 for value in equation.params.values()
-                for leaf in jax.tree.leaves(
-                    value,
-                    is_leaf=lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr)),
-                )
-                if isinstance(leaf, (core.Jaxpr, core.ClosedJaxpr))
+                for leaf in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "eqns"))
+                if hasattr(leaf, "eqns")
             ]
             length = equation.params.get("length", 1)
             total += length * sum(count(getattr(part, "jaxpr", part)) for part in inner)
