@@ -13,8 +13,9 @@ from credit_cases import assert_zero, mean_of_control_variates, normal, reasons
 from problems import assert_mean, replicate
 
 import lejax
+from lejax._layers import FEW_POSITIONS
 from lejax._sights import find_sights
-from lejax._spans import make_layer, seen_of
+from lejax._spans import make_layer, seen_of, spanned
 from lejax._split import find_reduced
 
 pytestmark = pytest.mark.compiles
@@ -267,3 +268,13 @@ def test_less_noise():
 
     assert variance() < 0.4 * variance(credit=False)
     assert variance(reduction=False) < 0.4 * variance(credit=False, reduction=False)
+
+
+@pytest.mark.parametrize("positions", [FEW_POSITIONS, FEW_POSITIONS + 3])
+def test_rows_that_nearly_repeat_each_other(positions):
+    """Gram and Schmidt once would leave them far from orthogonal."""
+    rows = normal(0, 1, 40) + 1e-3 * normal(1, positions, 40)
+    met = spanned(rows[None], has_bias=False)
+    found = met.rows[0] @ met.rows[0].T
+    np.testing.assert_allclose(found, np.eye(positions), atol=1e-5)
+    np.testing.assert_allclose(met.root[0].T @ met.rows[0], rows, atol=1e-5)
