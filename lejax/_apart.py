@@ -264,13 +264,13 @@ def _of_result(body: Program, axes: list[int | None]) -> int | None:
 
 _ELEMENTWISE = (
     *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan"),
-    *("atan2", "atanh", "cbrt", "ceil", "clamp", "convert_element_type", "copy"),
-    *("cos", "cosh", "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2"),
-    *("expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "lgamma", "log"),
-    *("log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not"),
-    *("or", "pow", "pvary", "reduce_precision", "rem", "round", "rsqrt", "select_n"),
-    *("sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh"),
-    "xor",
+    *("atan2", "atanh", "cbrt", "ceil", "clamp", "convert_element_type", "copy", "cos"),
+    *("cosh", "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1"),
+    *("floor", "ge", "gt", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p"),
+    *("log2", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not"),
+    *("one_minus_square", "or", "polynomial", "pow", "pvary", "reduce_precision"),
+    *("rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square"),
+    *("stop_gradient", "sub", "tan", "tanh", "xor"),
 )
 _REDUCTIONS = (
     *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and"),

@@ -41,6 +41,9 @@ def leaky(carry, x, y):
 APART = {
     "elementwise": lambda y: jnp.tanh(y) * jnp.arange(12.0).reshape(B, N),
     "of two": lambda y: jnp.maximum(y, y**2) - jnp.where(y > 0, y, 2 * y),
+    "of versions": lambda y: (
+        jnp.log2(1 + y**2) + jax.grad(lambda y: jnp.tanh(y).sum())(y)
+    ),
     "repeated": lambda y: y - y.max(1, keepdims=True),
     "transposed": lambda y: y.T,
     "broadcast": lambda y: jnp.broadcast_to(y[None, :, None], (2, B, 6, N)),
