@@ -36,7 +36,10 @@ def test_blocks_are_normal_whatever_the_device(
     with monkeypatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "gpu")
         beside = _trees.standard_normals(KEY, like, copies)
-    jax.tree.map(np.testing.assert_array_equal, drawn, beside)
+    for a, b in zip(*map(jax.tree.leaves, (drawn, beside)), strict=True):
+        # Two programs may round the same number apart.
+        close = 4 * float(jnp.finfo(a.dtype).eps)
+        np.testing.assert_allclose(*(x.astype(float) for x in (a, b)), rtol=close)
     if shape:
         flat = np.asarray(drawn["a"], float).reshape(copies, -1)
         for copy in flat:
