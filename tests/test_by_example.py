@@ -283,3 +283,17 @@ def test_beside_an_example_that_fails():
     np.testing.assert_allclose(info.nonfinite_fraction, 0.2, 1e-6)
     # Four of five examples pull by -τ/(1 + τ) a.
     assert_mean(found[:, 0], -0.8 / 3, bias=2e-3)
+
+
+def test_equal_weights_move_nothing():
+    """Weights are centred: where no loss tells draws apart there is no noise either."""
+
+    def loss(w, x):
+        return jnp.mean(0 * (x @ w) + 2)
+
+    sampler = lejax.importance_by_example(50, antithetic=False)
+    u, _, info = sampler.step(
+        jax.random.key(0), (), jnp.ones((3, 1)), value_fn=loss, batch=ROWS, tau=0.3
+    )
+    np.testing.assert_allclose(u, 0, atol=1e-6)
+    np.testing.assert_allclose(info.objective, 2, rtol=1e-6)
