@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import tyro
 
 import lejax
-from experiments import models, results
-
-MEGABYTE = 2**20
+from experiments import benchmark, models, results
+from experiments.memory import MEGABYTE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +96,9 @@ def problems(config: Config) -> dict[str, Problem]:
 
 def measure(problem: Problem, config: Config) -> dict[str, dict[str, float]]:
     """By chunk size: seconds of a round, and megabytes that XLA plans to hold."""
-    sizes = [None, *(n for n in config.chunk_sizes if n <= problem.num_samples)]
+    sizes = {"default": None} | {
+        str(size): size for size in config.chunk_sizes if size <= problem.num_samples
+    }
     args = problem.params, jax.random.key(1), problem.batch
 
     def compiled(size: int | None) -> Any:
@@ -105,28 +106,22 @@ def measure(problem: Problem, config: Config) -> dict[str, dict[str, float]]:
         return jax.jit(step).lower(*args).compile()
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        steps = dict(zip(sizes, pool.map(compiled, sizes), strict=True))
-    spans: dict[int | None, list[float]] = {size: [] for size in sizes}
+        steps = dict(zip(sizes, pool.map(compiled, sizes.values()), strict=True))
+    spans: dict[str, list[float]] = {name: [] for name in sizes}
     for turn in range(config.rounds + 1):
-        for size, step in steps.items():
+        for name, step in steps.items():
             began = time.perf_counter()
             jax.block_until_ready(step(*args))
             if turn:
-                spans[size].append(time.perf_counter() - began)
-    ratios = {
-        size: statistics.median(
-            span / of_default
-            for span, of_default in zip(spans[size], spans[None], strict=True)
-        )
-        for size in sizes
-    }
+                spans[name].append(time.perf_counter() - began)
+    ratios = benchmark.ratios(spans, "default")
     return {
-        str(size or "default"): {
-            "seconds": statistics.median(spans[size]),
-            "ratio": ratios[size],
-            "megabytes": steps[size].memory_analysis().temp_size_in_bytes / MEGABYTE,
+        name: {
+            "seconds": statistics.median(spans[name]),
+            "ratio": ratios[name][0],
+            "megabytes": steps[name].memory_analysis().temp_size_in_bytes / MEGABYTE,
         }
-        for size in sizes
+        for name in sizes
     }
 
 
