@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lejax._trees import PyTree
+from lejax._internal.trees import PyTree
 
 # Below this many effective samples the standard error of F saturates near 1/β; with so
 # many 95 % intervals cover 91 to 92 % (experiments/coverage.py).

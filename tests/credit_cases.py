@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lejax._credit import add_control_variate, by_leaf, no_sums
-from lejax._reduction import reduced_space
-from lejax._sights import find_sights
-from lejax._split import find_reduced
+from lejax._spaces.control_variate import add_control_variate, by_leaf, zero_sums
+from lejax._spaces.reduced import reduced_space
+from lejax._tracing.partial_eval import find_reduced
+from lejax._tracing.per_example import read_per_example
 
 
 def normal(seed, *shape):
@@ -48,7 +48,7 @@ def network(name):
 
 def reasons(value_fn, params, batch):
     program, found = find_reduced(value_fn, params, batch, inner_batches=False)
-    return find_sights(program, len(found)).reasons
+    return read_per_example(program, len(found)).reasons
 
 
 def mean_of_control_variates(
@@ -71,7 +71,7 @@ def mean_of_control_variates(
         valid = jnp.ones((draws, 1), bool)
         sums = add_control_variate(
             space.credit,
-            no_sums(space.credit, common=True),
+            zero_sums(space.credit, common=True),
             moves,
             signs,
             valid,

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lejax._reduction import reduced_space
+from lejax._spaces.reduced import reduced_space
 
 ROWS, INPUTS, HIDDEN = 3, 7, 4
 

@@ -11,10 +11,10 @@ import pytest
 from problems import assert_mean, replicate
 
 import lejax
-from lejax import _accumulator
-from lejax._draws import Draws
-from lejax._trees import standard_normals
-from lejax._weighted import estimate
+from lejax._estimators import accumulator
+from lejax._estimators.draws import Draws
+from lejax._estimators.weights import estimate
+from lejax._internal.random import standard_normals
 
 DIMENSION = 3
 
@@ -33,7 +33,7 @@ def draws(key, log_weight, units=16, pairs=True, valid=None, copies=1):
 
 
 def chunk(seed, offset=0.0, pairs=True):
-    return _accumulator.summarise(
+    return accumulator.summarise(
         draws(jax.random.key(seed), lambda u: u.sum() + u[0] ** 2 + offset, pairs=pairs)
     )
 
@@ -52,10 +52,10 @@ def assert_same(a, b, rtol=2e-5):
 @pytest.mark.parametrize("offsets", [(0, 0, 0), (0, 50, -50), (1e4, -1e4, 0)])
 def test_merge_is_associative_and_commutative(offsets):
     a, b, c = (chunk(i, o, pairs=i != 1) for i, o in enumerate(offsets))
-    merge = _accumulator.merge
+    merge = accumulator.merge
     assert_same(merge(a, b), merge(b, a), rtol=1e-6)
     assert_same(merge(merge(a, b), c), merge(a, merge(b, c)))
-    empty = _accumulator.empty(jnp.zeros(DIMENSION), jnp.float32)
+    empty = accumulator.empty(jnp.zeros(DIMENSION), jnp.float32)
     assert_same(merge(a, empty), a, rtol=0)
 
 
@@ -69,8 +69,8 @@ def test_one_chunk_equals_two_merged():
         )
         for s in (slice(0, 5), slice(5, 16))
     ]
-    merged = _accumulator.merge(*map(_accumulator.summarise, halves))
-    assert_same(merged, _accumulator.summarise(whole))
+    merged = accumulator.merge(*map(accumulator.summarise, halves))
+    assert_same(merged, accumulator.summarise(whole))
 
 
 @pytest.mark.parametrize("offset", [1e4, -1e4])
@@ -98,7 +98,7 @@ def test_units_that_only_fill_up_change_nothing():
         outputs=whole.outputs[:, :11],
         valid=whole.valid[:11],
     )
-    assert_same(_accumulator.summarise(whole), _accumulator.summarise(part))
+    assert_same(accumulator.summarise(whole), accumulator.summarise(part))
 
 
 @pytest.mark.parametrize(("pairs", "copies"), [(True, 1), (False, 1), (True, 4)])
@@ -111,7 +111,7 @@ def test_reported_errors_are_those_of_replicates(pairs, copies, slope):
 
     def estimate(key):
         return in_one_piece(
-            _accumulator.summarise(draws(key, log_weight, 512, pairs, None, copies))
+            accumulator.summarise(draws(key, log_weight, 512, pairs, None, copies))
         )
 
     found = replicate(estimate, 4000)
@@ -135,7 +135,7 @@ def test_errors_of_few_units_are_exact(pairs):
     weights = np.exp(np.asarray(few.outputs, np.float64))[..., 0]
     displacements = few.displacements[:, 0]
     units = weights.sum(0)
-    found = in_one_piece(_accumulator.summarise(few))
+    found = in_one_piece(accumulator.summarise(few))
     np.testing.assert_allclose(found.log_mean, np.log(weights.mean()), rtol=1e-5)
     np.testing.assert_allclose(
         found.log_mean_error, units.std(ddof=1) / np.sqrt(4) / units.mean(), rtol=1e-4
@@ -154,7 +154,7 @@ def test_the_variance_where_the_loss_does_not_see():
 
     def estimate(key):
         found = draws(key, lambda u: 1.5 * u[0], 8, copies=2)
-        return in_one_piece(_accumulator.summarise(found))
+        return in_one_piece(accumulator.summarise(found))
 
     found = replicate(estimate, 4000)
     assert_mean(found.displacement[:, 2] ** 2 - found.squared_weights, 0)
@@ -178,9 +178,9 @@ def test_an_odd_sample_out_is_a_unit_of_half_the_size():
     def log_weight(u):
         return 0 * u.sum()
 
-    merged = _accumulator.merge(
-        _accumulator.summarise(draws(jax.random.key(0), log_weight, 2)),
-        _accumulator.summarise(draws(jax.random.key(1), log_weight, 1, pairs=False)),
+    merged = accumulator.merge(
+        accumulator.summarise(draws(jax.random.key(0), log_weight, 2)),
+        accumulator.summarise(draws(jax.random.key(1), log_weight, 1, pairs=False)),
     )
     assert merged.moments.size == 5
     assert merged.moments.size_square == 4 + 4 + 1
@@ -188,7 +188,7 @@ def test_an_odd_sample_out_is_a_unit_of_half_the_size():
 
 
 def test_a_single_unit_has_no_standard_error():
-    one = _accumulator.summarise(draws(jax.random.key(0), lambda u: u.sum(), 1))
+    one = accumulator.summarise(draws(jax.random.key(0), lambda u: u.sum(), 1))
     assert np.isnan(in_one_piece(one).log_mean_error)
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lejax._apart import MeetingError, follow
-from lejax._program import trace
+from lejax._tracing.batch_axis import ExamplesMixError, follow_batch_axis
+from lejax._tracing.program import trace
 
 B, N = 4, 3
 Y = jax.random.normal(jax.random.key(0), (B, N))
@@ -139,7 +139,9 @@ MEETING = {
 def axis_of(fn):
     program = trace(fn, Y)
     (number,) = program.inputs
-    return follow(program, program.operations, {number: 0}).get(program.output)
+    return follow_batch_axis(program, program.operations, {number: 0}).get(
+        program.output
+    )
 
 
 def example_of_place(fn, axis):
@@ -160,5 +162,5 @@ def test_apart(name):
 
 @pytest.mark.parametrize("name", MEETING)
 def test_meeting(name):
-    with pytest.raises(MeetingError, match="examples meet in"):
+    with pytest.raises(ExamplesMixError, match="examples meet in"):
         axis_of(MEETING[name])

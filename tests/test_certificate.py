@@ -11,7 +11,7 @@ import scipy.stats
 from problems import ONE_DIMENSIONAL, QUADRATIC, quadrature, replicate
 
 import lejax
-from lejax._certificate import _student
+from lejax._transforms.certificate import _student
 
 KEY = jax.random.key(0)
 

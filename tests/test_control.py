@@ -11,7 +11,7 @@ from problems import QUADRATIC, assert_mean
 from runs import KEY, assert_close, bowl
 
 import lejax
-from lejax._control import current_tau, restrained
+from lejax._schedules.target_share import current_tau, restrained
 
 pytestmark = pytest.mark.compiles
 SLOPE = np.array([0.8, -0.4, 1.0], np.float32)

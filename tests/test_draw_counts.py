@@ -8,7 +8,7 @@ import pytest
 from test_reduced_law import BATCH, HIDDEN, INPUTS, PARAMS, TAU, network
 
 import lejax
-from lejax._draws import FEW_NUMBERS, chunk_limit
+from lejax._estimators.draws import FEW_NUMBERS, chunk_limit
 
 
 def drawn(fn, *args):

@@ -197,7 +197,7 @@ def test_no_noise_is_taken_for_a_step():
 def test_noise_is_that_of_replicates(antithetic, large, monkeypatch):
     """In units of Σ; also where large draws tell it without sums over cross terms."""
     if large:
-        monkeypatch.setattr("lejax._weighted.is_large", lambda tree: True)
+        monkeypatch.setattr("lejax._estimators.weights.is_large", lambda tree: True)
     sampler = lejax.importance(401, antithetic=antithetic)
     for tau, beta in ((0.1, 2.0), (0.4, 0.5)):
         # Nearly all of this step is the same for all draws: without centred weights

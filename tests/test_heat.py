@@ -9,7 +9,7 @@ import pytest
 from problems import ONE_DIMENSIONAL, QUADRATIC, assert_mean, quadrature, replicate
 
 import lejax
-from lejax._moments import empty_moments, loss_moments, merge_moments
+from lejax._estimators.moments import empty_moments, loss_moments, merge_moments
 
 GRADIENTS = {"pathwise": lejax.pathwise, "score_function": lejax.score_function}
 

@@ -12,15 +12,15 @@ import scipy.stats
 
 import lejax
 from experiments import memory
-from lejax import _trees
+from lejax._internal import random, trees
 
 KEY = jax.random.key(11)
 
 
 @pytest.fixture
 def few_are_many(monkeypatch):
-    monkeypatch.setattr(_trees, "POOLED_NUMBERS", 20)
-    monkeypatch.setattr(_trees, "BLOCK_NUMBERS", 64)
+    monkeypatch.setattr(trees, "POOLED_NUMBERS", 20)
+    monkeypatch.setattr(random, "BLOCK_NUMBERS", 64)
 
 
 @pytest.mark.parametrize("shape", [(1000,), (7, 143), (331, 3), (5, 11, 20), ()])
@@ -30,12 +30,12 @@ def test_blocks_are_normal_whatever_the_device(
 ):
     """Side by side, as on an accelerator, they are the same numbers."""
     like = {"a": jnp.zeros(shape), "b": jnp.zeros((50,), jnp.bfloat16)}
-    drawn = _trees.standard_normals(KEY, like, copies)
+    drawn = random.standard_normals(KEY, like, copies)
     assert drawn["a"].shape == (copies, *shape)
     assert drawn["b"].dtype == jnp.bfloat16
     with monkeypatch.context() as patch:
         patch.setattr(jax, "default_backend", lambda: "gpu")
-        beside = _trees.standard_normals(KEY, like, copies)
+        beside = random.standard_normals(KEY, like, copies)
     for a, b in zip(*map(jax.tree.leaves, (drawn, beside)), strict=True):
         # Two programs may round the same number apart.
         close = 4 * float(jnp.finfo(a.dtype).eps)

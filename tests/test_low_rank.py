@@ -11,7 +11,7 @@ import pytest
 from gaussians import dense, updated
 
 import lejax
-from lejax._low_rank import LowRank, isotropic_low_rank
+from lejax._covariance.low_rank import LowRank, isotropic_low_rank
 
 pytestmark = pytest.mark.compiles
 SIZE, RANK = 12, 2

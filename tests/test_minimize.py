@@ -15,7 +15,7 @@ import pytest
 from runs import BATCHES, CHAIN, FEW, KEY, QUICK, X, assert_close, bowl, loss, minimize
 
 import lejax
-from lejax import _blocks
+from lejax._run import batches
 
 pytestmark = pytest.mark.compiles
 
@@ -119,7 +119,7 @@ def test_batches_of_other_shapes_are_used(monkeypatch):
     assert_close(result.params, params)
     # Large batches: fewer in a stack.
     steps = []
-    monkeypatch.setattr(_blocks, "STACKED_BYTES", 2 * BATCHES[0].nbytes + 1)
+    monkeypatch.setattr(batches, "STACKED_BYTES", 2 * BATCHES[0].nbytes + 1)
     minimize(
         loss,
         X,

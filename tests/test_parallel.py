@@ -168,7 +168,7 @@ def what_is_sent(count):
 
 def split_parameters(monkeypatch):
     """Large leaves stay split, and so do their perturbations."""
-    monkeypatch.setattr("lejax._trees.POOLED_NUMBERS", 1000)
+    monkeypatch.setattr("lejax._internal.trees.POOLED_NUMBERS", 1000)
     # As on an accelerator: all blocks side by side.
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     params = jnp.linspace(-1.0, 1.0, 64 * 32).reshape(64, 32)
@@ -201,7 +201,7 @@ def split_parameters(monkeypatch):
 
 def split_parameters_reduced(monkeypatch):
     """Likewise where some leaves are reduced, and the others large only together."""
-    monkeypatch.setattr("lejax._trees.POOLED_NUMBERS", 1000)
+    monkeypatch.setattr("lejax._internal.trees.POOLED_NUMBERS", 1000)
     params = {"kernel": jnp.ones((64, 600)) / 8, "bias": jnp.zeros(600)}
     batch = jnp.sin(jnp.arange(4.0 * 64)).reshape(4, 64)
 

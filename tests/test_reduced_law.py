@@ -12,7 +12,7 @@ import pytest
 from problems import assert_mean, replicate
 
 import lejax
-from lejax import _complement as complement
+from lejax._spaces import null_space as complement
 
 INPUTS, HIDDEN, TAU = 5, 2, 0.4
 PARAMS = {

@@ -10,7 +10,7 @@ import pytest
 from problems import replicate
 
 import lejax
-from lejax._reduction import reduced_space
+from lejax._spaces.reduced import reduced_space
 
 pytestmark = pytest.mark.compiles
 

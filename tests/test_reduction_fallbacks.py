@@ -15,7 +15,7 @@ from reduction_cases import (
 )
 
 import lejax
-from lejax._reduction import reduced_space
+from lejax._spaces.reduced import reduced_space
 
 # Flax and Equinox promote on their own.
 pytestmark = [pytest.mark.compiles, pytest.mark.standard]

@@ -13,7 +13,7 @@ from problems import assert_mean, bimodal, replicate, skewed
 from scipy import stats
 
 import lejax
-from lejax._shaping import centered_ranks, standardized
+from lejax._estimators.fitness_shaping import centered_ranks, standardized
 
 pytestmark = pytest.mark.compiles
 WAYS = ("ranks", "standardized")

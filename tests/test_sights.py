@@ -26,7 +26,7 @@ from credit_cases import (
 from reduction_cases import equinox_network, linen_network, nnx_network
 
 import lejax
-from lejax._reduction import reduced_space
+from lejax._spaces.reduced import reduced_space
 
 pytestmark = pytest.mark.compiles
 

@@ -13,10 +13,10 @@ from credit_cases import assert_zero, mean_of_control_variates, normal, reasons
 from problems import assert_mean, replicate
 
 import lejax
-from lejax._layers import FEW_POSITIONS
-from lejax._sights import find_sights
-from lejax._spans import make_layer, seen_of, spanned
-from lejax._split import find_reduced
+from lejax._spaces.row_span import matrix_layer, products_of_noise, row_basis
+from lejax._tracing.layers import FEW_POSITIONS
+from lejax._tracing.partial_eval import find_reduced
+from lejax._tracing.per_example import read_per_example
 
 pytestmark = pytest.mark.compiles
 
@@ -171,7 +171,7 @@ def test_layers_as_matrices(name):
     """Hᵢ W, laid out, is what the program computes; the span holds the rows."""
     case = CASES[name]()
     program, found = find_reduced(case.loss, case.params, case.batch, False)
-    sights = find_sights(program, len(found))
+    sights = read_per_example(program, len(found))
     leaves = jax.tree.leaves(case.params)
     names = sorted(case.params)
     assert {
@@ -180,7 +180,7 @@ def test_layers_as_matrices(name):
     values = program.constants | dict(zip(program.inputs, leaves, strict=True))
     program.run(program.operations, values)
     for sight in sights.layers:
-        layer = make_layer(sight, program, values)
+        layer = matrix_layer(sight, program, values)
         mine = sight.rows(values[sight.inputs])
         seen = mine @ layer.matrix(leaves[sight.kernel])
         if sight.bias is not None:
@@ -206,7 +206,9 @@ def test_layers_as_matrices(name):
         of_all = jnp.einsum("btn,bto->bno", rows, noise)
         if sight.bias is not None:
             mine = jnp.concatenate([mine, jnp.ones_like(mine[..., :1])], -1)
-        np.testing.assert_allclose(seen_of(met, noise), mine @ of_all, 1e-4, 1e-4)
+        np.testing.assert_allclose(
+            products_of_noise(met, noise), mine @ of_all, 1e-4, 1e-4
+        )
 
 
 @pytest.mark.parametrize("reduction", [True, False])
@@ -274,7 +276,7 @@ def test_less_noise():
 def test_rows_that_nearly_repeat_each_other(positions):
     """Gram and Schmidt once would leave them far from orthogonal."""
     rows = normal(0, 1, 40) + 1e-3 * normal(1, positions, 40)
-    met = spanned(rows[None], has_bias=False)
+    met = row_basis(rows[None], has_bias=False)
     found = met.rows[0] @ met.rows[0].T
     np.testing.assert_allclose(found, np.eye(positions), atol=1e-5)
     np.testing.assert_allclose(met.root[0].T @ met.rows[0], rows, atol=1e-5)

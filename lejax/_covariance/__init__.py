@@ -1,0 +1,1 @@
+"""The covariance of a Gaussian that learns: structures, and their update."""

@@ -1,0 +1,152 @@
+"""A covariance of low rank plus diagonal, in O(dr) numbers."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from lejax._internal.trees import PyTree, rows
+
+# An eigenvalue beside the diagonal stays above this, in its units.
+LEAST = 1e-6
+
+
+class LowRank(NamedTuple):
+    """Σ = S (I + U(Λ - I)Uᵀ) S; all flat, as `ravel_pytree` has the parameters.
+
+    L = SR, R = I + U(√Λ - I)Uᵀ. One step of principal factors an update: of B, what
+    S⁻¹ΣS⁻¹ should become, the diagonal is known, and BΩ for the r columns of Ω, which
+    turn towards the directions of BΩ - Ω: a power iteration along the updates. Wide
+    directions come first in it; with narrow ones it may stop at a local optimum.
+
+    Attributes:
+        scales: S, (d,).
+        basis: U, (d, r), orthonormal.
+        values: Λ, (r,).
+        sketch: Ω, (d, r), orthonormal: where the next draws are looked at.
+    """
+
+    scales: jax.Array
+    basis: jax.Array
+    values: jax.Array
+    sketch: jax.Array
+
+    def turned(self, u: jax.Array, power: float) -> jax.Array:
+        """(I + U(Λ - I)Uᵀ)ᵖ u, of rows or one."""
+        return u + ((u @ self.basis) * (self.values**power - 1)) @ self.basis.T
+
+    def times(self, u: PyTree) -> PyTree:
+        """Lu."""
+        flat, unravel = ravel_pytree(u)
+        return unravel(self.scales * self.turned(flat, 0.5))
+
+    def variances(self, like: PyTree) -> PyTree:
+        """The diagonal of Σ, in the shapes of the parameters."""
+        ones = 1 + self.basis**2 @ (self.values - 1)
+        return ravel_pytree(like)[1](self.scales**2 * ones)
+
+    def log_determinant(self, like: PyTree) -> jax.Array:
+        """log det L."""
+        del like
+        return jnp.log(self.scales).sum() + jnp.log(self.values).sum() / 2
+
+    def products(
+        self, u: PyTree, v: PyTree, coefficients: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """RMR, M = Σ c (uvᵀ + vuᵀ)/2: its diagonal, and times Ω."""
+        return self._sums(u, v, coefficients, 0.5)
+
+    def bends(
+        self, u: PyTree, v: PyTree, coefficients: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The same of R⁻¹MR⁻¹."""
+        return self._sums(u, v, coefficients, -0.5)
+
+    def _sums(
+        self, u: PyTree, v: PyTree, coefficients: jax.Array, power: float
+    ) -> tuple[jax.Array, jax.Array]:
+        a, b = (self.turned(rows(tree), power) for tree in (u, v))
+        c = coefficients.astype(a.dtype)
+        one, other = (
+            a.T @ (c[:, None] * (b @ self.sketch)),
+            b.T @ (c[:, None] * (a @ self.sketch)),
+        )
+        return c @ (a * b), (one + other) / 2
+
+    def unit(self, power: int = 1) -> tuple[jax.Array, jax.Array]:
+        """I as `products` has it, or `bends`."""
+        values = self.values**power - 1
+        known = self.basis @ (values[:, None] * (self.basis.T @ self.sketch))
+        return 1 + self.basis**2 @ values, self.sketch + known
+
+    def factor(self, excess: Any, low: Any, high: Any) -> Any:
+        """What `solve` and `stretched` make I + A of, between these."""
+        return excess, low, high
+
+    def solve(self, factor: Any, u: PyTree) -> PyTree:
+        """(I + A)⁻¹u, as R⁻¹B⁻¹R⁻¹u of the precision."""
+        flat, unravel = ravel_pytree(u)
+        scales = 1 / self.scales
+        found = self._of(-1, factor)
+        inside = self.turned(flat, -0.5) * scales / found.scales
+        inside = found.turned(inside, -1.0) * scales / found.scales
+        return unravel(self.turned(inside, -0.5))
+
+    def stretched(
+        self, factor: Any, power: int, bounds: tuple[Any, Any]
+    ) -> tuple[LowRank, jax.Array]:
+        """The root of L(I + A)ᵖLᵀ within bounds, and the share of scales at one."""
+        found = self._of(power, factor)
+        low, high = bounds
+        free = found.scales**power
+        scales = free.clip(jnp.sqrt(low), jnp.sqrt(high))
+        # Along all others the variances of S lie between the bounds.
+        values = (found.values**power).clip(
+            jnp.minimum(low / scales.min() ** 2, 1),
+            jnp.maximum(high / scales.max() ** 2, 1),
+        )
+        kept = LowRank(scales, found.basis, values, found.sketch)
+        return kept, (free != scales).mean(dtype=scales.dtype)
+
+    def _of(self, power: int, factor: Any) -> LowRank:
+        """Of Σᵖ, in the coordinates of Sᵖ, what B = Rᵖ(I + A)Rᵖ makes of it."""
+        (diagonal, columns), low, high = factor
+        ones, before = self.unit(power)
+        diagonal, columns = ones + diagonal, before + columns
+        # B on the span of Ω, its eigenvalues and their directions.
+        inside = self.sketch.T @ columns
+        found, turn = jnp.linalg.eigh((inside + inside.T) / 2)
+        old = jnp.einsum("ij,ij->j", self.sketch @ turn, before @ turn)
+        found = found.clip(low * old, high * old)
+        directions = self.sketch @ turn
+        # What they leave of the diagonal is the new S², in units of the old.
+        rest = (diagonal - directions**2 @ (found - 1)).clip(low, high)
+        scale = jnp.sqrt(rest)[:, None]
+        basis, triangle = jnp.linalg.qr(directions / scale)
+        excess, turn = jnp.linalg.eigh((triangle * (found - 1)) @ triangle.T)
+        sketch = jnp.linalg.qr((columns - rest[:, None] * self.sketch) / scale)[0]
+        return LowRank(
+            self.scales**power * scale[:, 0],
+            basis @ turn,
+            (1 + excess).clip(LEAST, 1 / LEAST),
+            sketch,
+        )
+
+
+def isotropic_low_rank(
+    zeros: PyTree, scale: jax.Array, rank: int, key: jax.Array
+) -> LowRank:
+    """σ²I, whose directions to look at are random."""
+    flat = ravel_pytree(zeros)[0]
+    if rank > flat.size:
+        raise ValueError(
+            f"rank must be at most the number of parameters, {flat.size}, got {rank}; "
+            "lower it, or pass covariance='full'."
+        )
+    noise = jax.random.normal(key, (flat.size, rank), flat.dtype)
+    sketch = jnp.linalg.qr(noise)[0]
+    ones = jnp.ones(rank, flat.dtype)
+    return LowRank(jnp.full_like(flat, scale), sketch, ones, sketch)

@@ -1,0 +1,1 @@
+"""Draws, and averages over them: weights, moments, effective samples, shaping."""

@@ -1,0 +1,1 @@
+"""What all others use: trees, random draws, checks, mesh axes, the loss's call."""

@@ -1,0 +1,87 @@
+"""Arithmetic of parameter trees in explicit dtypes; the rest is `optax.tree`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+PyTree: TypeAlias = Any
+
+# So many numbers at most are drawn in one pool, of all leaves together.
+POOLED_NUMBERS = 2**22
+
+
+def _at_least_float32(dtype: Any) -> Any:
+    return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
+
+
+def compute_dtype(tree: PyTree) -> Any:
+    """The dtype of losses, weights and sums: the widest leaf's, at least float32."""
+    dtypes = [_at_least_float32(leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
+
+
+def widen(tree: PyTree) -> PyTree:
+    """`tree` with leaves of at least float32: half precision loses small steps."""
+    return jax.tree.map(lambda leaf: leaf.astype(_at_least_float32(leaf.dtype)), tree)
+
+
+def is_large(tree: PyTree) -> bool:
+    """Whether the leaves are drawn, and laid out over devices, one by one."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree)) > POOLED_NUMBERS
+
+
+def zeros_alike(tree: PyTree) -> PyTree:
+    """Zeros in the shapes of `tree`; of large leaves also split over devices as it."""
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+    return jax.tree.map(laid_out_as, tree, zeros) if is_large(tree) else zeros
+
+
+def laid_out_as(like: jax.Array, numbers: jax.Array) -> jax.Array:
+    """`numbers`, split over devices as `like`, of the same shape.
+
+    An operation on both lets the compiler lay one out as the other, before it finds
+    that the factor is 1 and drops it.
+    """
+    one = ((like == like) | True).astype(numbers.dtype)
+    return numbers * one
+
+
+def scaled(tree: PyTree, factor: Any) -> PyTree:
+    """`factor * tree`, each leaf in its own dtype."""
+    return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor, leaf.dtype), tree)
+
+
+def zero_after(tree: PyTree) -> jax.Array:
+    """Zero, which no compiler can know before all of the first leaf."""
+    summed = jax.tree.leaves(tree)[0].sum()
+    return 0 * jnp.where(jnp.isfinite(summed), jnp.sign(summed), 0)
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether no leaf has a NaN or an infinity."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def inner(a: PyTree, b: PyTree, dtype: Any) -> jax.Array:
+    """Σ a·b over all leaves, which may differ in width."""
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y).astype(dtype), a, b)
+    return sum(jax.tree.leaves(products), jnp.zeros((), dtype))
+
+
+def gram(trees: Sequence[PyTree], dtype: Any) -> jax.Array:
+    """The inner products of all trees, each with each."""
+    return jnp.stack([jnp.stack([inner(a, b, dtype) for b in trees]) for a in trees])
+
+
+def rows(tree: PyTree) -> jax.Array:
+    """Leaves (n, ...) as one matrix (n, d)."""
+    leaves = jax.tree.leaves(tree)
+    dtype = compute_dtype(tree)
+    return jnp.concatenate(
+        [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in leaves], 1
+    ).astype(dtype)

@@ -1,0 +1,1 @@
+"""The samplers, a file each, and the interface that they share."""

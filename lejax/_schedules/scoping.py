@@ -1,0 +1,56 @@
+"""Scoping: the schedule of τ over the updates, section 6.5.1."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lejax._internal.checks import positive
+
+
+def scoping(init_value: float, rate: float) -> Callable[[Any], jax.Array]:
+    """The scoping schedule of the paper.
+
+        τ(k) = τ_0 / (1 + τ_1)^k,   k = 0, 1, ….
+
+    It serves as `tau` of `local_entropy` and `heat`, and times β as the learning rate
+    of the `optax.sgd` behind them, which then is the paper's algorithm.
+
+    Args:
+        init_value: τ_0 > 0.
+        rate: τ_1 > -1; τ falls where it is positive, rises where it is negative.
+
+    Returns:
+        A schedule: a function of the number of updates so far.
+
+    Raises:
+        ValueError: `init_value` is not positive and finite, or `rate` is not a finite
+            number above -1.
+
+    Example:
+        >>> import lejax
+        >>> tau = lejax.scoping(1.5, 0.01)
+        >>> print(f"{tau(0):.2f} {tau(1):.3f} {tau(500):.4f}")
+        1.50 1.485 0.0104
+
+    References:
+        Garcia Trillos, Kaplan, Sanz-Alonso, section 6.5.1.
+    """
+    positive("init_value", init_value)
+    if not (isinstance(rate, numbers.Real) and math.isfinite(rate) and rate > -1):
+        raise ValueError(
+            f"rate must be a finite number above -1, got {rate!r}; "
+            "pass for example rate=0.01, or rate=-0.01 to let τ rise."
+        )
+    decay = math.log1p(rate)
+
+    def schedule(count: Any) -> jax.Array:
+        # The power by its logarithm: exact to rounding also after 10^6 updates.
+        return init_value * jnp.exp(-decay * jnp.asarray(count).astype(float))
+
+    return schedule

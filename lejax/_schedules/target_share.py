@@ -1,0 +1,179 @@
+"""τ by a controller: it follows the share of effective samples, across updates."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lejax._info import Info
+from lejax._internal.checks import (
+    above_one,
+    at_most_one,
+    first_value,
+    fraction,
+    positive,
+    positive_or_schedule,
+)
+from lejax._internal.trees import PyTree
+from lejax._samplers.sampler import Sampler
+
+
+class Controller(NamedTuple):
+    """What `target_share` makes; the names are those of its arguments."""
+
+    share: Any
+    init_value: Any
+    gain: Any
+    max_change: Any
+    max_ratio: Any
+
+
+def target_share(
+    share: Any,
+    init_value: Any,
+    *,
+    gain: Any = 0.1,
+    max_change: Any = 10.0,
+    max_ratio: Any = 1e6,
+) -> Controller:
+    """A controller of τ, for a target share of effective samples.
+
+        log τ_{k+1} = log τ_k + γ_k log(D*/D_k),
+        D_k = log(J/ESS_k),   D* = -log share,
+
+    so that τ rises while more samples are effective than are wanted, and falls while
+    fewer are. D bounds the step, by the inequalities of Talagrand and Jensen:
+
+        |E_q[X] - x|² ≤ 2τ KL(q ‖ φ) ≤ 2τ log(J/ESS)   as J → ∞.
+
+    For small τ it is about β²τ|∇f|², so that τ_k D*/D_k is what update k would have
+    wanted, however far it was below; τ_{k+1} is the geometric mean of these: of all
+    updates at first, γ_k = 1/(k + 1), and with the weight γ_k = γ of the newest as soon
+    as that is more.
+
+    Where D_k > 2D*, as τ is about twice too large or more, the estimate is a leap at
+    few samples: the update is zero, and γ_k = 1.
+
+    It is the `tau` of `local_entropy` and `minimize`, and takes the place of a grid of
+    fixed ones. As the rate of the paper is βτ, let `local_entropy(...,
+    displacement=True)` be followed by `optax.sgd(1.0)`. Under `jax.vmap` the arguments
+    may differ.
+
+    Args:
+        share: the ESS/J that is wanted, between 0 and 1, or a schedule of the number of
+            updates so far. Near 1 weights hardly matter and steps are small; below
+            √(10/J) a leap at a few samples may pass for what is wanted. A constant
+            one lets τ rise while gradients fall; one that rises anneals τ, as scoping
+            does, with nothing in it that depends on the units of parameters or loss:
+            `optax.linear_schedule(0.1, 0.7, num_updates)`.
+        init_value: τ_0, a variance, in squared units of the parameters.
+        gain: γ, above 0 and at most 1: 1/γ updates are averaged.
+        max_change: τ changes by this factor at most in an update, up or down; so does
+            it fall where nothing was effective, and rise where all losses were equal.
+        max_ratio: τ stays within this factor of τ_0.
+
+    Returns:
+        A tuple of the arguments. τ_k is told by `info.tau_used`; τ_{k+1} follows from
+        that info, so that a restored state goes on bit for bit.
+
+    Raises:
+        ValueError: `share` is not between 0 and 1, `init_value` is not positive, `gain`
+            is not above 0 and at most 1, `max_change` or `max_ratio` is not above 1. In
+            use: the sampler does not tell such a share (`sgld` and those of heat), or
+            follows one itself, or has the same at every τ (`importance` with a
+            `target_share` or a `shaping`).
+
+    Example:
+        From τ = 1e-6 to where half of the samples are effective:
+
+        >>> import jax, jax.numpy as jnp, lejax, optax
+        >>> def loss(x):
+        ...     return jnp.sum(x)
+        >>> tau = lejax.target_share(0.5, 1e-6)
+        >>> smooth = lejax.local_entropy(
+        ...     lejax.importance(1000), tau, key=jax.random.key(0), displacement=True
+        ... )
+        >>> tx = optax.chain(smooth, optax.sgd(1.0))
+        >>> x = jnp.zeros(7)
+        >>> state = tx.init(x)
+        >>> update = jax.jit(lambda state: tx.update(None, state, x, value_fn=loss)[1])
+        >>> for _ in range(50):
+        ...     state = update(state)
+        >>> print(f"{state[0].info.tau_used:.1f}")  # log(2)/7
+        0.1
+
+    References:
+        Garcia Trillos, Kaplan, Sanz-Alonso, section 6.5, which calls for a heuristic to
+        tune τ; Talagrand, *Transportation cost for Gaussian and other product
+        measures*.
+    """
+    fraction(*first_value("share", share))
+    positive("init_value", init_value)
+    at_most_one("gain", gain)
+    above_one("max_change", max_change)
+    above_one("max_ratio", max_ratio)
+    return Controller(share, init_value, gain, max_change, max_ratio)
+
+
+def first_tau(tau: Any, sampler: Sampler) -> float | None:
+    """The first of a number, a schedule or a controller, which the sampler can serve.
+
+    None where it is traced.
+    """
+    if not isinstance(tau, Controller):
+        return positive_or_schedule("tau", tau)
+    if sampler.num_samples is None:
+        raise ValueError(
+            "tau by target_share goes by the share of the samples that are effective, "
+            f"which {sampler.name} does not tell, or follows itself; pass a number or "
+            "a schedule, or lejax.importance without a target_share of its own and "
+            "without shaping."
+        )
+    return positive("init_value", tau.init_value)
+
+
+def current_tau(tau: Any, step: jax.Array, info: Info, sampler: Sampler) -> Any:
+    """τ after so many updates, of which `info` tells the last."""
+    if not isinstance(tau, Controller):
+        return tau(step) if callable(tau) else tau
+    dtype = info.tau_used.dtype
+    first, gain, change, ratio = (
+        jnp.asarray(value, dtype)
+        for value in (tau.init_value, tau.gain, tau.max_change, tau.max_ratio)
+    )
+    # Before the first update the info knows nothing.
+    begun = step > 0
+    found, wanted = _divergences(tau, jnp.maximum(step, 1) - 1, info, sampler)
+    gain = jnp.maximum(gain, 1 / jnp.maximum(step, 1).astype(dtype))
+    gain = jnp.where(found > 2 * wanted, 1, gain)
+    factor = ((wanted / found) ** gain).clip(1 / change, change)
+    follows = jnp.where(begun, info.tau_used, first) * factor
+    return jnp.where(begun, follows.clip(first / ratio, first * ratio), first)
+
+
+def restrained(
+    tau: Any, updates: PyTree, step: jax.Array, info: Info, sampler: Sampler
+) -> PyTree:
+    """No update by a controlled τ that was much too large."""
+    if not isinstance(tau, Controller):
+        return updates
+    found, wanted = _divergences(tau, step, info, sampler)
+    return optax.tree.where(found > 2 * wanted, optax.tree.zeros_like(updates), updates)
+
+
+def _divergences(
+    controller: Controller, step: jax.Array, info: Info, sampler: Sampler
+) -> tuple[jax.Array, jax.Array]:
+    """D and D* of the update of this number, both positive and finite."""
+    dtype, share = info.tau_used.dtype, controller.share
+    share = share(step) if callable(share) else share
+    tiny, eps = jnp.finfo(dtype).tiny, jnp.finfo(dtype).eps
+    found = info.effective_sample_size / jnp.asarray(sampler.num_samples, dtype)
+    # Nothing effective, or nothing known of it, is the least share.
+    found = jnp.where(found > tiny, found, tiny)
+    # A schedule may leave what it should not.
+    share = jnp.asarray(share, dtype).clip(tiny, 1 - eps)
+    return jnp.maximum(-jnp.log(found), tiny), -jnp.log(share)

@@ -1,0 +1,1 @@
+"""Samplers as optax transformations and as pure functions."""

@@ -1,0 +1,140 @@
+"""The pure forms: one step of the paper's algorithms, and a value with its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from lejax._info import Info
+from lejax._internal.checks import float_leaves, positive
+from lejax._internal.random import translate
+from lejax._internal.trees import PyTree, all_finite
+from lejax._samplers.gradient import check_sampler, estimate_gradient
+from lejax._samplers.sampler import Sampler, check_smoothing
+
+
+def step_fn(
+    value_fn: Callable[..., Any], sampler: Sampler, tau: Any, *, beta: Any = 1.0
+) -> Callable[..., PyTree]:
+    """Algorithms 1 and 2 of the paper, to the letter.
+
+        x_{k+1} = E_q[X], X ~ q ∝ exp(-βf(x') - |x' - x_k|²/2τ)      (importance, sgld),
+        x_{k+1} = argmin_x KL(φ_{x,τ} ‖ q_{x_k,τ})                     (robbins_monro).
+
+    With `pathwise` or `score_function` it is x_k - τ∇F^H_τ(x_k), the explicit form of
+    the second. A step that is not finite leaves the parameters as they are.
+
+    Args:
+        value_fn: `value_fn(params, batch)`, or `value_fn(params)` where no batch is
+            passed: the scalar loss f.
+        sampler: any sampler; a chain starts anew at the parameters in every call.
+        tau: τ > 0, the variance of the smoothing, in squared units of the parameters.
+        beta: β > 0, the inverse temperature; 1 for heat.
+
+    Returns:
+        A pure function `(params, key, batch=None) -> params`.
+
+    Raises:
+        ValueError: `tau` or `beta` is not positive and finite.
+        TypeError: `sampler` is not a sampler.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> def loss(x, y):
+        ...     return jnp.sum((x - y) ** 2) / 2
+        >>> step = jax.jit(lejax.step_fn(loss, lejax.importance(20_000), tau=1.5))
+        >>> x = step(jnp.zeros(2), jax.random.key(0), jnp.array([1.0, -1.0]))
+        >>> print(x.round(1) + 0.0)  # τ/(1 + τ) of the way
+        [ 0.6 -0.6]
+
+    References:
+        Garcia Trillos, Kaplan, Sanz-Alonso, sections 3.1 and 4.1, Algorithms 1 and 2.
+    """
+    check_sampler(sampler, "local entropy", "heat")
+    check_smoothing(sampler, positive("tau", tau), beta)
+
+    def step(params: PyTree, key: jax.Array, batch: PyTree = None) -> PyTree:
+        params = float_leaves(params)
+        displacement, _, _ = sampler.step(
+            key,
+            sampler.init(params),
+            params,
+            value_fn=value_fn,
+            batch=batch,
+            tau=tau,
+            beta=beta,
+        )
+        moved = translate(params, displacement)
+        return optax.tree.where(all_finite(moved), moved, params)
+
+    return step
+
+
+def value_and_grad(
+    value_fn: Callable[..., Any],
+    sampler: Sampler,
+    tau: Any,
+    *,
+    beta: Any = 1.0,
+    has_aux: bool = False,
+) -> Callable[..., tuple[tuple[jax.Array, Info], PyTree]]:
+    """The smoothed loss and its gradient, where `jax.value_and_grad` has the loss's.
+
+        ∇F_{τ,β}(x) = (x - E_q[X]) / (βτ),   ∇F^H_τ(x) = E_φ ∇f(X);
+
+    with `robbins_monro` (x - x_{k+1})/τ = ∇F^H_τ(x_{k+1}). For training loops that pass
+    no extra arguments to their optimiser. A gradient that is not finite is zero.
+
+    Args:
+        value_fn: `value_fn(params, batch)`, or `value_fn(params)` where no batch is
+            passed: the scalar loss f, or with `has_aux` the pair (f, aux).
+        sampler: any sampler; a chain starts anew at the parameters in every call.
+        tau: τ > 0, the variance of the smoothing, in squared units of the parameters.
+        beta: β > 0, the inverse temperature; 1 for heat.
+        has_aux: whether `value_fn` returns a pair. The aux at the parameters themselves
+            is `info.aux`; it costs one more evaluation.
+
+    Returns:
+        A pure function `(params, key, batch=None) -> ((value, info), grads)`, with
+        value = `info.objective` (NaN for `sgld`, which cannot estimate it).
+
+    Raises:
+        ValueError: `tau` or `beta` is not positive and finite.
+        TypeError: `sampler` is not a sampler.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> def loss(x):
+        ...     return jnp.sum(x**2) / 2
+        >>> smoothed = lejax.value_and_grad(loss, lejax.importance(20_000), tau=1.5)
+        >>> (value, info), grads = jax.jit(smoothed)(jnp.ones(2), jax.random.key(0))
+        >>> print(f"{value:.1f}", grads.round(1))  # log(1 + τ) + 1/(1 + τ), x/(1 + τ)
+        1.3 [0.4 0.4]
+
+    References:
+        Garcia Trillos, Kaplan, Sanz-Alonso, equations (3.4) and (3.5).
+    """
+    check_sampler(sampler, "local entropy", "heat")
+    check_smoothing(sampler, positive("tau", tau), beta)
+
+    def smoothed(
+        params: PyTree, key: jax.Array, batch: PyTree = None
+    ) -> tuple[tuple[jax.Array, Info], PyTree]:
+        params = float_leaves(params)
+        grads, _, info = estimate_gradient(
+            sampler,
+            key,
+            sampler.init(params),
+            params,
+            value_fn=value_fn,
+            batch=batch,
+            tau=tau,
+            beta=beta,
+            has_aux=has_aux,
+        )
+        return (info.objective, info), grads
+
+    return smoothed

@@ -1,0 +1,322 @@
+"""Local entropy and heat over Gaussians whose covariance is learnt with their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lejax._covariance.covariance import Covariance, Structure, isotropic
+from lejax._covariance.update import (
+    by_moments,
+    by_natural_gradient,
+    with_constant,
+    within_reach,
+)
+from lejax._estimators.effective_sample_size import AdaptedState
+from lejax._info import Info, make_info
+from lejax._internal.checks import (
+    above_one,
+    at_most_one,
+    bounds_about,
+    first_value,
+    inverse_of_temperature,
+    positive,
+    positive_count,
+    typed_key,
+)
+from lejax._internal.loss import check_objective
+from lejax._internal.random import translate
+from lejax._internal.trees import (
+    PyTree,
+    all_finite,
+    compute_dtype,
+    inner,
+    scaled,
+    widen,
+    zeros_alike,
+)
+from lejax._samplers.gradient import check_sampler, estimate_gradient
+from lejax._samplers.sampler import Sampler
+from lejax._transforms.smoothing import of_selected
+
+
+class GaussianState(NamedTuple):
+    """The state of `gaussian`.
+
+    Attributes:
+        step: the number of updates so far.
+        key: the key that the factory was given, into which every update folds `step`.
+        sampler: the state of the sampler.
+        covariance: Σ, by its root L: `covariance.times(u)` is Lu, so that x + Lu with
+            u ~ N(0, I) is a draw of N(x, Σ); `covariance.variances(params)` is its
+            diagonal.
+        bounded: the share of directions whose variance was kept at a bound.
+        info: the info of the last update; NaN before the first.
+
+    Example:
+        Ten draws of N(x, Σ), before anything was learnt of Σ:
+
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> tx = lejax.gaussian(lejax.importance(100), 0.25, key=jax.random.key(0))
+        >>> x = jnp.array([1.0, 2.0])
+        >>> covariance = tx.init(x).covariance
+        >>> print(covariance.variances(x))
+        [0.25 0.25]
+        >>> noise = jax.random.normal(jax.random.key(1), (10, 2))
+        >>> draws = x + jax.vmap(covariance.times)(noise)
+        >>> print(draws.shape)
+        (10, 2)
+    """
+
+    step: jax.Array
+    key: jax.Array
+    sampler: PyTree
+    covariance: Covariance
+    bounded: jax.Array
+    info: Info
+
+
+def gaussian(
+    sampler: Sampler,
+    tau: Any,
+    *,
+    key: jax.Array,
+    covariance: Structure = "diagonal",
+    rank: int = 8,
+    beta: Any = 1.0,
+    temperature: Any = 0.0,
+    covariance_rate: Any = 0.2,
+    max_change: Any = 10.0,
+    bounds: tuple[Any, Any] | None = None,
+    mask: Any = None,
+    has_aux: Any = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Local entropy or heat with φ = N(x, Σ), and Σ learnt as well as x.
+
+    By `importance`, Algorithm 1 with both moments: of the Gaussians the one nearest to
+    q, KL(q ‖ N(m, C)), has the moments of q,
+
+        q ∝ exp(-β(f + T log φ)) φ,   x' = E_q[X],
+        Σ' = (1 - ρ)Σ + ρ Cov_q + ρ(1 - ρ) (x' - x)(x' - x)ᵀ.
+
+    By `pathwise`, its twin for heat, a step of natural gradient on E_φ[f + T log φ] =
+    E_φ f - T H(φ), which is T KL(φ ‖ p) for p ∝ exp(-f/T), and looks for a mode of it:
+
+        Σ'⁻¹ = Σ⁻¹ + ρβ (E_φ ∇²f - TΣ⁻¹),   x' = x - βΣ'' E_φ ∇f,
+
+    Σ'' being Σ' at ρ = 1, and ΣE_φ∇²f = E_φ[(X - x)∇fᵀ]. On a quadratic loss with ρ = 1
+    both are the same step.
+
+    Without temperature Σ shrinks for ever, where the Hessian is positive as 1/(kρβ)
+    times its inverse, and x goes to a minimum. With T > 0 it stops: `pathwise` at the
+    Gaussian nearest to p in KL(φ ‖ p), `importance` at the one with the moments of
+    p^{βT} φ^{1-βT}, so that at β = 1/T it has those of p, the nearest in KL(p ‖ φ), and
+    below that lies between the two. With f the negative logarithm of a posterior
+    density and T = 1 these are its mean and covariance. If p is Gaussian, and Σ may be
+    its covariance, all β have the same fixed point, and there no noise is left: losses
+    f + T log φ are equal, and so are weights.
+
+    It replaces the incoming updates by x - x', so it comes first, and `optax.sgd(1.0)`
+    behind it is the whole step. Call `update(updates, state, params, value_fn=...,
+    batch=...)` as for `local_entropy`.
+
+    Args:
+        sampler: `importance`, for local entropy, or `pathwise`, for heat. They draw all
+            parameters: reduction and credit by example do not apply. `importance` with
+            a `target_share` finds its β, here at most 1/T. No draw is shared under
+            signs unless `signs_per_draw` says so, as their squares are the same.
+        tau: τ, the variance that Σ begins with, Σ = τI, in squared units of the
+            parameters.
+        key: a typed key, `jax.random.key(seed)`.
+        covariance: "scale", one variance for each leaf; "diagonal", one for each
+            number; "low_rank", a diagonal and a matrix of rank r, by a step of
+            principal factors an update, O(dr) beside the draws, to an optimum that may
+            be local where narrow directions matter; "full", for up to 2048
+            numbers: a matrix, of which every update takes O(d³), and needs more than d
+            effective samples, or a small ρ.
+        rank: r, of "low_rank".
+        beta: β > 0, the inverse temperature of a step, in inverse units of f, or a
+            schedule of the number of updates so far. Where there is a temperature, at
+            most 1/T, at which q is p itself. With a `target_share` that of the first
+            update alone: begin low, as few effective samples give a bad start.
+        temperature: T ≥ 0, in units of f, or a schedule.
+        covariance_rate: ρ, above 0 and at most 1, or a schedule: Σ is that of about 1/ρ
+            updates. With few effective samples a large ρ makes Σ shrink by its noise.
+        max_change: c > 1: no variance, in any direction, changes by more than this
+            factor in an update (of low rank: no part of Σ), and x moves by at most √c
+            standard deviations, in the mean square over all directions.
+        bounds: the least and the greatest variance, in any direction; `state.bounded`
+            tells how many are kept there. By default τ/10¹⁰ and 10¹⁰τ.
+        mask: which leaves to perturb, as in `local_entropy`.
+        has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
+
+    Returns:
+        An `optax.GradientTransformationExtraArgs` with a `GaussianState`. Of its info,
+        `objective` is -(1/β) log E_φ exp(-β(f + T log φ)), which at β = 1/T is -T log ∫
+        exp(-f/T), or by `pathwise` E_φ[f + T log φ], which is above that; `tau_used` is
+        the mean variance of the draws, and `squared_error` in units of Σ. Where nothing
+        could be estimated, x and Σ stay. Where Σ keeps more than 2¹⁸ numbers
+        `signal_error` is not known.
+
+    Raises:
+        ValueError: `tau` or `beta` is not positive, `temperature` is negative or above
+            1/β, `covariance_rate` is not above 0 and at most 1, `max_change` is not
+            above 1, `bounds` are no two positive numbers about τ, `covariance` is
+            another word, or "full" for more than 2048 numbers, `rank` is no positive
+            integer, or above the number of parameters, the sampler is another, or as
+            `local_entropy` says.
+        TypeError: as `local_entropy`.
+
+    Example:
+        The posterior of two numbers, from a prior N(0, I) and an observation y = 1 of
+        their sum with variance ¼, by evaluations alone: mean 4/9 of each.
+
+        >>> import jax, jax.numpy as jnp, lejax, optax
+        >>> def f(u):
+        ...     return 2 * (1 - jnp.sum(u)) ** 2 + jnp.sum(u**2) / 2
+        >>> tx = optax.chain(
+        ...     lejax.gaussian(
+        ...         lejax.importance(1000),
+        ...         1.0,
+        ...         key=jax.random.key(0),
+        ...         covariance="full",
+        ...         temperature=1.0,
+        ...     ),
+        ...     optax.sgd(1.0),
+        ... )
+        >>> u = jnp.zeros(2)
+        >>> state = tx.init(u)
+        >>> @jax.jit
+        ... def update(u, state):
+        ...     updates, state = tx.update(None, state, u, value_fn=f)
+        ...     return optax.apply_updates(u, updates), state
+        >>> for _ in range(60):
+        ...     u, state = update(u, state)
+        >>> variances = state[0].covariance.variances(u)
+        >>> print(f"{u[0]:.3f} {u[1]:.3f}, {variances[0]:.3f} {variances[1]:.3f}")
+        0.444 0.444, 0.556 0.556
+
+    References:
+        Garcia Trillos, Kaplan, Sanz-Alonso, sections 3 and 4, and section 7, which asks
+        for mean and covariance; Khan, Rue, *The Bayesian learning rule* (natural
+        gradients); Rubinstein, Kroese, *The cross-entropy method*; Hansen, *The CMA
+        evolution strategy*.
+    """
+    check_sampler(sampler, "local entropy", "heat")
+    learning = sampler.learning
+    if learning is None:
+        raise ValueError(
+            f"gaussian needs a sampler that a covariance can learn from, got "
+            f"{sampler.name}; pass lejax.importance(...), without shaping, or "
+            "lejax.pathwise(...)."
+        )
+    if covariance not in get_args(Structure):
+        raise ValueError(
+            f"covariance must be one of {get_args(Structure)}, got {covariance!r}; "
+            "pass for example covariance='diagonal'."
+        )
+    typed_key(key)
+    rank = positive_count("rank", rank)
+    positive("tau", tau)
+    inverse_of_temperature(beta, temperature)
+    at_most_one(*first_value("covariance_rate", covariance_rate))
+    above_one("max_change", max_change)
+    least, greatest = bounds_about(tau, bounds)
+    of_entropy = sampler.regularization == "local entropy"
+
+    def begin(selected: PyTree, aux: PyTree) -> GaussianState:
+        zeros = _coordinates(selected)
+        dtype = compute_dtype(zeros)
+        return GaussianState(
+            jnp.zeros((), jnp.int32),
+            key,
+            sampler.init(zeros),
+            isotropic(covariance, zeros, tau, rank, key),
+            jnp.zeros((), dtype),
+            make_info(dtype, 0)._replace(aux=aux),
+        )
+
+    def run(
+        state: Any,
+        selected: PyTree,
+        loss: Callable[..., Any],
+        batch: PyTree,
+        with_aux: bool,
+    ) -> tuple[PyTree, GaussianState]:
+        zeros = _coordinates(selected)
+        dtype, root = compute_dtype(zeros), state.covariance
+        temp, rho, most = (
+            jnp.asarray(value(state.step) if callable(value) else value, dtype)
+            for value in (temperature, covariance_rate, max_change)
+        )
+        temp = jnp.maximum(temp, 0)
+        # The β of p itself, beyond which there is nothing to find.
+        limit = jnp.where(temp > 0, 1 / jnp.where(temp > 0, temp, 1), jnp.inf)
+        step = jnp.asarray(beta(state.step) if callable(beta) else beta, dtype)
+        step = jnp.minimum(step, limit)
+
+        def limited(inside: PyTree) -> PyTree:
+            if isinstance(inside, AdaptedState):
+                return AdaptedState(jnp.minimum(inside.next_beta, limit))
+            return inside
+
+        check_objective(
+            loss, selected, batch, has_aux=with_aux, differentiable=not of_entropy
+        )
+
+        def seen(u: PyTree, *batch: PyTree) -> Any:
+            """F + T log φ at x + Lu, but for a constant."""
+            moved = jax.tree.map(
+                lambda leaf, x: leaf.astype(x.dtype), root.times(u), widen(selected)
+            )
+            out = loss(translate(selected, moved), *batch)
+            value, *aux = out if with_aux else (out,)
+            value = jnp.asarray(value).astype(dtype) - temp / 2 * inner(u, u, dtype)
+            return (value, *aux) if with_aux else value
+
+        moved, inside, info = estimate_gradient(
+            learning(root.products if of_entropy else root.bends),
+            jax.random.fold_in(state.key, state.step),
+            limited(state.sampler),
+            zeros,
+            value_fn=seen,
+            batch=batch,
+            tau=1.0,
+            beta=step if of_entropy else 1.0,
+            has_aux=with_aux,
+            displacement=True,
+        )
+        how = rho, most, (jnp.asarray(least, dtype), jnp.asarray(greatest, dtype))
+        if of_entropy:
+            moved = scaled(moved, -1)  # it was x - E_q[X]
+            learnt = by_moments(root, moved, info.products, info.squared_error, *how)
+        else:
+            slope, bend = scaled(moved, step), scaled(info.products, step)
+            moved, learnt = by_natural_gradient(root, slope, bend, *how)
+            error = info.squared_error * step**2
+            info = info._replace(beta_used=step, squared_error=error)
+        learnt = learnt[0], learnt[1].astype(dtype)
+        moved = root.times(scaled(within_reach(moved, most), -1))
+        known = info.effective_sample_size > 0
+        known &= all_finite((moved, info.products, learnt))
+        moved = optax.tree.where(known, moved, zeros)
+        kept, bounded = optax.tree.where(known, learnt, (root, state.bounded))
+        effective = jnp.where(known, info.effective_sample_size, 0)
+        info = info._replace(effective_sample_size=effective)
+        info = with_constant(info, root, zeros, temp)
+        moved = jax.tree.map(lambda leaf, p: leaf.astype(p.dtype), moved, selected)
+        return moved, state._replace(
+            sampler=limited(inside), covariance=kept, bounded=bounded, info=info
+        )
+
+    return of_selected(begin, run, mask, has_aux)
+
+
+def _coordinates(selected: PyTree) -> PyTree:
+    """0 in the coordinates u, of one dtype for all leaves."""
+    dtype = compute_dtype(selected)
+    return zeros_alike(jax.tree.map(lambda leaf: leaf.astype(dtype), widen(selected)))

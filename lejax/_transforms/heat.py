@@ -1,0 +1,70 @@
+"""The gradient of the heat-regularised loss, for the head of a chain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from lejax._samplers.gradient import check_sampler
+from lejax._samplers.sampler import Sampler
+from lejax._transforms.smoothing import smoothed
+
+
+def heat(
+    sampler: Sampler,
+    tau: Any,
+    *,
+    key: jax.Array,
+    mask: Any = None,
+    has_aux: Any = False,
+    displacement: bool = False,
+    shrink: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """The gradient of the heat-regularised loss, as an optax transformation.
+
+        F^H_τ(x) = E_φ f(X),   φ = N(x, τI),
+        ∇F^H_τ(x) = E_φ ∇f(X) = E_φ[(f(X) - b)(X - x)] / τ.
+
+    By `pathwise` or `score_function` it is that gradient at x. By `robbins_monro` it is
+    (x_k - x_{k+1})/τ = ∇F^H_τ(x_{k+1}), so that
+    `optax.chain(lejax.heat(...), optax.sgd(tau))` is Algorithm 2 of the paper.
+
+    Args:
+        sampler: `robbins_monro`, `pathwise` or `score_function`.
+        tau: τ, the variance of the smoothing, in squared units of the parameters: a
+            positive number, or a schedule of the number of updates so far.
+        key: a typed key, `jax.random.key(seed)`.
+        mask: which leaves to perturb, as in `local_entropy`.
+        has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
+        displacement: let τ times the gradient come out: `optax.sgd(1.0)` behind it is
+            Algorithm 2 whatever the schedule of τ.
+        shrink: multiply the gradient by the share of it that is signal, as in
+            `local_entropy`; `pathwise` and `score_function` know it.
+
+    Returns:
+        An `optax.GradientTransformationExtraArgs` with a `SmoothingState`, to be called
+        and read like that of `local_entropy`.
+
+    Raises:
+        ValueError, TypeError: as `local_entropy`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, lejax, optax
+        >>> def loss(x):
+        ...     return jnp.sum(x**2) / 2
+        >>> tx = optax.chain(
+        ...     lejax.heat(lejax.pathwise(2), tau=0.1, key=jax.random.key(0)),
+        ...     optax.sgd(0.5),
+        ... )
+        >>> x = jnp.ones(3)
+        >>> updates, state = tx.update(None, tx.init(x), x, value_fn=loss)
+        >>> print(optax.apply_updates(x, updates))
+        [0.5 0.5 0.5]
+
+    References:
+        Garcia Trillos, Kaplan, Sanz-Alonso, section 4.
+    """
+    check_sampler(sampler, "heat")
+    return smoothed(sampler, tau, key, 1.0, mask, has_aux, displacement, shrink=shrink)
