@@ -25,3 +25,21 @@ updates, state = tx.update(x, tx.init(x), x, value_fn=loss)
 heat = lejax.heat(lejax.parallel(lejax.robbins_monro(3, 4, 0.5)), tau=0.1, key=key)
 entropy_sgd = lejax.entropy_sgd(0.5, 10.0, key=key, num_steps=5)
 report: str = lejax.reduction_report(loss, x).leaves[0].reason
+result = lejax.minimize(
+    loss,
+    x,
+    tau=lejax.target_share(optax.linear_schedule(0.1, 0.7, 10), 1e-3),
+    key=key,
+    num_updates=10,
+    callback=lambda step, params, info: step > 3,
+)
+last = result.history.objective[-1].item()
+by_schedule = lejax.local_entropy(
+    lejax.sgld(10, lambda j: 1 / (1000 + j), averaging=0.75),
+    optax.linear_schedule(0.1, 0.01, 10),
+    key=key,
+    mask=lambda params: True,
+)
+posterior = lejax.negative_log_posterior(
+    lambda u: jnp.full(10, u), lambda u: -(u**2) / 2, [2.0] * 10, 1.0
+)

@@ -1,4 +1,4 @@
-"""The paper's numerical study, run with lejax. Each file with a `main` is a command."""
+"""The paper's study and what goes beyond it; README.md here lists the commands."""
 
 import os
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from experiments import hosts, workers
-from experiments.command import execute, printed, run
-from experiments.options import Options
+from experiments.common import hosts, workers
+from experiments.common.command import execute, printed, run
+from experiments.common.options import Options
 
 # Programs of one thread, mostly, of which two go side by side: the longest first.
 SINGLE = (

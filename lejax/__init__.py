@@ -1,37 +1,110 @@
-"""Minimise smoothed losses in JAX, with or without gradients."""
+"""Minimise smoothed losses in JAX, with or without gradients.
 
-from lejax._estimators.effective_sample_size import beta_for_share as beta_for_share
-from lejax._info import Info as Info
-from lejax._posterior import negative_log_posterior as negative_log_posterior
-from lejax._run.ask_tell import AskTell as AskTell
-from lejax._run.ask_tell import AskTellState as AskTellState
-from lejax._run.ask_tell import ask_tell as ask_tell
-from lejax._run.minimize import minimize as minimize
-from lejax._run.result import MinimizeResult as MinimizeResult
-from lejax._samplers.importance import importance as importance
-from lejax._samplers.importance_by_example import (
-    importance_by_example as importance_by_example,
-)
-from lejax._samplers.parallel import parallel as parallel
-from lejax._samplers.pathwise import pathwise as pathwise
-from lejax._samplers.robbins_monro import robbins_monro as robbins_monro
-from lejax._samplers.sampler import Sampler as Sampler
-from lejax._samplers.score_function import score_function as score_function
-from lejax._samplers.sgld import SGLDState as SGLDState
-from lejax._samplers.sgld import sgld as sgld
-from lejax._schedules.scoping import scoping as scoping
-from lejax._schedules.target_share import target_share as target_share
-from lejax._tracing.report import ReductionReport as ReductionReport
-from lejax._tracing.report import reduction_report as reduction_report
-from lejax._transforms.certificate import Certificate as Certificate
-from lejax._transforms.certificate import certificate as certificate
-from lejax._transforms.entropy_sgd import entropy_sgd as entropy_sgd
-from lejax._transforms.functional import step_fn as step_fn
-from lejax._transforms.functional import value_and_grad as value_and_grad
-from lejax._transforms.gaussian import GaussianState as GaussianState
-from lejax._transforms.gaussian import gaussian as gaussian
-from lejax._transforms.heat import heat as heat
-from lejax._transforms.local_entropy import local_entropy as local_entropy
-from lejax._transforms.smoothing import SmoothingState as SmoothingState
+Samplers: estimate one step
+    importance              local entropy, without gradients of the loss; any loss
+    importance_by_example   the local entropy of each example's loss, without gradients
+    sgld                    local entropy, by a Langevin chain
+    score_function          heat, without gradients of the loss
+    pathwise                heat, by an average of gradients
+    robbins_monro           heat, an implicit step by many small ones
+    parallel                any of these over all devices
 
+Transformations: gradients for the head of an `optax.chain`
+    local_entropy           by importance, importance_by_example or sgld
+    heat                    by score_function, pathwise or robbins_monro
+    gaussian                either of them, and a covariance learnt with the mean
+    entropy_sgd             Entropy-SGD, a whole optimiser
+
+Whole runs: loops on the host
+    minimize                one call, with stopping rules and advice
+    ask_tell                losses that are evaluated outside of JAX
+
+Schedules: numbers that change from update to update
+    scoping                 the paper's schedule of τ
+    target_share            τ by the share of samples that are effective
+    beta_for_share          β for such a share, from losses that are known
+
+Pure functions and diagnostics
+    step_fn                 one step of the paper's algorithms
+    value_and_grad          a smoothed loss and its gradient
+    negative_log_posterior  the loss of a Bayesian inverse problem
+    certificate             a bound on the decrease by an update
+    reduction_report        which leaves are drawn in fewer dimensions, and why
+
+Results and states
+    Sampler                 what samplers are; how they run over named axes
+    Info                    what one update says about itself
+    MinimizeResult          what `minimize` returns
+    AskTell                 what `ask_tell` returns
+    Certificate             what `certificate` returns
+    ReductionReport         what `reduction_report` returns
+    SmoothingState          of `local_entropy` and `heat`
+    GaussianState           of `gaussian`
+    SGLDState               of `sgld`: its chains
+    AskTellState            of `ask_tell`
+"""
+
+from lejax._estimators.effective_sample_size import beta_for_share
+from lejax._info import Info
+from lejax._posterior import negative_log_posterior
+from lejax._run.ask_tell import AskTell, AskTellState, ask_tell
+from lejax._run.minimize import minimize
+from lejax._run.result import MinimizeResult
+from lejax._samplers.importance import importance
+from lejax._samplers.importance_by_example import importance_by_example
+from lejax._samplers.parallel import parallel
+from lejax._samplers.pathwise import pathwise
+from lejax._samplers.robbins_monro import robbins_monro
+from lejax._samplers.sampler import Sampler
+from lejax._samplers.score_function import score_function
+from lejax._samplers.sgld import SGLDState, sgld
+from lejax._schedules.scoping import scoping
+from lejax._schedules.target_share import target_share
+from lejax._tracing.report import ReductionReport, reduction_report
+from lejax._transforms.certificate import Certificate, certificate
+from lejax._transforms.entropy_sgd import entropy_sgd
+from lejax._transforms.functional import step_fn, value_and_grad
+from lejax._transforms.gaussian import GaussianState, gaussian
+from lejax._transforms.heat import heat
+from lejax._transforms.local_entropy import local_entropy
+from lejax._transforms.smoothing import SmoothingState
+
+__all__ = [
+    "AskTell",
+    "AskTellState",
+    "Certificate",
+    "GaussianState",
+    "Info",
+    "MinimizeResult",
+    "ReductionReport",
+    "SGLDState",
+    "Sampler",
+    "SmoothingState",
+    "ask_tell",
+    "beta_for_share",
+    "certificate",
+    "entropy_sgd",
+    "gaussian",
+    "heat",
+    "importance",
+    "importance_by_example",
+    "local_entropy",
+    "minimize",
+    "negative_log_posterior",
+    "parallel",
+    "pathwise",
+    "reduction_report",
+    "robbins_monro",
+    "scoping",
+    "score_function",
+    "sgld",
+    "step_fn",
+    "target_share",
+    "value_and_grad",
+]
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    """The public names alone, without the private packages."""
+    return [*__all__, "__version__"]

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lejax._internal.trees import PyTree
+from lejax._internal.types import PyTree
 
 # Below this many effective samples the standard error of F saturates near 1/β; with so
-# many 95 % intervals cover 91 to 92 % (experiments/coverage.py).
+# many 95 % intervals cover 91 to 92 % (experiments/benchmarks/coverage.py).
 TRUSTED_SAMPLE_SIZE = 20
 
 
@@ -32,7 +32,7 @@ class Info(NamedTuple):
             1/β and would say too little. It is of first order in 1/J: where weights
             have heavy tails that few samples show, 95 % intervals cover less (of a
             linear loss 92 to 93 % with 200 of 1000 samples effective, 85 to 88 % with
-            20 of 200: `experiments/coverage.py`).
+            20 of 200: `experiments/benchmarks/coverage.py`).
         effective_sample_size: (Σw)²/Σw² for importance weights w; the number of draws
             that count for plain averages. 0 says that nothing could be estimated: the
             update is then zero.

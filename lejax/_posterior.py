@@ -8,16 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
-from lejax._internal.trees import PyTree
+from lejax._internal.types import PyTree
 
 
 def negative_log_posterior(
-    forward: Callable[[PyTree], Any],
-    log_prior: Callable[[PyTree], Any],
-    observations: Any,
-    covariance: Any,
+    forward: Callable[[PyTree], ArrayLike],
+    log_prior: Callable[[PyTree], ArrayLike],
+    observations: npt.ArrayLike,
+    covariance: npt.ArrayLike,
 ) -> Callable[[PyTree], jax.Array]:
     """The negative logarithm of a posterior density, but for a constant.
 

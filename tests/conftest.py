@@ -1,27 +1,85 @@
-"""The strict environment in which lejax's own code is tested."""
+"""The strict environment in which lejax's own code is tested, quick to compile for."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import importlib.util
+import mmap
 import os
-import tempfile
+import platform
+from pathlib import Path
 
 import jax
 import matplotlib as mpl
 import pytest
 
 mpl.use("agg")
-COMPILED = "JAX_COMPILATION_CACHE_DIR"
+# LLVM straight from HLO: on a CPU an update compiles in a third of the time.
+QUICK_CODE = "xla_cpu_use_fusion_emitters"
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+CACHE_BYTES = 2 * 2**30
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--default-compiler",
+        action="store_true",
+        help="compile as for users, with all optimisations: several times slower",
+    )
 
 
 def pytest_configure(config):
-    """What one test compiles no other has to: here, in workers and in subprocesses."""
-    if COMPILED not in os.environ:
-        folder = tempfile.TemporaryDirectory()
-        config.add_cleanup(folder.cleanup)
-        os.environ[COMPILED] = folder.name
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-    jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    """What one test compiles no other has to: here, in workers, and in the next run."""
+    if not hasattr(config, "workerinput"):
+        flags = os.environ.get("XLA_FLAGS", "")
+        quick = not config.getoption("--default-compiler")
+        if quick and QUICK_CODE not in flags and _jaxlib_knows(QUICK_CODE):
+            os.environ["XLA_FLAGS"] = f"{flags} --{QUICK_CODE}=false".strip()
+        if CACHE not in os.environ:
+            folder = Path(config.cache.mkdir("compiled")) / _machine()
+            _bounded(folder)
+            os.environ[CACHE] = str(folder)
+        # Small programs are many: the same operations in every file of tests.
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # As other processes read it from the environment.
+    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _jaxlib_knows(flag):
+    """Whether XLA has this flag: it takes an unknown one for a fatal error."""
+    (folder,) = importlib.util.find_spec("jaxlib").submodule_search_locations
+    library = max(Path(folder).rglob("*.so"), key=lambda path: path.stat().st_size)
+    with (
+        library.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+    ):
+        return text.find(flag.encode()) >= 0
+
+
+def _machine():
+    """A name for what compiled programs depend on."""
+    try:
+        cpu = Path("/proc/cpuinfo").read_text()
+        features = next(line for line in cpu.splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        features = platform.processor()
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
+    described = [*versions, os.environ.get("XLA_FLAGS", ""), features]
+    digest = hashlib.sha256("\n".join(described).encode()).hexdigest()[:12]
+    return f"jax-{versions[0]}-{digest}"
+
+
+def _bounded(folder):
+    """Remove what is oldest of all that was compiled, beyond `CACHE_BYTES`."""
+    files = [path for path in folder.parent.rglob("*") if path.is_file()]
+    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    total = 0
+    for path in files:
+        total += path.stat().st_size
+        if total > CACHE_BYTES:
+            path.unlink()
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +99,10 @@ def few_programs():
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request):
-    """Without XLA's costly passes, where tests compile for longer than they run."""
+    """Without XLA's costly passes, but where tests run for longer than they compile."""
+    runs = request.node.get_closest_marker("runs")
+    by_default = request.config.getoption("--default-compiler")
     before = jax.config.read("jax_disable_most_optimizations")
-    if request.node.get_closest_marker("compiles"):
-        jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", not (runs or by_default))
     yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -1,1 +1,1 @@
-"""What all others use: trees, random draws, checks, mesh axes, the loss's call."""
+"""What all others use: types, trees, random draws, checks, mesh axes, the call of f."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
+
+from lejax._internal.types import LossFn, PyTree
 
 # By default variances stay within this factor of the first.
 WIDEST = 1e10
@@ -47,78 +48,85 @@ def sign_count(signs_per_draw: Any) -> int | None:
     return count
 
 
-def positive(name: str, value: Any) -> float | None:
-    """`value` as a positive finite number; None where it is traced, so not known."""
-    if isinstance(value, Tracer):
+def number(
+    name: str,
+    value: Any,
+    must_be: str = "a finite number",
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
+    example: float = 0.01,
+    reason: str = "; ",
+    traced: bool = True,
+) -> float:
+    """`value` as a finite number within the bounds, which `must_be` has in words.
+
+    NaN of a tracer, of which nothing is known; without `traced` it is refused. In the
+    error `reason` stands between the value and the example.
+    """
+    if traced and isinstance(value, Tracer):
         if value.shape != ():
             raise ValueError(
                 f"{name} must be a scalar, got an array of shape {value.shape}; "
                 f"pass one number."
             )
-        return None
-    number = _number(value)
-    if not (math.isfinite(number) and number > 0):
+        return math.nan
+    found = math.nan
+    if not isinstance(value, (str, bool)):
+        with contextlib.suppress(TypeError, ValueError):
+            found = float(value)
+    if not (math.isfinite(found) and above < found < below and least <= found <= most):
         raise ValueError(
-            f"{name} must be a positive finite number, got {value!r}; "
-            f"pass for example {name}=0.01."
+            f"{name} must be {must_be}, got {value!r}{reason}"
+            f"pass for example {name}={example}."
         )
-    return number
+    return found
 
 
-def finite(name: str, value: Any) -> float:
-    """`value` as a finite number."""
-    number = _number(value)
-    if not math.isfinite(number):
-        raise ValueError(
-            f"{name} must be a finite number, got {value!r}; "
-            f"pass for example {name}=0.01."
-        )
-    return number
+def positive(name: str, value: Any) -> float:
+    """`value` as a positive finite number; NaN of a tracer."""
+    return number(name, value, "a positive finite number", above=0)
 
 
-def not_negative(name: str, value: Any) -> float | None:
-    """`value` as a finite number of at least 0; None where it is traced."""
-    if isinstance(value, Tracer):
-        return None
-    number = _number(value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(
-            f"{name} must be a finite number of at least 0, got {value!r}; "
-            f"pass for example {name}=1.0."
-        )
-    return number
+def positive_or_schedule(name: str, value: Any) -> float:
+    """`positive`, of a number or of a schedule's first value."""
+    return positive(*first_value(name, value))
 
 
-def at_most_one(name: str, value: Any) -> None:
+def at_most_one(
+    name: str, value: Any, *, example: float = 0.1, reason: str = "; "
+) -> None:
     """Refuse a number that is known and not above 0 and at most 1."""
-    if (positive(name, value) or 0) > 1:
-        raise ValueError(
-            f"{name} must be at most 1, got {value!r}; pass for example {name}=0.1."
-        )
+    positive(name, value)
+    number(name, value, "at most 1", most=1, example=example, reason=reason)
 
 
 def above_one(name: str, value: Any) -> None:
     """Refuse a number that is known and not above 1."""
-    known = positive(name, value)
-    if known is not None and known <= 1:
-        raise ValueError(
-            f"{name} must be above 1, got {value!r}: it is a factor; "
-            f"pass for example {name}=10.0."
-        )
+    positive(name, value)
+    number(name, value, "above 1", above=1, example=10.0, reason=": it is a factor; ")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Refuse a number that is known and not between 0 and 1."""
+    number(name, value, "between 0 and 1", above=0, below=1, example=0.5)
 
 
 def inverse_of_temperature(beta: Any, temperature: Any) -> None:
     """Refuse a β that is not positive, or above 1/T."""
     inverse = positive_or_schedule("beta", beta)
-    known = not_negative(*first_value("temperature", temperature))
-    if known and inverse and inverse * known > 1 + 1e-6:
+    name, first = first_value("temperature", temperature)
+    known = number(name, first, "a finite number of at least 0", least=0, example=1.0)
+    if inverse * known > 1 + 1e-6:
         raise ValueError(
             f"beta must be at most 1/temperature = {1 / known:g}, got {beta!r}: "
             "there q is proportional to exp(-f/T) itself; lower it."
         )
 
 
-def bounds_about(tau: Any, bounds: tuple[Any, Any] | None) -> tuple[Any, Any]:
+def bounds_about(tau: Any, bounds: Any) -> tuple[Any, Any]:
     """The least and the greatest variance."""
     if bounds is None:
         return tau / WIDEST, tau * WIDEST
@@ -127,34 +135,12 @@ def bounds_about(tau: Any, bounds: tuple[Any, Any] | None) -> tuple[Any, Any]:
     except (TypeError, ValueError):
         low = high = bounds
     known = positive("bounds", low), positive("bounds", high), positive("tau", tau)
-    if None not in known and not low <= tau <= high:
+    if not any(map(math.isnan, known)) and not low <= tau <= high:
         raise ValueError(
             f"bounds must be a lower and an upper one with tau between them, got "
             f"{bounds!r} for tau={tau!r}; pass for example bounds=(1e-6, 1e2)."
         )
     return low, high
-
-
-def fraction(name: str, value: Any) -> None:
-    """Refuse a number that is known and not between 0 and 1."""
-    if not isinstance(value, Tracer) and not 0 < _number(value) < 1:
-        raise ValueError(
-            f"{name} must be between 0 and 1, got {value!r}; "
-            f"pass for example {name}=0.5."
-        )
-
-
-def _number(value: Any) -> float:
-    """NaN of what is no number."""
-    if not isinstance(value, (str, bool)):
-        with contextlib.suppress(TypeError, ValueError):
-            return float(value)
-    return math.nan
-
-
-def positive_or_schedule(name: str, value: Any) -> float | None:
-    """`positive`, of a number or of a schedule's first value."""
-    return positive(*first_value(name, value))
 
 
 def first_value(name: str, value: Any) -> tuple[str, Any]:
@@ -182,7 +168,7 @@ def typed_key(key: Any) -> None:
     )
 
 
-def loss_function(value_fn: Any) -> Callable[..., Any]:
+def loss_function(value_fn: LossFn | None) -> LossFn:
     """`value_fn`, which must be a function."""
     if value_fn is None:
         raise ValueError(
@@ -206,7 +192,7 @@ def given(params: Any) -> None:
         )
 
 
-def float_leaves(params: Any) -> Any:
+def float_leaves(params: PyTree) -> PyTree:
     """`params` as arrays; refuse what cannot be perturbed: no leaf, none floating."""
     given(params)
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lejax._internal.checks import loss_function
-from lejax._internal.trees import (
-    PyTree,
-)
+from lejax._internal.types import LossFn, PyTree
 
 
-def call(value_fn: Callable[..., Any], params: PyTree, batch: PyTree) -> Any:
+def call(value_fn: LossFn, params: PyTree, batch: PyTree) -> Any:
     """`value_fn(params, batch)`, or `value_fn(params)` where no batch was passed."""
     return value_fn(params) if batch is None else value_fn(params, batch)
 
@@ -59,7 +56,7 @@ def check_objective(
         )
 
 
-def without_aux(value_fn: Callable[..., Any]) -> Callable[..., Any]:
+def without_aux(value_fn: LossFn) -> LossFn:
     """The loss alone of a `value_fn` that returns (loss, aux)."""
     return functools.wraps(value_fn)(lambda *args: _loss_of_pair(value_fn(*args)))
 
@@ -90,9 +87,7 @@ def nth_batch(batches: PyTree, j: Any) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[j % jnp.shape(leaf)[0]], batches)
 
 
-def _explain(
-    error: Exception, value_fn: Callable[..., Any], params: PyTree, batch: PyTree
-) -> None:
+def _explain(error: Exception, value_fn: LossFn, params: PyTree, batch: PyTree) -> None:
     """Raise or note what is wrong with the call, where that can be seen."""
     try:
         signature = inspect.signature(value_fn)

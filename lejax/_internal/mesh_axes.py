@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lejax._internal.trees import PyTree
+from lejax._internal.types import PyTree
 
 
 class Axes(NamedTuple):
@@ -22,7 +22,7 @@ class Axes(NamedTuple):
     data: str | None = None
 
 
-def make_axes(axis_name: Any, data_axis_name: Any) -> Axes:
+def make_axes(axis_name: str | None, data_axis_name: str | None) -> Axes:
     """Both axes; they must not be the same."""
     if axis_name is not None and axis_name == data_axis_name:
         raise ValueError(

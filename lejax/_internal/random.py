@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lejax._internal.trees import PyTree, compute_dtype, is_large, laid_out_as
+from lejax._internal.trees import compute_dtype, is_large, laid_out_as
+from lejax._internal.types import PyTree
 
 # And so many at once of a leaf of more.
 BLOCK_NUMBERS = 2**18

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-PyTree: TypeAlias = Any
+from lejax._internal.types import PyTree, Scalar
 
 # So many numbers at most are drawn in one pool, of all leaves together.
 POOLED_NUMBERS = 2**22
@@ -51,7 +51,7 @@ def laid_out_as(like: jax.Array, numbers: jax.Array) -> jax.Array:
     return numbers * one
 
 
-def scaled(tree: PyTree, factor: Any) -> PyTree:
+def scaled(tree: PyTree, factor: Scalar) -> PyTree:
     """`factor * tree`, each leaf in its own dtype."""
     return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor, leaf.dtype), tree)
 

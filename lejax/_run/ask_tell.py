@@ -10,16 +10,20 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optax
 
 from lejax._internal.checks import positive_count, untraced
 from lejax._internal.loss import DrawNumber
-from lejax._internal.trees import PyTree
+from lejax._internal.types import LossFn, PyTree, Scalar
+
+# One for each point in their order, or by the numbers of some.
+Losses: TypeAlias = npt.ArrayLike | Mapping[int, Scalar]
 
 
 class AskTellState(NamedTuple):
@@ -68,7 +72,7 @@ class AskTell(NamedTuple):
 
     init: Callable[[PyTree], AskTellState]
     ask: Callable[[AskTellState, PyTree], PyTree]
-    tell: Callable[[PyTree, Any, AskTellState, PyTree], tuple[PyTree, AskTellState]]
+    tell: Callable[[PyTree, Losses, AskTellState, PyTree], tuple[PyTree, AskTellState]]
 
 
 def ask_tell(
@@ -163,7 +167,7 @@ def ask_tell(
             note, found, number, point, vmap_method="broadcast_all"
         )
 
-    def update(value_fn: Callable[..., Any], state: PyTree, params: PyTree) -> PyTree:
+    def update(value_fn: LossFn, state: PyTree, params: PyTree) -> PyTree:
         zeros = optax.tree.zeros_like(params)
         batch = DrawNumber()
         return tx.update(zeros, state, params, value_fn=value_fn, batch=batch)
@@ -205,7 +209,7 @@ def ask_tell(
         return jax.tree.map(lambda leaf: leaf[first], points)
 
     def tell(
-        points: PyTree, losses: Any, state: AskTellState, params: PyTree
+        points: PyTree, losses: Losses, state: AskTellState, params: PyTree
     ) -> tuple[PyTree, AskTellState]:
         untraced("tell", (losses, state), "call it outside jax.jit and jax.vmap.")
         again = ask(state, params)
@@ -245,7 +249,7 @@ def _check_the_same(points: PyTree, again: PyTree, params: PyTree) -> None:
         )
 
 
-def _by_number(losses: Any, count: int) -> np.ndarray:
+def _by_number(losses: Losses, count: int) -> np.ndarray:
     """The losses of all points, NaN where one is missing."""
     if not isinstance(losses, Mapping):
         return _real("losses", losses, (count,))

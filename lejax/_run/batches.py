@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lejax._internal.trees import PyTree
+from lejax._internal.types import PyTree
 
 # A stack is at most so large, if it can be: on the host, and again on the device.
 STACKED_BYTES = 2**26

@@ -7,30 +7,28 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lejax._info import Info
-
 
 class History(NamedTuple):
-    """One number for every estimate of a run, of the fields of `Info` of these names.
+    """Arrays of one number for every estimate of a run: the fields of `Info`, and more.
 
     Entry k is of the parameters after k updates. `squared_norm` is |δ̂|², which goes
-    with `squared_error`. `certified` says whether the update
-    made there was sure to lower the local entropy of its batch, by `certificate`.
+    with `squared_error`. `certified` says whether the update made there was sure to
+    lower the local entropy of its batch, by `certificate`.
     """
 
-    objective: Any
-    standard_error: Any
-    effective_sample_size: Any
-    num_evaluations: Any
-    nonfinite_fraction: Any
-    squared_error: Any
-    squared_norm: Any
-    signal: Any
-    certified: Any
+    objective: np.ndarray
+    standard_error: np.ndarray
+    effective_sample_size: np.ndarray
+    num_evaluations: np.ndarray
+    nonfinite_fraction: np.ndarray
+    squared_error: np.ndarray
+    squared_norm: np.ndarray
+    signal: np.ndarray
+    certified: np.ndarray
 
 
-def record(info: Info, squared_norm: Any, certified: Any) -> History:
-    """The scalars of one estimate: what has the size of the parameters is not kept."""
+def record(info: Any, squared_norm: Any, certified: Any) -> History:
+    """The scalars of one `Info`, traced still: what is as large as x is not kept."""
     return History(
         objective=info.objective,
         standard_error=info.standard_error,

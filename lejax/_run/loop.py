@@ -11,12 +11,8 @@ import numpy as np
 import optax
 
 from lejax._info import Info, is_known, unknown
-from lejax._internal.trees import (
-    PyTree,
-    compute_dtype,
-    inner,
-    scaled,
-)
+from lejax._internal.trees import compute_dtype, inner, scaled
+from lejax._internal.types import LossFn, PyTree
 from lejax._run.history import History, record
 from lejax._run.stopping import (
     Rules,
@@ -31,8 +27,8 @@ class Run(NamedTuple):
     """What goes on from update to update."""
 
     params: PyTree
-    smoothing: Any
-    optimizer: Any
+    smoothing: PyTree
+    optimizer: PyTree
     watch: Watch
 
 
@@ -52,7 +48,7 @@ class Loop(NamedTuple):
 
 
 def make_loop(
-    value_fn: Callable[..., Any],
+    value_fn: LossFn,
     smooth: Any,  # `local_entropy` or `heat`; optax types no update from None
     optimizer: optax.GradientTransformation,
     rules: Rules,

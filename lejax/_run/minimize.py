@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import optax
 
+from lejax._info import Info
 from lejax._internal.checks import (
     float_leaves,
     loss_function,
@@ -19,7 +20,7 @@ from lejax._internal.checks import (
     untraced,
 )
 from lejax._internal.loss import without_aux
-from lejax._internal.trees import PyTree
+from lejax._internal.types import LossFn, PyTree, Scalar, ScalarOrSchedule
 from lejax._run.advice import advice
 from lejax._run.batches import Feed, make_feed
 from lejax._run.history import (
@@ -35,26 +36,26 @@ from lejax._run.stopping import REASONS, make_rules
 from lejax._samplers.gradient import check_sampler
 from lejax._samplers.importance import importance
 from lejax._samplers.sampler import Sampler, check_smoothing
-from lejax._schedules.target_share import first_tau
+from lejax._schedules.target_share import ShareController, first_tau
 from lejax._transforms.heat import heat
 from lejax._transforms.local_entropy import local_entropy
 
 
 def minimize(
-    value_fn: Callable[..., Any],
+    value_fn: LossFn,
     params: PyTree,
     *,
-    tau: Any,
+    tau: ScalarOrSchedule | ShareController,
     key: jax.Array,
     batch: PyTree = None,
     batches: Iterable[PyTree] | None = None,
     sampler: Sampler | None = None,
-    beta: float = 1.0,
+    beta: Scalar = 1.0,
     optimizer: optax.GradientTransformation | None = None,
     num_updates: int = 1000,
     target_value: float | None = None,
     patience: int | None = None,
-    callback: Callable[..., Any] | None = None,
+    callback: Callable[[int, PyTree, Info], object] | None = None,
     progress: bool | None = None,
     block_size: int | None = None,
     has_aux: bool = False,
@@ -192,7 +193,7 @@ def _run(
     feed: Feed,
     params: PyTree,
     num_updates: int,
-    callback: Callable[..., Any] | None,
+    callback: Callable[[int, PyTree, Info], object] | None,
     progress: bool | None,
 ) -> tuple[PyTree, History, int, str]:
     """The last parameters, the history, the number of updates, and what stopped it."""
@@ -227,11 +228,17 @@ def _run(
 
 
 def _smoothing(
-    sampler: Sampler, tau: Any, beta: Any, key: jax.Array, *, displacement: bool
+    sampler: Sampler,
+    tau: ScalarOrSchedule | ShareController,
+    beta: Scalar,
+    key: jax.Array,
+    *,
+    displacement: bool,
 ) -> optax.GradientTransformationExtraArgs:
     check_sampler(sampler, "local entropy", "heat")
     check_smoothing(sampler, first_tau(tau, sampler), beta)
     if sampler.regularization == "heat":
+        assert not isinstance(tau, ShareController)  # `first_tau` refuses it
         return heat(sampler, tau, key=key, displacement=displacement)
     return local_entropy(sampler, tau, key=key, beta=beta, displacement=displacement)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from lejax._internal.trees import PyTree
+from lejax._internal.types import PyTree
 from lejax._run.history import History
 
 

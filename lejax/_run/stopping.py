@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._info import Info
-from lejax._internal.checks import finite, positive_count
+from lejax._internal.checks import number, positive_count
 from lejax._samplers.sampler import Sampler
 
 # So many updates in a row that moved nothing: no later one is likely to.
@@ -29,7 +29,9 @@ class Rules(NamedTuple):
 def make_rules(target_value: Any, patience: Any, sampler: Sampler) -> Rules:
     """Rules of valid numbers, which the sampler can serve."""
     rules = Rules(
-        None if target_value is None else finite("target_value", target_value),
+        None
+        if target_value is None
+        else number("target_value", target_value, traced=False),
         None if patience is None else positive_count("patience", patience, least=2),
     )
     if sampler.name == "sgld" and rules != Rules(None, None):

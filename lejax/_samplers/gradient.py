@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from lejax._info import Info
 from lejax._internal.checks import loss_function
@@ -17,7 +17,8 @@ from lejax._internal.loss import (
     first_batch,
     without_aux,
 )
-from lejax._internal.trees import PyTree, all_finite, scaled
+from lejax._internal.trees import all_finite, scaled
+from lejax._internal.types import LossFn, PyTree
 from lejax._samplers.sampler import Regularization, Sampler
 
 
@@ -43,10 +44,10 @@ def estimate_gradient(
     state: PyTree,
     params: PyTree,
     *,
-    value_fn: Callable[..., Any],
+    value_fn: LossFn,
     batch: PyTree,
-    tau: Any,
-    beta: Any,
+    tau: ArrayLike,
+    beta: ArrayLike,
     has_aux: bool,
     displacement: bool = False,
 ) -> tuple[PyTree, PyTree, Info]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,20 +40,20 @@ from lejax._internal.checks import (
 )
 from lejax._internal.mesh_axes import gathered, make_axes, mean_over
 from lejax._internal.trees import (
-    PyTree,
     all_finite,
     compute_dtype,
     inner,
     is_large,
     scaled,
 )
+from lejax._internal.types import PyTree, Scalar
 from lejax._samplers.sampler import (
     Sampler,
     as_passed,
     make_sampler,
     stateless,
 )
-from lejax._spaces.control_variate import add_control_variate, by_leaf, zero_sums
+from lejax._spaces.control_variate import add_control_variate, sums_by_leaf, zero_sums
 from lejax._spaces.reduced import space_maker
 from lejax._spaces.space import Space, null_space_noise
 
@@ -73,7 +72,7 @@ def importance(
     reduction: bool = True,
     sample_complement: bool = False,
     credit: bool | None = None,
-    target_share: Any = None,
+    target_share: Scalar | None = None,
     shaping: Shaping | None = None,
 ) -> Sampler:
     """Importance sampling of E_q[X]: gradient-free, parallel (Algorithm 4).
@@ -95,11 +94,8 @@ def importance(
             say, runs as many chunks at once: on a CPU `jax.lax.map` is the faster loop.
         antithetic: draw pairs x ± √τ ε. Less noise per normal drawn, always; False is
             the paper's plain sampling.
-        axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
-            members share the J samples: each makes its part, and the sums are merged.
-            All of them must hold the same parameters, batch and key.
-        data_axis_name: another such axis, whose members hold equal parts of the batch,
-            and the same of all else: f is the mean of theirs.
+        axis_name: the bound axis whose members share the J samples; see `Sampler`.
+        data_axis_name: the bound axis that the batch is split over; see `Sampler`.
         signs_per_draw: how many samples at most, or pairs, share one draw under random
             signs, between 1 and 32. Each is exactly Gaussian, any two are uncorrelated,
             and normals are saved; in d dimensions it adds about 2 signs/d to the
@@ -182,8 +178,8 @@ def importance(
         key: jax.Array,
         state: PyTree,
         space: Space,
-        tau: Any,
-        beta: Any,
+        tau: jax.Array,
+        beta: jax.Array,
     ) -> tuple[PyTree, PyTree, Info]:
         dtype = compute_dtype(space.zeros)
         shared = signs_per_draw or (
@@ -194,7 +190,7 @@ def importance(
         )
 
         plan = Plan(num_samples, antithetic, chunk_size, shared)
-        by_example = space.credit
+        by_example = space.control_variate
         shaped = (
             None if shaping is None else shaped_losses(shaping, key, space, tau, plan)
         )
@@ -219,7 +215,7 @@ def importance(
                 found = _accumulator.summarise(draws, space.products)
                 return _accumulator.merge(total, found)
             weights, seen = draws.outputs
-            at_origin = mean_over(by_example.at_origin.sum(), by_example.data_axis_name)
+            at_origin = mean_over(by_example.baselines.sum(), by_example.data_axis_name)
             # Nothing beside the sum: a constant would hide the losses from the fit.
             losses = mean_over(seen.losses.sum(-1), by_example.data_axis_name)
             found = _accumulator.with_losses(
@@ -260,7 +256,7 @@ def importance(
             logs = gathered(folded.log_weights, space.axis_name)
             state, folded = adapted(state, logs, beta, target_share), folded.total
         if by_example is not None:
-            lift = functools.partial(by_leaf, by_example)
+            lift = functools.partial(sums_by_leaf, by_example)
             sums = (lift if whole else jax.vmap(lift))(folded.credit)
             sums = mean_over(sums, by_example.data_axis_name)
             folded = folded._replace(credit=sums)
@@ -296,7 +292,7 @@ def importance(
                 signal_error=of_losses.signal_error,  # which nobody knows
             )
         displacement = space.lift(found.displacement)
-        if sample_complement and space.outside is not None:
+        if sample_complement and space.to_null_space is not None:
             noise = null_space_noise(jax.random.fold_in(key, num_samples), space)
             noise = scaled(noise, jnp.sqrt(tau * found.squared_weights))
             displacement = optax.tree.add(displacement, noise)

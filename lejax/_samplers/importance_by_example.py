@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,9 +31,10 @@ from lejax._info import (
 )
 from lejax._internal.checks import optional_count, positive_count, sign_count
 from lejax._internal.mesh_axes import make_axes, mean_over, varying
-from lejax._internal.trees import PyTree, all_finite, compute_dtype
+from lejax._internal.trees import all_finite, compute_dtype
+from lejax._internal.types import LossFn, PyTree
 from lejax._samplers.sampler import Sampler, make_sampler
-from lejax._spaces.control_variate import by_leaf, zero_sums
+from lejax._spaces.control_variate import sums_by_leaf, zero_sums
 from lejax._spaces.per_example_noise import per_example_space, per_example_sums
 from lejax._spaces.space import Space
 
@@ -105,11 +105,8 @@ def importance_by_example(
         chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
         antithetic: draw pairs x ± √τ ε. Weights are centred either way: single draws
             need twice the normals, and have less noise where losses are nearly linear.
-        axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
-            members share the J samples: each makes its part, and the sums are merged.
-            All of them must hold the same parameters, batch and key.
-        data_axis_name: another such axis, whose members hold equal parts of the batch,
-            and the same of all else: G is the mean of theirs.
+        axis_name: the bound axis whose members share the J samples; see `Sampler`.
+        data_axis_name: the bound axis that the batch is split over; see `Sampler`.
         signs_per_draw: how many samples at most, or pairs, share one draw under random
             signs, as in `importance`.
 
@@ -151,9 +148,9 @@ def importance_by_example(
     def run(
         key: jax.Array, state: PyTree, space: Space, tau: Any, beta: Any
     ) -> tuple[PyTree, PyTree, Info]:
-        assert space.credit is not None
-        examples, dtype = space.credit, compute_dtype(space.zeros)
-        count, data = examples.at_origin.size, examples.data_axis_name
+        assert space.control_variate is not None
+        examples, dtype = space.control_variate, compute_dtype(space.zeros)
+        count, data = examples.baselines.size, examples.data_axis_name
         units = num_samples // 2 if antithetic else num_samples
         shared = signs_per_draw or default_signs(space.zeros, units, count)
         plan = Plan(num_samples, antithetic, chunk_size, shared)
@@ -162,8 +159,8 @@ def importance_by_example(
             del number
             _, seen = examples.examine(displacement, sign=sign)
             # What is in the loss beside the sum is in that of every example.
-            losses = count * seen.losses + mean_over(seen.beside, data)
-            return log_weights(losses, beta), seen.spans
+            losses = count * seen.losses + mean_over(seen.rest_of_loss, data)
+            return log_weights(losses, beta), seen.bases
 
         found = fold_draws(
             key,
@@ -205,7 +202,7 @@ def importance_by_example(
             ),
             plan,
         )
-        moved = moved._replace(credit=by_leaf(examples, moved.credit))
+        moved = moved._replace(credit=sums_by_leaf(examples, moved.credit))
         if space.axis_name is not None:
             moments = pooled(of_members(moved.moments, space.axis_name))
             sums = jax.lax.psum((moved.credit, moved.common), space.axis_name)
@@ -231,13 +228,12 @@ def importance_by_example(
     )
 
 
-def _space(
-    value_fn: Callable[..., Any], params: PyTree, batch: PyTree, *options: Any
-) -> Space:
+def _space(value_fn: LossFn, params: PyTree, batch: PyTree, *options: Any) -> Space:
     """`per_example_space`, where it finds the examples of the batch."""
     space = per_example_space(value_fn, params, batch, *options)
     sizes = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)}
-    if space.credit is None or space.credit.at_origin.size not in sizes:
+    examples = space.control_variate
+    if examples is None or examples.baselines.size not in sizes:
         raise ValueError(
             "value_fn is no sum over the examples of the batch, by which alone it "
             "depends on a dense layer that they see apart: no example has a loss of "

@@ -11,12 +11,12 @@ import optax
 from lejax._estimators.draws import largest_divisor
 from lejax._internal.mesh_axes import varying
 from lejax._internal.trees import (
-    PyTree,
     all_finite,
     compute_dtype,
     scaled,
 )
-from lejax._spaces import null_space as complement
+from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
+from lejax._spaces import null_space
 from lejax._spaces.null_space import NullSpaceMean, NullSpacePoint
 from lejax._spaces.space import Space
 
@@ -35,11 +35,11 @@ class Langevin(NamedTuple):
     """
 
     num_steps: int
-    step_size: Any
-    temperature: Any
+    step_size: ScalarOrSchedule
+    temperature: ScalarOrSchedule
     warm_start: bool
     sample_complement: bool
-    averaging: Any
+    averaging: Scalar | None
     noise_at_once: int
 
 
@@ -101,7 +101,7 @@ def run_chain(
     """Run a chain from `position`, with `warm_start`, or from x."""
     dtype = compute_dtype(space.zeros)
 
-    def at(value: Any, j: jax.Array) -> jax.Array:
+    def at(value: ScalarOrSchedule, j: jax.Array) -> jax.Array:
         return jnp.asarray(value(j) if callable(value) else value, dtype)
 
     def evaluate(point: ChainPoint, j: Any) -> tuple[PyTree, jax.Array]:
@@ -127,7 +127,7 @@ def run_chain(
         if plan.averaging is not None:
             share = jnp.where(j == 0, 1, jnp.asarray(plan.averaging, dtype))
         mean = optax.tree.add(chain.mean, scaled(optax.tree.sub(y, chain.mean), share))
-        unseen, unseen_mean = complement.visited(unseen, chain.unseen_mean, share)
+        unseen, unseen_mean = null_space.visited(unseen, chain.unseen_mean, share)
         drift = optax.tree.add(scaled(gradient, beta), scaled(y, 1 / tau))
         # A move that is not stable is no number, and so refused.
         move = jnp.where(stable(step), step, jnp.nan)
@@ -138,7 +138,7 @@ def run_chain(
                 scaled(drift, -move / 2),
                 scaled(noise, jnp.sqrt(heat * move)),
             ),
-            complement.moved(unseen, 1 - move / (2 * tau), heat * move),
+            null_space.moved(unseen, 1 - move / (2 * tau), heat * move),
         )
         candidate = optax.tree.where(started, candidate, at_x)
         refused = chain.refused + jnp.where(finite, 0, 1).astype(dtype)
@@ -147,13 +147,13 @@ def run_chain(
             candidate, point, gradient, mean, unseen_mean, weight, started, refused
         ), None
 
-    at_x = ChainPoint(space.zeros, complement.point(0, dtype))
+    at_x = ChainPoint(space.zeros, null_space.point(0, dtype))
     first, first_unseen = at_x, optax.tree.zeros_like(space.origin)
     if plan.warm_start:
         left = optax.tree.sub(position, space.origin)
-        if space.outside is not None:
-            first_unseen = space.outside(left)
-        first = ChainPoint(space.lower(left), complement.point(1, dtype))
+        if space.to_null_space is not None:
+            first_unseen = space.to_null_space(left)
+        first = ChainPoint(space.lower(left), null_space.point(1, dtype))
         # A chain that cannot move must not pull x to where it was left.
         first_step = at(plan.step_size, jnp.zeros((), jnp.int32))
         first = optax.tree.where(stable(first_step), first, at_x)
@@ -170,7 +170,7 @@ def run_chain(
         point=at_x,
         gradient=space.zeros,
         mean=space.zeros,
-        unseen_mean=complement.no_mean(dtype),
+        unseen_mean=null_space.no_mean(dtype),
         weight=jnp.zeros((), dtype),
         started=jnp.zeros((), bool),
         refused=jnp.zeros((), dtype),
@@ -179,8 +179,8 @@ def run_chain(
     steps = jnp.arange(plan.num_steps, dtype=jnp.int32).reshape(-1, size)
     chain, _ = jax.lax.scan(block, varying(chain, space.axis_name), steps)
     end, unseen_mean = space.lift(chain.point.seen), None
-    if space.outside is not None and (plan.warm_start or plan.sample_complement):
-        unseen_end, mean = complement.draw(
+    if space.to_null_space is not None and (plan.warm_start or plan.sample_complement):
+        unseen_end, mean = null_space.draw(
             jax.random.fold_in(key, plan.num_steps),
             space,
             first_unseen,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._info import Info
-from lejax._internal.trees import PyTree
+from lejax._internal.types import LossFn, PyTree, Scalar
 from lejax._samplers.gradient import check_sampler
 from lejax._samplers.sampler import Sampler
 from lejax._spaces.space import Products
@@ -122,10 +122,10 @@ def parallel(
         state: PyTree,
         params: PyTree,
         *,
-        value_fn: Callable[..., Any],
+        value_fn: LossFn,
         batch: PyTree = None,
-        tau: Any,
-        beta: Any = 1.0,
+        tau: Scalar,
+        beta: Scalar = 1.0,
     ) -> tuple[PyTree, PyTree, Info]:
         def of_member(key, state, params, *part):
             return shared.step(

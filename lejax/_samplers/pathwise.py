@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,12 @@ from lejax._info import Info
 from lejax._internal.checks import optional_count, positive_count
 from lejax._internal.mesh_axes import make_axes
 from lejax._internal.trees import (
-    PyTree,
     all_finite,
     compute_dtype,
     inner,
     scaled,
 )
+from lejax._internal.types import PyTree, Scalar
 from lejax._samplers.sampler import Sampler, make_sampler
 from lejax._spaces.reduced import space_maker
 from lejax._spaces.space import Products, Space
@@ -83,7 +83,7 @@ def mean_gradient(
     key: jax.Array,
     space: Space,
     centre: PyTree,
-    variance: Any,
+    variance: Scalar,
     plan: Plan,
 ) -> MeanGradient:
     """Average ∇f over N(centre, variance), leaving out draws that are not finite."""
@@ -164,11 +164,8 @@ def pathwise(
         num_samples: J ≥ 1, the evaluations of ∇f in one update; a pair is two.
         chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
         antithetic: draw pairs x ± √τ ε, which cancel the part of ∇f that is odd in ε.
-        axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
-            members share the J samples: each makes its part, and the sums are merged.
-            All of them must hold the same parameters, batch and key.
-        data_axis_name: another such axis, whose members hold equal parts of the batch,
-            and the same of all else: f is the mean of theirs.
+        axis_name: the bound axis whose members share the J samples; see `Sampler`.
+        data_axis_name: the bound axis that the batch is split over; see `Sampler`.
         reduction: draw in the directions alone that the loss can see on its batch,
             where `reduction_report` finds them: exact, and faster.
 
@@ -203,8 +200,8 @@ def pathwise(
         key: jax.Array,
         state: PyTree,
         space: Space,
-        tau: Any,
-        beta: Any,
+        tau: jax.Array,
+        beta: jax.Array,
     ) -> tuple[PyTree, PyTree, Info]:
         del beta  # heat has none
         found = mean_gradient(key, space, space.zeros, tau, plan)

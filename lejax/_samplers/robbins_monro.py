@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,11 +17,11 @@ from lejax._internal.checks import (
 )
 from lejax._internal.mesh_axes import make_axes
 from lejax._internal.trees import (
-    PyTree,
     all_finite,
     compute_dtype,
     scaled,
 )
+from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.pathwise import mean_gradient
 from lejax._samplers.sampler import Sampler, make_sampler
 from lejax._spaces.reduced import space_maker
@@ -33,9 +31,9 @@ from lejax._spaces.space import Space
 def robbins_monro(
     num_steps: int,
     num_samples: int,
-    step_size: Any,
+    step_size: ScalarOrSchedule,
     *,
-    smoothing: float | None = None,
+    smoothing: Scalar | None = None,
     chunk_size: int | None = None,
     antithetic: bool = True,
     axis_name: str | None = None,
@@ -63,12 +61,8 @@ def robbins_monro(
         chunk_size: how many gradients run at once under `vmap`.
         antithetic: draw pairs y ± √τ ε, which cancel the part of ∇f that is odd in ε;
             False is the paper's plain sampling.
-        axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
-            members share the M draws of every move: each makes its part, and the sums
-            are merged.
-            All of them must hold the same parameters, batch and key.
-        data_axis_name: another such axis, whose members hold equal parts of the batch,
-            and the same of all else: f is the mean of theirs.
+        axis_name: the bound axis whose members share the M draws; see `Sampler`.
+        data_axis_name: the bound axis that the batch is split over; see `Sampler`.
         reduction: draw in the directions alone that the loss can see on its batch,
             where `reduction_report` finds them: faster, and
             exact, for the iterates have the same law.
@@ -111,8 +105,8 @@ def robbins_monro(
         key: jax.Array,
         state: PyTree,
         space: Space,
-        tau: Any,
-        beta: Any,
+        tau: jax.Array,
+        beta: jax.Array,
     ) -> tuple[PyTree, PyTree, Info]:
         del beta  # heat has none
         dtype = compute_dtype(space.zeros)

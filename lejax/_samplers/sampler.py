@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from lejax._internal.mesh_axes import (
     make_axes,
     varying,
 )
-from lejax._internal.trees import PyTree, compute_dtype, inner
+from lejax._internal.trees import compute_dtype, inner
+from lejax._internal.types import LossFn, PyTree, Scalar
 from lejax._spaces.space import Products, Space, full_space, over_axes
 
 Regularization = Literal["local entropy", "heat"]
@@ -29,6 +31,13 @@ class Sampler(NamedTuple):
 
     A sampler is not callable itself: it goes to `local_entropy`, `heat`, `step_fn` or
     `value_and_grad`, or is run by hand.
+
+    Over several devices `parallel` shares its work. Under a `jax.pmap`, `jax.shard_map`
+    or `jax.vmap` of one's own, two arguments of the samplers name the axes that are
+    bound there. The members of `axis_name` share the draws, or the chains of `sgld`:
+    each makes its part, and the sums are merged. All of them must hold the same
+    parameters, batch and key. The members of `data_axis_name` hold equal parts of the
+    batch, and the same of all else: f is the mean of theirs. The two must differ.
 
     Attributes:
         init: `init(params) -> state`.
@@ -147,10 +156,10 @@ def make_sampler(
         state: PyTree,
         params: PyTree,
         *,
-        value_fn: Callable[..., Any],
+        value_fn: LossFn,
         batch: PyTree = None,
-        tau: Any,
-        beta: Any = 1.0,
+        tau: Scalar,
+        beta: Scalar = 1.0,
     ) -> tuple[PyTree, PyTree, Info]:
         typed_key(key)
         numbered = isinstance(batch, DrawNumber)
@@ -195,9 +204,9 @@ def make_sampler(
     return sampler
 
 
-def check_smoothing(sampler: Sampler, tau: float | None, beta: Any) -> None:
-    """Refuse a τ or β that the sampler cannot serve, as far as they are known."""
-    if tau is not None:
+def check_smoothing(sampler: Sampler, tau: float, beta: Scalar) -> None:
+    """Refuse a τ or β that the sampler cannot serve; a τ of NaN is not known."""
+    if not math.isnan(tau):
         sampler.check(tau)
     known_beta = positive("beta", beta)
     if sampler.regularization == "heat" and known_beta != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +35,14 @@ from lejax._internal.mesh_axes import (
     varying,
 )
 from lejax._internal.trees import (
-    PyTree,
     compute_dtype,
     gram,
     inner,
     scaled,
 )
+from lejax._internal.types import PyTree
 from lejax._samplers.sampler import Sampler, make_sampler
-from lejax._spaces.control_variate import by_leaf, square, zero_sums
+from lejax._spaces.control_variate import squared_norm, sums_by_leaf, zero_sums
 from lejax._spaces.per_example_noise import per_example_space, per_example_sums
 from lejax._spaces.reduced import space_maker
 from lejax._spaces.space import Space
@@ -148,11 +148,8 @@ def score_function(
         num_samples: J ≥ 2, the evaluations of f in one update; a pair is two.
         chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
         antithetic: draw pairs x ± √τ ε, which cancel the part of f that is even in ε.
-        axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
-            members share the J samples: each makes its part, and the sums are merged.
-            All of them must hold the same parameters, batch and key.
-        data_axis_name: another such axis, whose members hold equal parts of the batch,
-            and the same of all else: f is the mean of theirs.
+        axis_name: the bound axis whose members share the J samples; see `Sampler`.
+        data_axis_name: the bound axis that the batch is split over; see `Sampler`.
         signs_per_draw: how many samples at most, or pairs, share one draw under random
             signs, as in `importance`; by default min(10, d/100, J/60, 2²²/d) for pairs,
             with J/30 for single draws.
@@ -200,13 +197,13 @@ def score_function(
         key: jax.Array,
         state: PyTree,
         space: Space,
-        tau: Any,
-        beta: Any,
+        tau: jax.Array,
+        beta: jax.Array,
     ) -> tuple[PyTree, PyTree, Info]:
         del beta  # heat has none
-        by_example = space.credit
+        by_example = space.control_variate
         draws = num_samples // 2 if antithetic else num_samples
-        examples = 1 if by_example is None else by_example.at_origin.size
+        examples = 1 if by_example is None else by_example.baselines.size
         shared = signs_per_draw or default_signs(space.zeros, draws, examples)
         none = empty_moments(compute_dtype(space.zeros))
         products = jnp.zeros((2, 2), none.mean.dtype)
@@ -231,14 +228,14 @@ def score_function(
                 return _merge(total, _covariance(draws))
             (values, seen), (noises, others) = draws.outputs, draws.displacements
             kept = jnp.isfinite(values) & draws.valid
-            losses = jnp.where(kept[..., None], seen.losses - by_example.at_origin, 0)
-            sums = per_example_sums(by_example, noises, draws.signs, losses, seen.spans)
+            losses = jnp.where(kept[..., None], seen.losses - by_example.baselines, 0)
+            sums = per_example_sums(by_example, noises, draws.signs, losses, seen.bases)
             found = _covariance(draws._replace(outputs=values, displacements=others))
             return _merge(
                 total,
                 found._replace(
                     credit=sums,
-                    credit_square=square(by_example, sums, values.dtype),
+                    credit_square=squared_norm(by_example, sums, values.dtype),
                     group_square=jnp.square(found.moments.size.astype(values.dtype)),
                 ),
             )
@@ -259,7 +256,7 @@ def score_function(
             ),
         )
         if by_example is not None:
-            sums = by_leaf(by_example, found.credit)
+            sums = sums_by_leaf(by_example, found.credit)
             found = found._replace(credit=sums)
         if space.axis_name is not None:
             found = _merge_over(found, space.axis_name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import optax
 
 from lejax._estimators.draws import chunk_limit
 from lejax._info import Info, make_info
-from lejax._internal.checks import positive, positive_count, positive_or_schedule
+from lejax._internal.checks import at_most_one, positive_count, positive_or_schedule
 from lejax._internal.mesh_axes import (
     Axes,
     is_bound,
@@ -18,7 +18,8 @@ from lejax._internal.mesh_axes import (
     member,
     members,
 )
-from lejax._internal.trees import PyTree, compute_dtype, widen
+from lejax._internal.trees import compute_dtype, widen
+from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.langevin import Langevin, run_chain
 from lejax._samplers.sampler import Sampler, make_sampler
 from lejax._spaces.reduced import space_maker
@@ -48,10 +49,10 @@ class SGLDState(NamedTuple):
 
 def sgld(
     num_steps: int,
-    step_size: Any,
+    step_size: ScalarOrSchedule,
     *,
-    temperature: Any = 1.0,
-    averaging: Any = None,
+    temperature: ScalarOrSchedule = 1.0,
+    averaging: Scalar | None = None,
     num_chains: int = 1,
     warm_start: bool = True,
     inner_batches: bool = False,
@@ -89,13 +90,10 @@ def sgld(
         inner_batches: the batch has a leading axis of K batches, and the gradient at
             the j-th point is that of batch j mod K (the aux of `has_aux` that of the
             first); False uses the whole batch.
-        axis_name: a bound axis of `jax.pmap`, `jax.shard_map` or `jax.vmap` whose
-            members share the C chains: each runs its part, and the sums are merged.
-            All of them must hold the same parameters, batch and key, and each the
-            state of its own chains: that which `init` returns in there, or its part
-            along the leading axis of that which it returns outside.
-        data_axis_name: another such axis, whose members hold equal parts of the batch,
-            and the same of all else: f is the mean of theirs.
+        axis_name: the bound axis whose members share the C chains; see `Sampler`.
+            Each must hold the state of its own chains: that which `init` returns in
+            there, or its part along the leading axis of that which it returns outside.
+        data_axis_name: the bound axis that the batch is split over; see `Sampler`.
         reduction: run the chain in the directions alone that the loss can see on its
             batch, or on all inner batches, where `reduction_report` finds them: exact,
             and faster. Where it cannot see, the chain is known in closed form; its end
@@ -133,14 +131,12 @@ def sgld(
     num_chains = positive_count("num_chains", num_chains)
     first_step_size = positive_or_schedule("step_size", step_size)
     positive_or_schedule("temperature", temperature)
-    if averaging is not None and (positive("averaging", averaging) or 0) > 1:
-        raise ValueError(
-            f"averaging must be at most 1, got {averaging!r}; it is the share of a new "
-            "point in the average: pass for example averaging=0.75."
-        )
+    if averaging is not None:
+        reason = "; it is the share of a new point in the average: "
+        at_most_one("averaging", averaging, example=0.75, reason=reason)
 
     def check(tau: float) -> None:
-        if first_step_size is not None and first_step_size >= 4 * tau:
+        if first_step_size >= 4 * tau:
             raise ValueError(
                 f"step_size starts at {first_step_size}, but a Langevin chain diverges "
                 f"unless it is below 4 * tau = {4 * tau}; lower step_size or raise tau."
@@ -171,8 +167,8 @@ def sgld(
         key: jax.Array,
         state: PyTree,
         space: Space,
-        tau: Any,
-        beta: Any,
+        tau: jax.Array,
+        beta: jax.Array,
     ) -> tuple[PyTree, PyTree, Info]:
         dtype = compute_dtype(space.zeros)
         chains = share(space.axis_name)

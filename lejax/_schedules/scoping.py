@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from lejax._internal.checks import positive
+from lejax._internal.types import Scalar
 
 
-def scoping(init_value: float, rate: float) -> Callable[[Any], jax.Array]:
+def scoping(init_value: Scalar, rate: float) -> Callable[[ArrayLike], jax.Array]:
     """The scoping schedule of the paper.
 
         τ(k) = τ_0 / (1 + τ_1)^k,   k = 0, 1, ….
@@ -49,8 +50,8 @@ def scoping(init_value: float, rate: float) -> Callable[[Any], jax.Array]:
         )
     decay = math.log1p(rate)
 
-    def schedule(count: Any) -> jax.Array:
+    def schedule(count: ArrayLike) -> jax.Array:
         # The power by its logarithm: exact to rounding also after 10^6 updates.
-        return init_value * jnp.exp(-decay * jnp.asarray(count).astype(float))
+        return jnp.exp(-decay * jnp.asarray(count).astype(float)) * init_value
 
     return schedule

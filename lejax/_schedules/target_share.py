@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from lejax._info import Info
 from lejax._internal.checks import (
@@ -17,28 +18,28 @@ from lejax._internal.checks import (
     positive,
     positive_or_schedule,
 )
-from lejax._internal.trees import PyTree
+from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.sampler import Sampler
 
 
-class Controller(NamedTuple):
+class ShareController(NamedTuple):
     """What `target_share` makes; the names are those of its arguments."""
 
-    share: Any
-    init_value: Any
-    gain: Any
-    max_change: Any
-    max_ratio: Any
+    share: ScalarOrSchedule
+    init_value: Scalar
+    gain: Scalar
+    max_change: Scalar
+    max_ratio: Scalar
 
 
 def target_share(
-    share: Any,
-    init_value: Any,
+    share: ScalarOrSchedule,
+    init_value: Scalar,
     *,
-    gain: Any = 0.1,
-    max_change: Any = 10.0,
-    max_ratio: Any = 1e6,
-) -> Controller:
+    gain: Scalar = 0.1,
+    max_change: Scalar = 10.0,
+    max_ratio: Scalar = 1e6,
+) -> ShareController:
     """A controller of τ, for a target share of effective samples.
 
         log τ_{k+1} = log τ_k + γ_k log(D*/D_k),
@@ -115,15 +116,15 @@ def target_share(
     at_most_one("gain", gain)
     above_one("max_change", max_change)
     above_one("max_ratio", max_ratio)
-    return Controller(share, init_value, gain, max_change, max_ratio)
+    return ShareController(share, init_value, gain, max_change, max_ratio)
 
 
-def first_tau(tau: Any, sampler: Sampler) -> float | None:
+def first_tau(tau: ScalarOrSchedule | ShareController, sampler: Sampler) -> float:
     """The first of a number, a schedule or a controller, which the sampler can serve.
 
-    None where it is traced.
+    NaN where it is traced.
     """
-    if not isinstance(tau, Controller):
+    if not isinstance(tau, ShareController):
         return positive_or_schedule("tau", tau)
     if sampler.num_samples is None:
         raise ValueError(
@@ -135,9 +136,14 @@ def first_tau(tau: Any, sampler: Sampler) -> float | None:
     return positive("init_value", tau.init_value)
 
 
-def current_tau(tau: Any, step: jax.Array, info: Info, sampler: Sampler) -> Any:
+def current_tau(
+    tau: ScalarOrSchedule | ShareController,
+    step: jax.Array,
+    info: Info,
+    sampler: Sampler,
+) -> ArrayLike:
     """τ after so many updates, of which `info` tells the last."""
-    if not isinstance(tau, Controller):
+    if not isinstance(tau, ShareController):
         return tau(step) if callable(tau) else tau
     dtype = info.tau_used.dtype
     first, gain, change, ratio = (
@@ -155,17 +161,21 @@ def current_tau(tau: Any, step: jax.Array, info: Info, sampler: Sampler) -> Any:
 
 
 def restrained(
-    tau: Any, updates: PyTree, step: jax.Array, info: Info, sampler: Sampler
+    tau: ScalarOrSchedule | ShareController,
+    updates: PyTree,
+    step: jax.Array,
+    info: Info,
+    sampler: Sampler,
 ) -> PyTree:
     """No update by a controlled τ that was much too large."""
-    if not isinstance(tau, Controller):
+    if not isinstance(tau, ShareController):
         return updates
     found, wanted = _divergences(tau, step, info, sampler)
     return optax.tree.where(found > 2 * wanted, optax.tree.zeros_like(updates), updates)
 
 
 def _divergences(
-    controller: Controller, step: jax.Array, info: Info, sampler: Sampler
+    controller: ShareController, step: jax.Array, info: Info, sampler: Sampler
 ) -> tuple[jax.Array, jax.Array]:
     """D and D* of the update of this number, both positive and finite."""
     dtype, share = info.tau_used.dtype, controller.share

@@ -1,1 +1,1 @@
-"""Where a sampler draws: in all parameters, or in the directions that matter."""
+"""The coordinates in which a sampler draws: all parameters, or fewer directions."""

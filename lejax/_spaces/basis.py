@@ -1,4 +1,4 @@
-"""Orthonormal directions that hold known rows, and the rows seen in them."""
+"""An orthonormal basis of the span of known rows, and the rows in its coordinates."""
 
 from __future__ import annotations
 
@@ -18,95 +18,96 @@ class Basis(NamedTuple):
     """Orthonormal directions of a leaf: the columns of Q (n, m).
 
     Attributes:
-        basis: Q; or the numbers (m,) of rows, where its columns are of the identity.
-        seen: (m,), False for a direction that only fills up the number m, and is never
-            drawn; None where all are seen.
+        columns: Q; or, for columns of the identity, their indices (m,).
+        valid: (m,), False for padding, a direction that is never drawn; None if all are
+            valid.
     """
 
-    basis: jax.Array
-    seen: jax.Array | None
+    columns: jax.Array
+    valid: jax.Array | None
 
     def mask(self, u: jax.Array) -> jax.Array:
-        """`u` (m, ...) in the directions that are seen."""
-        if self.seen is None:
+        """`u` (m, ...) with 0 in the padding."""
+        if self.valid is None:
             return u
-        return jnp.where(self.seen.reshape(-1, *(1,) * (u.ndim - 1)), u, 0)
+        return jnp.where(self.valid.reshape(-1, *(1,) * (u.ndim - 1)), u, 0)
 
-    def lift(self, u: jax.Array, rows: int) -> jax.Array:
-        """Q u, (n, ...)."""
-        if self.basis.ndim == 1:
-            empty = jnp.zeros((rows, *u.shape[1:]), u.dtype)
-            return empty.at[self.basis].add(self.mask(u), mode="drop")
-        return jnp.tensordot(self.basis, u, 1, precision=_EXACT)
+    def lift(self, u: jax.Array, size: int) -> jax.Array:
+        """Q u, (n, ...), for n = `size`."""
+        if self.columns.ndim == 1:
+            zeros = jnp.zeros((size, *u.shape[1:]), u.dtype)
+            return zeros.at[self.columns].add(self.mask(u), mode="drop")
+        return jnp.tensordot(self.columns, u, 1, precision=_EXACT)
 
     def lower(self, w: jax.Array) -> jax.Array:
         """Qᵀ w, (m, ...)."""
-        if self.basis.ndim == 1:
-            return w.at[self.basis].get(mode="fill", fill_value=0)
-        return jnp.tensordot(self.basis.T, w, 1, precision=_EXACT)
+        if self.columns.ndim == 1:
+            return w.at[self.columns].get(mode="fill", fill_value=0)
+        return jnp.tensordot(self.columns.T, w, 1, precision=_EXACT)
 
 
 def basis_of_rows(
-    factors: RowValues, size: int, dtype: Any, data_axis_name: str | None
+    row_values: RowValues, size: int, dtype: Any, data_axis_name: str | None
 ) -> tuple[Basis, RowValues]:
-    """The directions of rows A; and A Q, (*free, m) for a factor: A W is (A Q) U.
+    """A basis Q of the rows A of all sources, and A Q (*free, m) for each source.
 
-    The directions are those of the rows of all members of the axis of the data.
+    A displacement u along Q then changes A W by (A Q) u. The rows of all members of
+    the data axis count.
     """
     stacked = jnp.concatenate(
         [jnp.zeros((0, size), dtype)]
-        + [rows.reshape(-1, size).astype(dtype) for rows in factors.values()]
+        + [rows.reshape(-1, size).astype(dtype) for rows in row_values.values()]
     )
-    # A row that is not finite would poison Q, so it has no direction. Its product is
-    # NaN instead: a sample that meets it fails.
+    # A row that is not finite would make Q NaN, so it is left out. Its coefficients are
+    # NaN instead, which fails the samples that use it.
     finite = jnp.isfinite(stacked).all(1)
     rows = jnp.where(finite[:, None], stacked, 0)
-    # Householder's Q is orthonormal whatever the rank of A, and no more is needed.
-    # It is held fixed where somebody differentiates with respect to the rows.
-    # Factor by factor: in the order of the whole batch, and so the same directions.
-    of_all = jnp.concatenate(
+    # Source by source: the order of the whole batch, and so the same directions.
+    of_all_members = jnp.concatenate(
         [jnp.zeros((0, size), dtype)]
         + [
             gathered(part, data_axis_name).reshape(-1, size)
-            for part in _unstacked(rows, factors).values()
+            for part in _split_by_source(rows, row_values).values()
         ]
     )
-    q = jax.lax.stop_gradient(jnp.linalg.qr(of_all.T)[0])
-    met = jnp.matmul(rows, q, precision=_EXACT)
-    coefficients = jnp.where(finite[:, None], met, jnp.nan)
-    return Basis(q, None), _unstacked(coefficients, factors)
+    # Householder's Q is orthonormal whatever the rank of A; no more is needed.
+    # Derivatives with respect to the rows hold it fixed.
+    q = jax.lax.stop_gradient(jnp.linalg.qr(of_all_members.T)[0])
+    products = jnp.matmul(rows, q, precision=_EXACT)
+    coefficients = jnp.where(finite[:, None], products, jnp.nan)
+    return Basis(q, None), _split_by_source(coefficients, row_values)
 
 
 def basis_of_gathers(
-    factors: RowValues, size: int, data_axis_name: str | None
+    row_values: RowValues, size: int, data_axis_name: str | None
 ) -> tuple[Basis, RowValues]:
-    """The rows that are read, each once, and for every factor which they are.
+    """The rows of the table that are read, each once, and their places for each source.
 
-    They are those that any member of the axis of the data reads.
+    The rows that any member of the data axis reads count.
     """
-    stacked = jnp.concatenate([rows.ravel() for rows in factors.values()])
-    of_all = gathered(stacked, data_axis_name)
-    basis, places = jnp.unique(
-        of_all, size=of_all.size, fill_value=size, return_inverse=True
+    stacked = jnp.concatenate([rows.ravel() for rows in row_values.values()])
+    of_all_members = gathered(stacked, data_axis_name)
+    columns, places = jnp.unique(
+        of_all_members, size=of_all_members.size, fill_value=size, return_inverse=True
     )
-    place = places.reshape(of_all.shape)[member(data_axis_name)]
-    place = jnp.where(stacked < size, place, of_all.size)
-    return Basis(basis, basis < size), _unstacked(place, factors)
+    place = places.reshape(of_all_members.shape)[member(data_axis_name)]
+    place = jnp.where(stacked < size, place, of_all_members.size)
+    return Basis(columns, columns < size), _split_by_source(place, row_values)
 
 
-def _unstacked(stacked: jax.Array, factors: RowValues) -> RowValues:
-    """`stacked` (rows, ...), cut where the factors were joined."""
-    found, first = {}, 0
-    for factor, rows in factors.items():
-        free = factor.free_shape(rows)
+def _split_by_source(stacked: jax.Array, row_values: RowValues) -> RowValues:
+    """`stacked` (rows, ...), cut into the parts of the sources."""
+    parts, first = {}, 0
+    for source, rows in row_values.items():
+        free = source.free_shape(rows)
         stop = first + math.prod(free)
-        found[factor] = stacked[first:stop].reshape(free + stacked.shape[1:])
+        parts[source] = stacked[first:stop].reshape(free + stacked.shape[1:])
         first = stop
-    return found
+    return parts
 
 
-def apply_rows(coefficient: jax.Array, u: jax.Array) -> jax.Array:
-    """The rows' product with, or choice from, the displacement u: (*free, ...)."""
-    if jnp.issubdtype(coefficient.dtype, jnp.integer):
-        return u.at[coefficient].get(mode="fill", fill_value=0)
-    return jnp.tensordot(coefficient, u, 1, precision=_EXACT)
+def apply_rows(coefficients: jax.Array, u: jax.Array) -> jax.Array:
+    """(A Q) u, or the rows of u at integer `coefficients`: (*free, ...)."""
+    if jnp.issubdtype(coefficients.dtype, jnp.integer):
+        return u.at[coefficients].get(mode="fill", fill_value=0)
+    return jnp.tensordot(coefficients, u, 1, precision=_EXACT)

@@ -1,7 +1,7 @@
-"""A Langevin chain where the loss is flat: known in closed form but for its start.
+"""A Langevin chain in the null space, in closed form: there the loss is constant.
 
-There the moves are y ← r y + N(0, s²), r = 1 - ε/2τ and s² = Tε, so that the points and
-their running mean are Gaussian given y_1, with variances that two recursions follow.
+A move is y ← r y + N(0, s²) with r = 1 - ε/2τ and s² = Tε. Given its start y_1, the
+points and their running mean are Gaussian, and two recursions give their variances.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._internal.trees import PyTree, scaled
+from lejax._internal.trees import scaled
+from lejax._internal.types import PyTree
 from lejax._spaces.space import Space, null_space_noise
 
 
 class NullSpacePoint(NamedTuple):
-    """A point y = ρ y_1 + N(0, v), given the start y_1.
+    """The law of a point of the chain, ρ y_1 + N(0, v).
 
     Attributes:
         decay: ρ.
         variance: v.
-        covariance: of the point and the mean of the points so far.
+        covariance: the covariance of the point and the running mean.
     """
 
     decay: jax.Array
@@ -31,7 +32,7 @@ class NullSpacePoint(NamedTuple):
 
 
 class NullSpaceMean(NamedTuple):
-    """The running mean of points, σ y_1 + N(0, v).
+    """The law of the running mean of the points, σ y_1 + N(0, v).
 
     Attributes:
         decay: σ.
@@ -49,14 +50,14 @@ def point(decay: float, dtype: Any) -> NullSpacePoint:
 
 
 def no_mean(dtype: Any) -> NullSpaceMean:
-    """The mean before its first point, of which it takes nothing over."""
+    """The running mean before its first point."""
     return NullSpaceMean(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
 
 def moved(
     point: NullSpacePoint, rate: jax.Array, variance: jax.Array
 ) -> NullSpacePoint:
-    """The point r y + N(0, s²), for a rate r and a variance s²."""
+    """The law of the next point, r y + N(0, s²), for a rate r and a variance s²."""
     return NullSpacePoint(
         rate * point.decay,
         rate * rate * point.variance + variance,
@@ -67,7 +68,7 @@ def moved(
 def visited(
     point: NullSpacePoint, mean: NullSpaceMean, share: jax.Array
 ) -> tuple[NullSpacePoint, NullSpaceMean]:
-    """The same point, after the mean moved by a share of its distance to it."""
+    """The point and the running mean, after the mean moved to it by a share."""
     kept = 1 - share
     covariance = kept * point.covariance + share * point.variance
     mean = NullSpaceMean(
@@ -85,18 +86,17 @@ def draw(
     point: NullSpacePoint,
     mean: NullSpaceMean | None,
 ) -> tuple[PyTree, PyTree]:
-    """The last point and the mean, jointly, for the start `first`.
+    """A joint draw of the last point and the running mean, for the start `first`.
 
-    One draw of the whole space; a second for the mean, or 0, which it is under q, where
-    it is not asked for.
+    Without `mean` the second is 0, its expectation under q.
     """
-    spread = jnp.sqrt(point.variance)
-    noise = scaled(null_space_noise(jax.random.fold_in(key, 0), space), spread)
+    deviation = jnp.sqrt(point.variance)
+    noise = scaled(null_space_noise(jax.random.fold_in(key, 0), space), deviation)
     end = optax.tree.add(scaled(first, point.decay), noise)
     if mean is None:
         return end, optax.tree.zeros_like(end)
     slope = point.covariance / jnp.where(point.variance > 0, point.variance, 1)
     rest = jnp.maximum(mean.variance - slope * point.covariance, 0)
-    more = null_space_noise(jax.random.fold_in(key, 1), space)
-    given_end = optax.tree.add(scaled(noise, slope), scaled(more, jnp.sqrt(rest)))
+    other = null_space_noise(jax.random.fold_in(key, 1), space)
+    given_end = optax.tree.add(scaled(noise, slope), scaled(other, jnp.sqrt(rest)))
     return end, optax.tree.add(scaled(first, mean.decay), given_end)

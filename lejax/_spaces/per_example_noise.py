@@ -1,12 +1,13 @@
-"""Forward-only heat: every example has its own draw, in what it sees of each layer.
+"""Forward-only heat: every example has its own noise, at the output of each layer.
 
-The heat of f = Σᵢ sᵢ needs the law of each sᵢ alone. Where example i sees the noise of
-a layer only in hᵢᵀε, that part is N(0, τ|hᵢ|² I), and may be drawn apart for each:
+The heat of f = Σᵢ sᵢ needs only the law of each sᵢ. If example i depends on the noise ε
+of a layer only through hᵢᵀε, that product is N(0, τ|hᵢ|² I), and each example can have
+its own draw:
 
-    yᵢ = hᵢᵀ W + √τ |hᵢ| ξᵢ,   ∇_W E sᵢ = E (sᵢ - bᵢ) hᵢ ξᵢᵀ / (√τ |hᵢ|),
+    yᵢ = hᵢᵀ W + √τ |hᵢ| ξᵢ,   ∇_W E sᵢ = E (sᵢ - bᵢ) hᵢ ξᵢᵀ / (√τ |hᵢ|).
 
-whatever the others draw: one pass forwards, no noise in the shape of the weights. The
-idea's relative is node perturbation.
+This takes one forward pass, and no noise in the shape of the weights. Node perturbation
+is a related method.
 """
 
 from __future__ import annotations
@@ -19,31 +20,27 @@ import jax.numpy as jnp
 
 from lejax._internal.mesh_axes import member
 from lejax._internal.random import standard_normals, translate
-from lejax._internal.trees import (
-    PyTree,
-    scaled,
-    widen,
-    zeros_alike,
-)
+from lejax._internal.trees import scaled, widen, zeros_alike
+from lejax._internal.types import PyTree
 from lejax._spaces.control_variate import (
     ByLeaf,
     ControlVariate,
-    ProgramValues,
     Sums,
     make_control_variate,
 )
+from lejax._spaces.example_outputs import ProgramValues
 from lejax._spaces.reduced import space_maker
 from lejax._spaces.row_span import (
     RowBasis,
-    matrix_layer,
-    of_sign,
-    plus,
+    add_to,
+    basis_of_sign,
+    make_matrix_layer,
     products_of_noise,
-    transposed,
+    transposed_product,
 )
 from lejax._spaces.space import Space
 from lejax._tracing.layers import PerExampleLayer
-from lejax._tracing.partial_eval import find_reduced
+from lejax._tracing.partial_eval import trace_leaf_uses
 from lejax._tracing.per_example import PerExampleLoss, read_per_example, without_sums
 from lejax._tracing.program import Program
 
@@ -57,88 +54,101 @@ def per_example_space(
     *,
     reduction: bool = True,
 ) -> Space:
-    """A draw is what every example sees of each layer, and the leaves in no layer.
+    """A draw has noise for every example and layer, and for every leaf in no layer.
 
-    `lift` takes the displacements of the leaves, those in layers and the others. Where
-    no layer is seen by example these are the coordinates of the reduction, if any.
+    `lift` takes the displacements of the leaves, those in layers and the others. If no
+    layer qualifies, the space is the reduced space, or with `reduction` off the full
+    space.
     """
-    program, found = find_reduced(value_fn, params, batch, inner_batches)
-    sights = read_per_example(program, len(found))
-    sights = sights._replace(layers=_of_the_sums_alone(program, sights))
-    if not sights.layers:
+    program, leaf_uses = trace_leaf_uses(value_fn, params, batch, inner_batches)
+    per_example = read_per_example(program, len(leaf_uses))
+    per_example = per_example._replace(
+        layers=_layers_through_sums_alone(program, per_example)
+    )
+    if not per_example.layers:
         make = space_maker(reduction)
         return make(value_fn, params, batch, inner_batches, data_axis_name)
     leaves, structure = jax.tree.flatten(params)
     numbers = program.inputs[: len(leaves)]
     origin = widen(params)
-    of_leaves = tuple(jax.tree.leaves(zeros_alike(origin)))
-    in_layers = {leaf for sight in sights.layers for leaf in (sight.kernel, sight.bias)}
+    leaf_zeros = tuple(jax.tree.leaves(zeros_alike(origin)))
+    in_layers = {
+        leaf for layer in per_example.layers for leaf in (layer.kernel, layer.bias)
+    }
     rest = tuple(
-        None if place in in_layers else zero for place, zero in enumerate(of_leaves)
+        None if place in in_layers else zero for place, zero in enumerate(leaf_zeros)
     )
-    results = {sight.result: place for place, sight in enumerate(sights.layers)}
+    results = {layer.result: place for place, layer in enumerate(per_example.layers)}
     moving = [n for n, zero in zip(numbers, rest, strict=True) if zero is not None]
-    # What differs between draws.
-    unknown = program.dependents([*moving, *results])
-    once = [op for op in program.operations if unknown.isdisjoint(op.inputs)]
-    every = [op for op in program.operations if not unknown.isdisjoint(op.inputs)]
+    differ = program.dependents([*moving, *results])  # between draws
+    once = [op for op in program.operations if differ.isdisjoint(op.inputs)]
+    per_draw = [op for op in program.operations if not differ.isdisjoint(op.inputs)]
     values = program.constants | dict(zip(numbers, leaves, strict=True))
     program.run(once, values)
-    # Results are known as well, before their noise.
-    fixed = {n: value for n, value in values.items() if n not in unknown}
-    layers = tuple(matrix_layer(sight, program, fixed) for sight in sights.layers)
+    # Results without their noise are among `values`, too.
+    fixed_values = {n: value for n, value in values.items() if n not in differ}
+    layers = tuple(
+        make_matrix_layer(layer, program, fixed_values) for layer in per_example.layers
+    )
     zeros = tuple(layer.zeros for layer in layers), rest
-    examples = len(layers[0].zeros)
+    num_examples = len(layers[0].zeros)
 
-    def at(displacement: PyTree, sign: float = 1.0) -> ProgramValues:
-        """All values of the program there, by number."""
+    def evaluate(displacement: PyTree, sign: float = 1.0) -> ProgramValues:
+        """The values of the program at a displacement, by number."""
         noises, moves = displacement
-        seen = dict(values)
+        at_u = dict(values)
 
-        def disturb(number: int) -> None:
+        def add_noise(number: int) -> None:
+            """Adds the noise of a layer, if this value is its result."""
             if number in results:
                 place = results[number]
-                layer, noise, before = layers[place], noises[place], seen[number]
-                met = layer.known or layer.span(seen[sights.layers[place].inputs])
-                part = products_of_noise(met, noise * jnp.asarray(sign, noise.dtype))
-                part = sights.layers[place].laid_out(part, before.shape)
-                seen[number] = before + part
+                layer, noise, before = layers[place], noises[place], at_u[number]
+                basis = layer.fixed_basis or layer.basis_of(
+                    at_u[per_example.layers[place].inputs]
+                )
+                signed = noise * jnp.asarray(sign, noise.dtype)
+                products = products_of_noise(basis, signed)
+                at_u[number] = before + per_example.layers[place].as_result(
+                    products, before.shape
+                )
 
         for number, leaf, move in zip(numbers, leaves, moves, strict=True):
             if move is not None:
-                seen[number] = translate(leaf, scaled(move, sign))
+                at_u[number] = translate(leaf, scaled(move, sign))
         for number in results:
             if number in values:
-                disturb(number)
-        for operation in every:
-            program.run([operation], seen)
+                add_noise(number)
+        for operation in per_draw:
+            program.run([operation], at_u)
             for number in operation.outputs:
-                disturb(number)
-        return ProgramValues(seen, {})
+                add_noise(number)
+        return ProgramValues(at_u, {})
 
-    by_example = make_control_variate(
-        sights, layers, program, fixed, of_leaves, at, zeros
+    control_variate = make_control_variate(
+        per_example, layers, program, fixed_values, leaf_zeros, evaluate, zeros
     )
 
     def noise(key: jax.Array, copies: int) -> PyTree:
-        # By example, whoever holds it; the other leaves are common to all.
-        first = member(data_axis_name) * examples
+        # A key for each example, whichever member holds it. Other leaves are common.
+        first = member(data_axis_name) * num_examples
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.fold_in(key, 1), first + jnp.arange(examples)
+            jax.random.fold_in(key, 1), first + jnp.arange(num_examples)
         )
-        of_layers = jax.vmap(
+        noises = jax.vmap(
             lambda key, zeros: standard_normals(key, zeros, copies), out_axes=1
         )(keys, zeros[0])
         if not jax.tree.leaves(rest):
-            return of_layers, rest
-        return of_layers, standard_normals(jax.random.fold_in(key, 0), rest, copies)
+            return noises, rest
+        return noises, standard_normals(jax.random.fold_in(key, 0), rest, copies)
 
     def loss(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
-        return by_example.examine(displacement, sign=sign)[0]
+        return control_variate.examine(displacement, sign=sign)[0]
 
-    def lift(of_each: tuple[ByLeaf, ByLeaf]) -> PyTree:
-        both = zip(*of_each, strict=True)
-        return structure.unflatten(b if a is None else a for a, b in both)
+    def lift(displacements: tuple[ByLeaf, ByLeaf]) -> PyTree:
+        pairs = zip(*displacements, strict=True)
+        return structure.unflatten(
+            in_rest if in_layer is None else in_layer for in_layer, in_rest in pairs
+        )
 
     return Space(
         origin=origin,
@@ -148,66 +158,69 @@ def per_example_space(
         value_and_grad=jax.value_and_grad(loss),
         lift=lift,
         lower=lambda displacement: displacement,
-        outside=None,
-        credit=by_example,
+        to_null_space=None,
+        control_variate=control_variate,
     )
 
 
-def _of_the_sums_alone(
-    program: Program, sights: PerExampleLoss
+def _layers_through_sums_alone(
+    program: Program, per_example: PerExampleLoss
 ) -> tuple[PerExampleLayer, ...]:
-    """The layers that the loss depends on by what is summed over the examples alone."""
-    for total in sights.totals:
-        # From the sum to the loss there must be one way, along which it is linear.
-        number = total.operation.outputs[0]
+    """The layers on which the loss depends only through its sums over the examples."""
+    for example_sum in per_example.sums:
+        # There must be one path from the sum to the loss, along which it is linear.
+        number = example_sum.operation.outputs[0]
         while number != program.output:
             after = [step for step in program.operations if number in step.inputs]
             if len(after) != 1 or after[0].inputs.count(number) != 1:
                 return ()
             (number,) = after[0].outputs
-    beside = without_sums(program, sights)
+    rest = without_sums(program, per_example)
     return tuple(
-        sight
-        for sight in sights.layers
-        if program.output not in beside.dependents([sight.result])
+        layer
+        for layer in per_example.layers
+        if program.output not in rest.dependents([layer.result])
     )
 
 
 def per_example_sums(
-    credit: ControlVariate,
+    control_variate: ControlVariate,
     noises: tuple[jax.Array, ...],
     signs: jax.Array,
     coefficients: jax.Array,
-    spans: tuple[RowBasis | None, ...],
+    bases: tuple[RowBasis | None, ...],
 ) -> Sums:
     """Σ ±cᵢ Qᵢuᵢ over all draws, of which `noises` are the u (p, g, B, T, o).
 
-    The columns of Qᵢ are the orthonormal rows that span Hᵢ; the `coefficients` c are
-    (k, p, g, B), 0 where a draw does not count.
+    The columns of Qᵢ are the orthonormal rows that span Hᵢ. The `coefficients` c are
+    (k, p, g, B), 0 for a draw that does not count.
     """
-    leaves: list[jax.Array | None] = [None] * len(credit.zeros)
-    of_seen: list[jax.Array | None] = []
+    leaf_sums: list[jax.Array | None] = [None] * len(control_variate.zeros)
+    layer_sums: list[jax.Array | None] = []
     signed = signs.astype(coefficients.dtype).reshape(-1, 1, 1, 1) * coefficients
-    for layer, own, noise in zip(credit.layers, spans, noises, strict=True):
-        if layer.known is not None:
-            factor = _by_norm(layer.known, signed).sum(0)
-            # As a product of matrices, which is several times faster than a sum.
-            seen = jnp.einsum("pgb,pgbto->bto", factor.astype(noise.dtype), noise)
-            of_seen.append(seen)
+    for layer, layer_bases, noise in zip(
+        control_variate.layers, bases, noises, strict=True
+    ):
+        if layer.fixed_basis is not None:
+            scales = _over_norms(layer.fixed_basis, signed).sum(0).astype(noise.dtype)
+            # A product of matrices, which is several times faster than a sum.
+            layer_sums.append(jnp.einsum("pgb,pgbto->bto", scales, noise))
             continue
-        of_seen.append(None)
-        assert own is not None
-        point = tuple(credit.zeros[leaf] for leaf in layer.leaves)
-        for k, mine in enumerate(signed):
-            met = of_sign(own, k)
-            factor = _by_norm(met, mine).astype(noise.dtype)
-            parts = transposed(layer, met, noise * factor[..., None, None], point)
-            for leaf, found in zip(layer.leaves, parts, strict=True):
-                leaves[leaf] = plus(leaves[leaf], found)
-    return Sums(tuple(leaves), tuple(of_seen))
+        layer_sums.append(None)
+        assert layer_bases is not None
+        zeros = tuple(control_variate.zeros[leaf] for leaf in layer.leaves)
+        for k, of_sign in enumerate(signed):
+            basis = basis_of_sign(layer_bases, k)
+            scales = _over_norms(basis, of_sign).astype(noise.dtype)
+            vectors = noise * scales[..., None, None]
+            parts = transposed_product(layer, basis, vectors, zeros)
+            for leaf, part in zip(layer.leaves, parts, strict=True):
+                leaf_sums[leaf] = add_to(leaf_sums[leaf], part)
+    return Sums(tuple(leaf_sums), tuple(layer_sums))
 
 
-def _by_norm(met: RowBasis, coefficients: jax.Array) -> jax.Array:
-    """Coefficients (..., B) by the norm of the rows; 0 where there are none."""
-    norms = jnp.sqrt(jnp.where(met.squares > 0, met.squares, jnp.inf))
-    return jnp.where(met.finite, coefficients, 0) / norms.astype(coefficients.dtype)
+def _over_norms(basis: RowBasis, coefficients: jax.Array) -> jax.Array:
+    """Coefficients (..., B), divided by the norm of the rows; 0 if all rows are 0."""
+    squares = basis.squared_norms
+    norms = jnp.sqrt(jnp.where(squares > 0, squares, jnp.inf))
+    return jnp.where(basis.finite, coefficients, 0) / norms.astype(coefficients.dtype)

@@ -1,4 +1,7 @@
-"""The layers of a program as matrices, and what every example sees of their noise."""
+"""The layers of a program as matrices, and bases of the rows of every example.
+
+Of a layer's noise ε, example i depends only on Hᵢ ε, where Hᵢ (T, n) are its rows.
+"""
 
 from __future__ import annotations
 
@@ -15,97 +18,100 @@ from lejax._tracing.program import Program
 
 
 class RowBasis(NamedTuple):
-    """Rows that span what the examples see of a layer; orthogonal in every example.
+    """For every example, orthogonal rows with the span of its rows Hᵢ.
+
+    With a bias each row of Hᵢ has one more number, 1.
 
     Attributes:
-        rows: (..., B, T, n).
-        ones: what the bias is multiplied with, (..., B, T).
-        squares: the square of the norm of each, (..., B), but for those that are 0.
-        finite: whether they are, (..., B); where not, that is the earlier noise's
-            doing: no credit at all, and 0 stands for them.
-        root: the R, (..., B, T, T), with Hᵢ = Rᵀ times the rows; None of single rows.
+        rows: the orthogonal rows without the number of the bias, (..., B, T, n).
+        ones: the number of the bias in each, (..., B, T).
+        squared_norms: the squared norm of each row that is not 0, (..., B).
+        finite: whether Hᵢ is finite, (..., B). If not, earlier noise is the cause: the
+            rows are 0, and the example has no credit.
+        root: the R (..., B, T, T) with Hᵢ = Rᵀ times the rows; None for T = 1, where
+            the rows are the Hᵢ.
     """
 
     rows: jax.Array
     ones: jax.Array
-    squares: jax.Array
+    squared_norms: jax.Array
     finite: jax.Array
     root: jax.Array | None
 
 
 class MatrixLayer(NamedTuple):
-    """A layer of which each example sees its own part.
+    """A layer as a product of rows (B, T, n) with a matrix (n, o).
 
     Attributes:
         leaves: the places of its kernel and, if it has one, of its bias.
-        known: what spans the Hᵢ, where these are the same at every point, else None.
-        span: what spans them, of the layer's inputs.
-        matrix: a displacement of the kernel as a matrix (n, o).
-        vector: one of the bias as a vector (o,).
-        zeros: what is seen of no displacement, (B, T, o).
+        fixed_basis: the basis of the rows, if no displacement changes these.
+        basis_of: the basis of the rows, as a function of the layer's inputs.
+        matrix: from a displacement of the kernel to the matrix (n, o).
+        vector: from a displacement of the bias to a vector (o,).
+        zeros: the product with a displacement 0, (B, T, o).
     """
 
     leaves: tuple[int, ...]
-    known: RowBasis | None
-    span: Callable[[jax.Array], RowBasis]
+    fixed_basis: RowBasis | None
+    basis_of: Callable[[jax.Array], RowBasis]
     matrix: Callable[[jax.Array], jax.Array]
     vector: Callable[[jax.Array], jax.Array]
     zeros: jax.Array
 
 
-def matrix_layer(
-    sight: PerExampleLayer,
+def make_matrix_layer(
+    layer: PerExampleLayer,
     program: Program,
-    known: dict[int, Any],
+    fixed_values: dict[int, Any],
     coefficients: jax.Array | None = None,
 ) -> MatrixLayer:
-    """The layer of a sight, of which the values of `known` are the same at all points.
+    """The layer as a matrix; `fixed_values` has what no displacement changes.
 
-    `coefficients` are those of the rows (*free, m) where the kernel is drawn in their
-    directions.
+    If the kernel is drawn in a basis Q, `coefficients` are the rows in that basis,
+    (*free, m).
     """
-    shape = program.shapes[sight.result].shape
-    dtype = program.shapes[sight.result].dtype
-    rows_shape = tuple(shape[axis] for axis in sight.result_order)
-    ahead = len(rows_shape) - sight.others
-    examples, features = rows_shape[0], math.prod(rows_shape[ahead:])
-    order = sight.kernel_order
+    shape = program.shapes[layer.result].shape
+    dtype = program.shapes[layer.result].dtype
+    ordered_shape = tuple(shape[axis] for axis in layer.result_order)
+    num_row_axes = len(ordered_shape) - layer.num_feature_axes
+    examples, features = ordered_shape[0], math.prod(ordered_shape[num_row_axes:])
+    order = layer.kernel_order
     if coefficients is not None:
-        # A displacement is (m, *the other axes as they are in the leaf).
-        others = order[len(order) - sight.others :]
+        # A displacement is (m, *the other axes in the order of the leaf).
+        others = order[len(order) - layer.num_feature_axes :]
         order = (0, *(1 + sorted(others).index(axis) for axis in others))
 
     def matrix(kernel: jax.Array) -> jax.Array:
         return jnp.transpose(kernel, order).reshape(-1, features)
 
     def vector(bias: jax.Array) -> jax.Array:
-        for view in sight.bias_views:
+        for view in layer.bias_views:
             (bias,) = view.bind(bias)
-        spread = jnp.transpose(bias, sight.result_order)
-        return spread[(0,) * ahead].reshape(features)
+        ordered = jnp.transpose(bias, layer.result_order)
+        return ordered[(0,) * num_row_axes].reshape(features)
 
-    def span(inputs: jax.Array) -> RowBasis:
-        return row_basis(sight.rows(inputs), has_bias=sight.bias is not None)
+    def basis_of(inputs: jax.Array) -> RowBasis:
+        return row_basis(layer.rows(inputs), has_bias=layer.bias is not None)
 
-    at_all_points = None
+    fixed_basis = None
     if coefficients is not None:
-        places = sight.inputs_order[:ahead]
-        free = sorted(places)
-        rows = jnp.transpose(coefficients, (*map(free.index, places), len(free)))
-        rows = rows.reshape(examples, sight.positions, -1)
-        at_all_points = row_basis(rows, has_bias=sight.bias is not None)
-    elif sight.inputs in known:
-        at_all_points = span(known[sight.inputs])
-    leaves = (sight.kernel,) if sight.bias is None else (sight.kernel, sight.bias)
-    zeros = jnp.zeros((examples, sight.positions, features), dtype)
-    return MatrixLayer(leaves, at_all_points, span, matrix, vector, zeros)
+        row_axes = layer.inputs_order[:num_row_axes]
+        free = sorted(row_axes)
+        rows = jnp.transpose(coefficients, (*map(free.index, row_axes), len(free)))
+        rows = rows.reshape(examples, layer.num_positions, -1)
+        fixed_basis = row_basis(rows, has_bias=layer.bias is not None)
+    elif layer.inputs in fixed_values:
+        fixed_basis = basis_of(fixed_values[layer.inputs])
+    leaves = (layer.kernel,) if layer.bias is None else (layer.kernel, layer.bias)
+    zeros = jnp.zeros((examples, layer.num_positions, features), dtype)
+    return MatrixLayer(leaves, fixed_basis, basis_of, matrix, vector, zeros)
 
 
 def row_basis(rows: jax.Array, *, has_bias: bool) -> RowBasis:
-    """What spans the rows (..., B, T, n), where a bias is one more number, 1, of each.
+    """A basis of the rows (..., B, T, n), each with one more number, 1, for a bias.
 
-    A single row as it is; of several an orthonormal basis, with 0 for what is not
-    needed.
+    A single row stays as it is. Several rows are made orthonormal, with 0 for those
+    that depend on the others.
     """
     squares = jnp.square(rows).sum((-2, -1)) + int(has_bias)
     finite = jnp.isfinite(squares)
@@ -120,89 +126,94 @@ def row_basis(rows: jax.Array, *, has_bias: bool) -> RowBasis:
     return RowBasis(rows, ones, jnp.ones_like(squares), finite, root)
 
 
-def products_of_noise(met: RowBasis, noise: jax.Array) -> jax.Array:
-    """What the examples see of a kernel whose part in their span is this noise.
-
-    It is Rᵀ u, (B, T, o), where Hᵢ is Rᵀ times the orthonormal rows of the span.
-    """
-    if met.root is None:
-        return jnp.sqrt(met.squares).astype(noise.dtype)[..., None, None] * noise
-    return jnp.einsum("...st,...so->...to", met.root.astype(noise.dtype), noise)
+def products_of_noise(basis: RowBasis, noise: jax.Array) -> jax.Array:
+    """The products Hᵢ ε = Rᵀ u, (B, T, o), for noise u in the basis of the rows."""
+    if basis.root is None:
+        norms = jnp.sqrt(basis.squared_norms)
+        return norms.astype(noise.dtype)[..., None, None] * noise
+    return jnp.einsum("...st,...so->...to", basis.root.astype(noise.dtype), noise)
 
 
 def _orthonormal(rows: jax.Array) -> jax.Array:
     """The rows (..., T, n) made orthonormal, by Gram and Schmidt, each of them twice.
 
-    What lies in the span of those before, to rounding, becomes 0. It is for many small
+    A row in the span of those before it, to rounding, becomes 0. This is for many small
     matrices: `jnp.linalg.qr` takes them one by one, and several such calls in a program
-    stop each other for ever on a CPU, in jax 0.10.
+    deadlock on a CPU, in jax 0.10.
     """
     limit = 10 * jnp.finfo(rows.dtype).eps
     count = rows.shape[-2]
 
-    def without(left: jax.Array, unit: jax.Array) -> jax.Array:
-        return left - (unit * left).sum(-1, keepdims=True) * unit
+    def project_out(rest: jax.Array, unit: jax.Array) -> jax.Array:
+        return rest - (unit * rest).sum(-1, keepdims=True) * unit
 
-    def unit_of(row: jax.Array, left: jax.Array) -> jax.Array:
-        whole, rest = (jnp.square(x).sum(-1, keepdims=True) for x in (row, left))
-        kept = rest > limit**2 * whole
-        return jnp.where(kept, left / jnp.sqrt(jnp.where(kept, rest, 1)), 0)
+    def normalised(row: jax.Array, rest: jax.Array) -> jax.Array:
+        """`rest`, what is left of `row`, at length 1; 0 if it is only rounding."""
+        before, after = (jnp.square(x).sum(-1, keepdims=True) for x in (row, rest))
+        kept = after > limit**2 * before
+        return jnp.where(kept, rest / jnp.sqrt(jnp.where(kept, after, 1)), 0)
 
-    if count <= FEW_POSITIONS:  # a loop that the compiler sees through
+    if count <= FEW_POSITIONS:  # unrolled, so that the compiler can fuse the steps
         basis: list[jax.Array] = []
         for t in range(count):
             row = rows[..., t, :]
-            basis.append(unit_of(row, functools.reduce(without, 2 * basis, row)))
+            rest = functools.reduce(project_out, 2 * basis, row)
+            basis.append(normalised(row, rest))
         return jnp.stack(basis, -2)
 
-    def with_row(t: jax.Array, basis: jax.Array) -> jax.Array:
+    def add_row(t: jax.Array, basis: jax.Array) -> jax.Array:
         row = jax.lax.dynamic_index_in_dim(rows, t, -2, keepdims=False)
 
-        def without_next(s: jax.Array, left: jax.Array) -> jax.Array:
+        def project_out_next(s: jax.Array, rest: jax.Array) -> jax.Array:
             unit = jax.lax.dynamic_index_in_dim(basis, s % t, -2, keepdims=False)
-            return without(left, unit)
+            return project_out(rest, unit)
 
-        left = jax.lax.fori_loop(0, 2 * t, without_next, row)
-        return jax.lax.dynamic_update_index_in_dim(basis, unit_of(row, left), t, -2)
+        rest = jax.lax.fori_loop(0, 2 * t, project_out_next, row)
+        return jax.lax.dynamic_update_index_in_dim(basis, normalised(row, rest), t, -2)
 
-    return jax.lax.fori_loop(0, count, with_row, jnp.zeros_like(rows))
-
-
-def of_sign(span: RowBasis, k: int) -> RowBasis:
-    """What was met under one of the signs, of a span for each."""
-    return jax.tree.map(lambda leaf: leaf[k], span)
+    return jax.lax.fori_loop(0, count, add_row, jnp.zeros_like(rows))
 
 
-def weights(met: RowBasis, losses: jax.Array) -> jax.Array:
-    """Losses (..., B) by the square of the norm of the rows."""
-    return losses / jnp.where(met.squares > 0, met.squares, 1).astype(losses.dtype)
+def basis_of_sign(bases: RowBasis, k: int) -> RowBasis:
+    """The basis under the k-th sign, of those stacked for all signs."""
+    return jax.tree.map(lambda leaf: leaf[k], bases)
 
 
-def plus(total: jax.Array | None, part: jax.Array) -> jax.Array:
-    """The sum, of which nothing may be there yet."""
+def over_squared_norms(basis: RowBasis, losses: jax.Array) -> jax.Array:
+    """Losses (..., B), divided by the squared norm of the rows."""
+    norms = jnp.where(basis.squared_norms > 0, basis.squared_norms, 1)
+    return losses / norms.astype(losses.dtype)
+
+
+def add_to(total: jax.Array | None, part: jax.Array) -> jax.Array:
+    """`total + part`; `part` if there is no total yet."""
     return part if total is None else total + part
 
 
-def transposed(
-    layer: MatrixLayer, met: RowBasis, weighted: jax.Array, point: tuple[Any, ...]
+def transposed_product(
+    layer: MatrixLayer, basis: RowBasis, vectors: jax.Array, leaves: tuple[Any, ...]
 ) -> list[jax.Array]:
-    """Σ Hᵢᵀvᵢ over the examples, and over the draws where these have their own rows.
+    """Σ Hᵢᵀvᵢ over the examples, for the kernel and the bias, as leaves.
 
-    `weighted` are the vᵢ, (..., B, T, o); `point` says of which type the leaves are.
+    `vectors` are the vᵢ, (..., B, T, o). If the rows differ between the draws, the sum
+    is over the draws as well. `leaves` have the shapes and dtypes of the result.
     """
-    rows = met.rows.reshape(-1, met.rows.shape[-1])
-    kernel = rows.T @ weighted.reshape(-1, weighted.shape[-1])
-    found = [_back(layer.matrix, point[0], kernel)]
-    for leaf in point[1:]:
-        ones = met.ones[..., None] * weighted
-        found.append(_back(layer.vector, leaf, ones.reshape(-1, ones.shape[-1]).sum(0)))
-    return found
+    rows = basis.rows.reshape(-1, basis.rows.shape[-1])
+    kernel = rows.T @ vectors.reshape(-1, vectors.shape[-1])
+    sums = [_pull_back(layer.matrix, leaves[0], kernel)]
+    for leaf in leaves[1:]:
+        ones = basis.ones[..., None] * vectors
+        bias = ones.reshape(-1, ones.shape[-1]).sum(0)
+        sums.append(_pull_back(layer.vector, leaf, bias))
+    return sums
 
 
-def _back(show: Callable[..., jax.Array], leaf: jax.Array, as_shown: Any) -> jax.Array:
-    """The leaf that is shown so."""
-    # It varies over the axes over which that varies; it is but a type.
-    leaf = leaf + 0 * as_shown.ravel()[0].astype(leaf.dtype)
-    shown = jax.eval_shape(show, leaf)
-    (found,) = jax.linear_transpose(show, leaf)(as_shown.astype(shown.dtype))
-    return found
+def _pull_back(
+    view: Callable[..., jax.Array], leaf: jax.Array, value: Any
+) -> jax.Array:
+    """The transpose of the linear `view`, at `value`; `leaf` is its argument."""
+    # Only the type of the leaf counts. It must vary over the mesh axes of the value.
+    leaf = leaf + 0 * value.ravel()[0].astype(leaf.dtype)
+    shape = jax.eval_shape(view, leaf)
+    (pulled_back,) = jax.linear_transpose(view, leaf)(value.astype(shape.dtype))
+    return pulled_back

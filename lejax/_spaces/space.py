@@ -1,4 +1,4 @@
-"""The space in which a sampler draws: displacements, and the loss seen from there."""
+"""The space in which a sampler draws: its coordinates, and the loss in them."""
 
 from __future__ import annotations
 
@@ -11,42 +11,37 @@ import jax.numpy as jnp
 from lejax._internal.loss import DrawNumber, call, nth_batch
 from lejax._internal.mesh_axes import Axes, mean_over, varying
 from lejax._internal.random import standard_normals, translate
-from lejax._internal.trees import (
-    PyTree,
-    compute_dtype,
-    scaled,
-    widen,
-    zeros_alike,
-)
+from lejax._internal.trees import compute_dtype, scaled, widen, zeros_alike
+from lejax._internal.types import PyTree
 from lejax._spaces.control_variate import ControlVariate, ExampleOutputs
 
-# What a covariance keeps of Σ c uvᵀ, of leaves (n, ...) and coefficients (n,).
+# The part of Σ c uvᵀ that a covariance keeps, for leaves (n, ...), coefficients (n,).
 Products: TypeAlias = Callable[[PyTree, PyTree, jax.Array], PyTree]
 
 
 class Space(NamedTuple):
-    """The space in which a sampler draws, and the loss seen from there.
+    """The coordinates in which a sampler draws, and the loss in them.
 
-    Samplers know displacements u from x only, in the shapes of `zeros`; a change of
-    coordinates is another maker of this tuple. It may leave out directions which the
-    loss does not see, the complement.
+    A sampler works with displacements u from x, in the shapes of `zeros`. Other
+    coordinates are another maker of this tuple. They may leave out the null space:
+    directions in which the loss is constant.
 
     Attributes:
         origin: x, in at least float32.
-        zeros: the displacement 0; its shapes and dtypes are those of the draws.
+        zeros: the displacement 0, with the shapes and dtypes of a draw.
         noise: `noise(key, copies)`: draws of N(0, I) in these coordinates, on a leading
             axis, that differ by random signs.
-        value_fn: `value_fn(u, j=0, sign=1.0)`: the loss at the displacement ±u, on the
-            j-th of the inner batches in turn, or on the batch where there is but one;
-            j is the number of the draw where each is evaluated once.
+        value_fn: `value_fn(u, j=0, sign=1.0)`: the loss at the displacement ±u. With
+            inner batches it is that on the j-th of them, in turn. If each draw is
+            evaluated once, j is the number of the draw.
         value_and_grad: `value_and_grad(u, j=0)`: the loss at u, and its gradient.
         lift: a displacement in these coordinates as one of the parameters.
         lower: the converse, for a displacement that outlives one update.
-        outside: the part of a displacement of the parameters that lies in the
-            complement; None where there is none.
+        to_null_space: the projection of a displacement of the parameters onto the null
+            space; None if no null space is left out.
         axis_name: the axis whose members share the draws, if any.
-        credit: what the examples of the batch see, where it is asked for and known.
-        products: what of uuᵀ a covariance is to learn from, if one is.
+        control_variate: the per-example control variate, if it is asked for and exists.
+        products: the part of uuᵀ that a covariance learns from, if one does.
     """
 
     origin: PyTree
@@ -56,43 +51,42 @@ class Space(NamedTuple):
     value_and_grad: Callable[..., tuple[jax.Array, PyTree]]
     lift: Callable[[PyTree], PyTree]
     lower: Callable[[PyTree], PyTree]
-    outside: Callable[[PyTree], PyTree] | None
+    to_null_space: Callable[[PyTree], PyTree] | None
     axis_name: str | None = None
-    credit: ControlVariate | None = None
+    control_variate: ControlVariate | None = None
     products: Products | None = None
 
 
 def over_axes(space: Space, params: PyTree, axes: Axes) -> Space:
     """The same coordinates for the members of named axes.
 
-    They were made at points that differ over the axes, as those will at which the loss
-    is evaluated; the parameters themselves do not. The loss of a draw is the mean over
-    the members that hold the data, before anything is made of it: weights are not
-    linear in the loss.
+    `space` was made at parameters that vary over the axes, as displaced parameters do;
+    `params` do not vary. The loss of a draw is the mean over the members that hold the
+    data. It is taken first, as weights are not linear in the loss.
     """
 
     def averaged(evaluate: Callable[..., Any]) -> Callable[..., Any]:
-        # The gradient of each member's own loss, whatever the rules of the axis say
-        # of the gradient of a mean.
+        # The mean is outside of `evaluate`, so a gradient is that of a member's own
+        # loss and does not depend on the axis's rule for the gradient of a mean.
         return lambda u, *args, **kwargs: mean_over(
             evaluate(varying(u, axes.data), *args, **kwargs), axes.data
         )
 
-    credit = space.credit
-    if credit is not None:
-        examine = credit.examine
+    control_variate = space.control_variate
+    if control_variate is not None:
+        examine = control_variate.examine
 
         def examined(u: PyTree, **kwargs: Any) -> tuple[jax.Array, ExampleOutputs]:
-            value, seen = examine(varying(u, axes.data), **kwargs)
-            return mean_over(value, axes.data), seen
+            value, outputs = examine(varying(u, axes.data), **kwargs)
+            return mean_over(value, axes.data), outputs
 
-        credit = credit._replace(
+        control_variate = control_variate._replace(
             examine=examined,
-            zeros=varying(credit.zeros, axes.data),
+            zeros=varying(control_variate.zeros, axes.data),
             data_axis_name=axes.data,
         )
     return space._replace(
-        credit=credit,
+        control_variate=control_variate,
         origin=widen(params),
         zeros=zeros_alike(space.zeros),
         value_fn=averaged(space.value_fn),
@@ -102,10 +96,10 @@ def over_axes(space: Space, params: PyTree, axes: Axes) -> Space:
 
 
 def null_space_noise(key: jax.Array, space: Space) -> PyTree:
-    """A draw of N(0, I) in the complement, in the shapes of the parameters."""
-    assert space.outside is not None
+    """A draw of N(0, I) in the null space, in the shapes of the parameters."""
+    assert space.to_null_space is not None
     noise = standard_normals(key, space.origin, 1)
-    return space.outside(jax.tree.map(lambda leaf: leaf[0], noise))
+    return space.to_null_space(jax.tree.map(lambda leaf: leaf[0], noise))
 
 
 def full_space(
@@ -115,17 +109,17 @@ def full_space(
     inner_batches: bool,
     data_axis_name: str | None = None,
 ) -> Space:
-    """Every parameter moves: the coordinates are the parameters' own."""
-    del data_axis_name  # and need no rows
+    """The full space: the coordinates are the parameters' own."""
+    del data_axis_name  # which only coordinates made of rows need
     dtype = compute_dtype(params)
     origin = widen(params)
     zeros = zeros_alike(origin)
 
     def displaced(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
-        turn = nth_batch(batch, j) if inner_batches else batch
+        current = nth_batch(batch, j) if inner_batches else batch
         if isinstance(batch, DrawNumber):
-            turn = j
-        value = call(value_fn, translate(params, scaled(displacement, sign)), turn)
+            current = j
+        value = call(value_fn, translate(params, scaled(displacement, sign)), current)
         return jnp.asarray(value).astype(dtype)
 
     return Space(
@@ -136,5 +130,5 @@ def full_space(
         value_and_grad=jax.value_and_grad(displaced),
         lift=lambda displacement: displacement,
         lower=lambda displacement: displacement,
-        outside=None,
+        to_null_space=None,
     )

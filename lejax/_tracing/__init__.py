@@ -1,1 +1,1 @@
-"""The loss as a program: what it does with each leaf, and what the examples share."""
+"""The loss as a program: how it uses each leaf, and how its examples add up."""

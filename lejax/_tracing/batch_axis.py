@@ -1,7 +1,7 @@
-"""Along which axis the examples of a batch lie apart, operation by operation.
+"""The axis of the examples, followed through a program operation by operation.
 
-A rule for every operation here says where the axis goes; what has no rule counts as a
-meeting of the examples.
+A rule for each primitive says where the axis goes. A primitive without a rule counts
+as mixing the examples.
 """
 
 from __future__ import annotations
@@ -16,41 +16,43 @@ from lejax._tracing.program import Operation, Program, trace
 
 
 class ExamplesMixError(Exception):
-    """The examples meet, in the operation that it names."""
+    """An operation mixes the examples; the message names it."""
 
 
 def follow_batch_axis(
     program: Program, operations: Iterable[Operation], axes: dict[int, int]
 ) -> dict[int, int]:
-    """Along which axis the examples lie apart, for all that comes from those numbers.
+    """The axis of the examples in every value that depends on the values in `axes`.
 
-    A value with the axis e depends at its place i along e on the place i of those that
-    it comes from, and on nothing else of them.
+    `axes` has the axis of the examples in the values to start from, by number. If a
+    value has the axis e, its entry i along e depends on their entries i alone.
     """
     axes = dict(axes)
     for operation in operations:
-        mine = [axes.get(number) for number in operation.inputs]
-        if all(axis is None for axis in mine):
+        in_operands = [axes.get(number) for number in operation.inputs]
+        if all(axis is None for axis in in_operands):
             continue
         if operation.name == "scan":
-            found = zip(operation.outputs, _scan(program, operation, mine), strict=True)
-            axes.update({number: axis for number, axis in found if axis is not None})
+            in_results = _scan(program, operation, in_operands)
+            results = zip(operation.outputs, in_results, strict=True)
+            axes.update({number: axis for number, axis in results if axis is not None})
             continue
         rule = _RULES.get(operation.name)
-        axis = None if rule is None else rule(program, operation, mine)
+        axis = None if rule is None else rule(program, operation, in_operands)
         if axis is None:
             raise ExamplesMixError(f"examples meet in {operation.name}")
         axes.update(dict.fromkeys(operation.outputs, axis))
     return axes
 
 
+# From the axis of the examples in every operand to that in the result.
 _Rule = Callable[[Program, Operation, list[int | None]], int | None]
 
 
 def _common(axes: list[int | None]) -> int | None:
-    """The one axis of all operands that have any."""
-    known = {axis for axis in axes if axis is not None}
-    return known.pop() if len(known) == 1 else None
+    """The axis that all operands share; operands without one are skipped."""
+    distinct = {axis for axis in axes if axis is not None}
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def _shape(program: Program, number: int) -> tuple[int, ...]:
@@ -59,18 +61,16 @@ def _shape(program: Program, number: int) -> tuple[int, ...]:
 
 def _elementwise(program: Program, op: Operation, axes: list[int | None]) -> int | None:
     axis, result = _common(axes), _shape(program, op.outputs[0])
-    # Other axes may have the length 1, and be repeated.
-    for number, mine in zip(op.inputs, axes, strict=True):
+    # The other axes may have length 1 and be repeated.
+    for number, own in zip(op.inputs, axes, strict=True):
         shape = _shape(program, number)
-        if mine is not None and (
-            len(shape) != len(result) or shape[mine] != result[mine]
-        ):
+        if own is not None and (len(shape) != len(result) or shape[own] != result[own]):
             return None
     return axis
 
 
-def _along_others(name: str) -> _Rule:
-    """Operations that keep the shape, along the axis or axes of that parameter."""
+def _along_other_axes(name: str) -> _Rule:
+    """Operations that keep the shape; the parameter `name` has the axes they act on."""
 
     def rule(program: Program, op: Operation, axes: list[int | None]) -> int | None:
         axis = _common(axes)
@@ -82,7 +82,7 @@ def _along_others(name: str) -> _Rule:
 
 
 def _dropping(name: str) -> _Rule:
-    """Operations whose result lacks the axes of that parameter."""
+    """Operations that remove the axes in the parameter `name`."""
 
     def rule(program: Program, op: Operation, axes: list[int | None]) -> int | None:
         axis, taken = _common(axes), op.params[name]
@@ -121,8 +121,8 @@ def _reshape(program: Program, op: Operation, axes: list[int | None]) -> int | N
 
 def _slice(program: Program, op: Operation, axes: list[int | None]) -> int | None:
     axis = axes[0]
-    same = _shape(program, op.inputs[0]), _shape(program, op.outputs[0])
-    if axis is None or same[0][axis] != same[1][axis]:
+    before, after = _shape(program, op.inputs[0]), _shape(program, op.outputs[0])
+    if axis is None or before[axis] != after[axis]:
         return None
     return axis
 
@@ -134,45 +134,38 @@ def _concatenate(program: Program, op: Operation, axes: list[int | None]) -> int
 
 def _dot_general(program: Program, op: Operation, axes: list[int | None]) -> int | None:
     contracting, batching = op.params["dimension_numbers"]
-    places = []
-    for operand, axis in enumerate(axes):
+    in_result = []
+    for index, axis in enumerate(axes):
         if axis is None:
             continue
-        if axis in batching[operand]:
-            places.append(batching[operand].index(axis))
-        elif axis in contracting[operand]:
+        if axis in batching[index]:
+            in_result.append(batching[index].index(axis))
+        elif axis in contracting[index]:
             return None
         else:
-            used = (*contracting[operand], *batching[operand])
-            free = [
-                i
-                for i in range(len(_shape(program, op.inputs[operand])))
-                if i not in used
-            ]
+            taken = (*contracting[index], *batching[index])
+            ndim = len(_shape(program, op.inputs[index]))
+            free = [i for i in range(ndim) if i not in taken]
             first = len(batching[0])
-            if operand == 1:
-                others = len(_shape(program, op.inputs[0]))
-                first = others - len(contracting[0])
-            places.append(first + free.index(axis))
-    return _common(places)
+            if index == 1:
+                first = len(_shape(program, op.inputs[0])) - len(contracting[0])
+            in_result.append(first + free.index(axis))
+    return _common(in_result)
 
 
 def _gather(program: Program, op: Operation, axes: list[int | None]) -> int | None:
-    """A choice along other axes, the same in all examples or to each its own."""
+    """Indexing along other axes, with the same indices or with some per example."""
     numbers, axis = op.params["dimension_numbers"], axes[0]
     if axis is None or axes[1] is not None:
         return None
-    inner = numbers.operand_batching_dims
-    if axis in inner:
-        of_indices = numbers.start_indices_batching_dims[inner.index(axis)]
+    batching = numbers.operand_batching_dims
+    if axis in batching:
+        in_indices = numbers.start_indices_batching_dims[batching.index(axis)]
         result = range(len(_shape(program, op.outputs[0])))
-        return [i for i in result if i not in numbers.offset_dims][of_indices]
+        return [i for i in result if i not in numbers.offset_dims][in_indices]
     shape = _shape(program, op.inputs[0])
-    kept = [
-        i
-        for i in range(len(shape))
-        if i not in numbers.collapsed_slice_dims and i not in inner
-    ]
+    dropped = (*numbers.collapsed_slice_dims, *batching)
+    kept = [i for i in range(len(shape)) if i not in dropped]
     whole = op.params["slice_sizes"][axis] == shape[axis]
     if axis not in kept or axis in numbers.start_index_map or not whole:
         return None
@@ -194,72 +187,74 @@ def _pad(program: Program, op: Operation, axes: list[int | None]) -> int | None:
 
 
 def _window(program: Program, op: Operation, axes: list[int | None]) -> int | None:
-    """Pooling: along the axis every window must hold one number."""
+    """Pooling: a window must have length 1 along the axis of the examples."""
     axis, params = axes[0], op.params
     if axis is None or any(other is not None for other in axes[1:]):
         return None
-    alone = (
+    separate = (
         params["window_dimensions"][axis] == params["window_strides"][axis] == 1
         and params["padding"][axis] == (0, 0)
         and params.get("base_dilation", (1,) * (axis + 1))[axis] == 1
     )
-    return axis if alone else None
+    return axis if separate else None
 
 
 def _custom(program: Program, op: Operation, axes: list[int | None]) -> int | None:
-    """What a custom derivative rule is about, operation by operation."""
+    """A function with a custom derivative rule: follows the axis through its body."""
     closed = op.params.get("call_jaxpr") or op.params.get("fun_jaxpr")
     if closed is None or len(op.outputs) != 1:
         return None
     run = core.jaxpr_as_fun(closed)
-    inner = trace(lambda *xs: run(*xs)[0], *(program.shapes[n] for n in op.inputs))
+    body = trace(lambda *xs: run(*xs)[0], *(program.shapes[n] for n in op.inputs))
     try:
-        return _of_result(inner, axes)
+        return _axis_in_result(body, axes)
     except ExamplesMixError:
         return None
 
 
 def _scan(program: Program, op: Operation, axes: list[int | None]) -> list[int | None]:
-    """Of every result, where no turn of the loop lets the examples meet.
+    """The axis in every result, if no iteration mixes the examples.
 
-    What is carried from turn to turn has the same axis in all of them.
+    A carried value must have the same axis in all iterations.
     """
     closed = op.params["jaxpr"]
 
-    def kept(numbers: tuple[int, ...], avals: Sequence[Any]) -> int:
-        """How many are not taken in turns, and have the axes that the body knows."""
+    def unscanned(numbers: tuple[int, ...], avals: Sequence[Any]) -> int:
+        """How many values are not scanned over: the body has them with all axes."""
         shapes = zip(numbers, avals, strict=True)
         return sum(_shape(program, number) == aval.shape for number, aval in shapes)
 
-    ahead = kept(op.inputs, closed.in_avals)
-    num_carry = kept(op.outputs, closed.out_avals)
-    constants = ahead - num_carry
-    if 0 in axes[ahead:]:
+    # The operands are the constants, the carry and the scanned arrays, in this order.
+    first_scanned = unscanned(op.inputs, closed.in_avals)
+    first_carry = first_scanned - unscanned(op.outputs, closed.out_avals)
+    if 0 in axes[first_scanned:]:
         raise ExamplesMixError("examples meet in scan, which takes them in turns")
-    run, number = core.jaxpr_as_fun(closed), len(op.outputs)
+    run = core.jaxpr_as_fun(closed)
     bodies = [
-        trace(lambda *xs, i=i: run(*xs)[i], *closed.in_avals) for i in range(number)
+        trace(lambda *xs, i=i: run(*xs)[i], *closed.in_avals)
+        for i in range(len(op.outputs))
     ]
-    mine = axes[:ahead] + [a if a is None else a - 1 for a in axes[ahead:]]
+    scanned = [a if a is None else a - 1 for a in axes[first_scanned:]]
+    in_body = axes[:first_scanned] + scanned
     while True:
-        found = [_of_result(body, mine) for body in bodies]
-        carried = mine[constants:ahead]
-        for place, (before, after) in enumerate(zip(carried, found, strict=False)):
+        in_results = [_axis_in_result(body, in_body) for body in bodies]
+        carry = in_body[first_carry:first_scanned]
+        for place, (before, after) in enumerate(zip(carry, in_results, strict=False)):
             if None not in (before, after) and before != after:
                 raise ExamplesMixError("examples meet in scan, whose turns move them")
-            carried[place] = after if before is None else before
-        if carried == mine[constants:ahead]:
-            stacked = found[len(carried) :]
-            return carried + [a if a is None else a + 1 for a in stacked]
-        mine[constants:ahead] = carried
+            carry[place] = after if before is None else before
+        if carry == in_body[first_carry:first_scanned]:
+            stacked = in_results[len(carry) :]
+            return carry + [a if a is None else a + 1 for a in stacked]
+        in_body[first_carry:first_scanned] = carry
 
 
-def _of_result(body: Program, axes: list[int | None]) -> int | None:
-    """The axis in the result of a program of these operands."""
-    known = {
+def _axis_in_result(body: Program, axes: list[int | None]) -> int | None:
+    """The axis in the result of a program, for the axes in its arguments."""
+    in_arguments = {
         n: axis for n, axis in zip(body.inputs, axes, strict=True) if axis is not None
     }
-    return follow_batch_axis(body, body.operations, known).get(body.output)
+    return follow_batch_axis(body, body.operations, in_arguments).get(body.output)
 
 
 _ELEMENTWISE = (
@@ -276,16 +271,18 @@ _REDUCTIONS = (
     *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and"),
     *("reduce_or", "argmax", "argmin"),
 )
+_CUMULATIVE = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+_WINDOWS = (
+    *("reduce_window", "reduce_window_max"),
+    *("reduce_window_min", "reduce_window_sum"),
+)
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(_REDUCTIONS, _dropping("axes")),
-    **dict.fromkeys(
-        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"),
-        _along_others("axis"),
-    ),
-    "sort": _along_others("dimension"),
-    "split": _along_others("axis"),
-    "rev": _along_others("dimensions"),
+    **dict.fromkeys(_CUMULATIVE, _along_other_axes("axis")),
+    "sort": _along_other_axes("dimension"),
+    "split": _along_other_axes("axis"),
+    "rev": _along_other_axes("dimensions"),
     "transpose": _transpose,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
@@ -296,14 +293,6 @@ _RULES: dict[str, _Rule] = {
     "gather": _gather,
     "conv_general_dilated": _convolution,
     "pad": _pad,
-    **dict.fromkeys(
-        (
-            "reduce_window",
-            "reduce_window_max",
-            "reduce_window_min",
-            "reduce_window_sum",
-        ),
-        _window,
-    ),
+    **dict.fromkeys(_WINDOWS, _window),
     **dict.fromkeys(("custom_jvp_call", "custom_vjp_call"), _custom),
 }

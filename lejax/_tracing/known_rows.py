@@ -1,21 +1,24 @@
-"""How a loss uses its parameters: which leaves it meets by known rows alone.
+"""Leaves that the loss uses only in products with known rows.
 
-A leaf qualifies where every use of it is a product A W, or a choice of rows W[i], along
-one and the same of its axes (or group of axes), with an A or i that depends on no
-parameter. What is not known here disqualifies the leaf, and its reason is kept.
+*Known* means here, as in all of this folder: independent of the parameters. A leaf W
+qualifies if every use of it is a product A W or an indexing W[i], along the same axis
+(or axes) of W each time, with a known A or i. Any other use disqualifies the leaf, for
+a reason that is kept for the report.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Container
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.lax import GatherScatterMode
 
+from lejax._tracing.dot_general import read_dot_general
 from lejax._tracing.program import Operation, Program
+from lejax._tracing.views import UnknownUseError, axes_of_view, is_sharded
 
 _FILL = GatherScatterMode.FILL_OR_DROP
 _CLIP = GatherScatterMode.CLIP
@@ -23,29 +26,42 @@ _PROMISE = GatherScatterMode.PROMISE_IN_BOUNDS
 
 
 class RowMatrix(NamedTuple):
-    """A known operand of a product: its free axes, and those that are contracted."""
+    """Rows of numbers: the known operand A of a product A W.
+
+    Attributes:
+        number: the operand.
+        free: its free axes, which number the rows.
+        contracted: its contracted axes, along which the numbers of a row lie.
+    """
 
     number: int
     free: tuple[int, ...]
     contracted: tuple[int, ...]
 
     def rows(self, value: jax.Array) -> jax.Array:
-        """The operand with its n contracted numbers last: (*free, n)."""
+        """The rows, with their n numbers on the last axis: (*free, n)."""
         value = jnp.transpose(value, self.free + self.contracted)
-        free, size = value.shape[: len(self.free)], value.shape[len(self.free) :]
-        return value.reshape(*free, math.prod(size))
+        free, contracted = value.shape[: len(self.free)], value.shape[len(self.free) :]
+        return value.reshape(*free, math.prod(contracted))
 
     def free_shape(self, rows: jax.Array) -> tuple[int, ...]:
-        """The shape of `rows` but for the numbers of a row."""
+        """The shape of the free axes of `rows`."""
         return rows.shape[:-1]
 
-    def count(self, shape: tuple[int, ...]) -> int:
-        """How many rows an operand of this shape holds."""
+    def num_rows(self, shape: tuple[int, ...]) -> int:
+        """The number of rows in an operand of this shape."""
         return math.prod(shape[i] for i in self.free)
 
 
 class RowGather(NamedTuple):
-    """Known indices, of which one component numbers rows of a table of `size` rows."""
+    """Rows of the identity, by index: the known indices i of W[i].
+
+    Attributes:
+        number: the indices.
+        component: which of their components is the number of a row.
+        size: the number of rows of W.
+        clip: whether an index out of range is clipped; else it reads no row.
+    """
 
     number: int
     component: int
@@ -53,20 +69,20 @@ class RowGather(NamedTuple):
     clip: bool
 
     def rows(self, value: jax.Array) -> jax.Array:
-        """The numbers of the rows; `size` for those out of range, which read none."""
+        """The indices of the rows; `size` where no row is read."""
         rows = value[..., self.component]
-        if rows.dtype.itemsize < 4:  # the size may be beyond its range
+        if rows.dtype.itemsize < 4:  # `size` may exceed its range
             rows = rows.astype(jnp.int32)
         if self.clip:
             return rows.clip(0, self.size - 1)
         return jnp.where((rows >= 0) & (rows < self.size), rows, self.size)
 
     def free_shape(self, rows: jax.Array) -> tuple[int, ...]:
-        """The shape of `rows`, each but a number."""
+        """The shape of `rows`, one number a row."""
         return rows.shape
 
-    def count(self, shape: tuple[int, ...]) -> int:
-        """How many rows indices of this shape number."""
+    def num_rows(self, shape: tuple[int, ...]) -> int:
+        """The number of rows that indices of this shape read."""
         return math.prod(shape[:-1])
 
 
@@ -75,239 +91,205 @@ RowValues: TypeAlias = dict[RowSource, jax.Array]
 
 
 class KnownOperand(NamedTuple):
-    """A product or a choice of rows.
+    """One product A W or indexing W[i].
 
     Attributes:
-        operation: what does it.
-        factor: the known rows.
-        axes: the axes of the leaf along which it is met, in rising order.
-        order: the axes of (*free, *the other axes of the leaf) in the order of the
-            result, but for axes of length 1.
+        operation: the operation.
+        row_source: A or i.
+        axes: the contracted or indexed axes of the leaf, in rising order.
+        result_order: the axes of (*free, *the other axes of the leaf) in the order of
+            the result, up to axes of length 1.
     """
 
     operation: Operation
-    factor: RowSource
+    row_source: RowSource
     axes: tuple[int, ...]
-    order: tuple[int, ...]
+    result_order: tuple[int, ...]
 
 
 class LeafUse(NamedTuple):
-    """A leaf that is met by known rows alone.
+    """All uses of a leaf that the loss uses only with known rows.
 
     Attributes:
-        axes: the axes of the leaf along which it is met.
-        uses: where; empty where the loss does not use the leaf.
-        views: the operations that only show the leaf otherwise, on the way there.
-        rows: m, the number of known rows.
-        whole: why it keeps all its numbers, where they are not fewer than it has.
+        axes: the contracted or indexed axes of the leaf, the same in all uses.
+        operands: one for each use; empty if the loss does not use the leaf.
+        views: the views of the leaf on the way to its uses.
+        num_rows: m, the number of known rows.
+        why_whole: why the leaf is not reduced, if m is too large; else empty.
     """
 
     axes: tuple[int, ...]
-    uses: tuple[KnownOperand, ...]
+    operands: tuple[KnownOperand, ...]
     views: tuple[Operation, ...]
-    rows: int
-    whole: str = ""
+    num_rows: int
+    why_whole: str = ""
 
     def order(self, ndim: int) -> tuple[int, ...]:
-        """The axes along which the leaf is met, and then its others."""
+        """The axes of the leaf: `axes`, and then the others."""
         return self.axes + tuple(i for i in range(ndim) if i not in self.axes)
 
-    def size(self, shape: tuple[int, ...]) -> int:
-        """n, the numbers of the leaf that a row meets."""
+    def row_length(self, shape: tuple[int, ...]) -> int:
+        """n, the length of a row, for a leaf of this shape."""
         return math.prod(shape[i] for i in self.axes)
 
     def reduced_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of a displacement in the directions of the rows."""
+        """The shape (m, *others) of a displacement along the span of the rows."""
         others = self.order(len(shape))[len(self.axes) :]
-        return (self.rows, *(shape[i] for i in others))
-
-
-class UnknownUseError(Exception):
-    """A use that disqualifies the leaf, for the reason that it carries."""
+        return (self.num_rows, *(shape[i] for i in others))
 
 
 def find_leaf_uses(
-    program: Program, leaves: int, turns: int = 1, parts: int = 1
+    program: Program, num_leaves: int, num_batches: int = 1, num_members: int = 1
 ) -> list[LeafUse | str]:
-    """How each of the first `leaves` inputs is met, or the reason why it is not.
+    """How the loss uses each of its first `num_leaves` inputs, or why that is unknown.
 
-    `program` is that of the loss. The inputs after the leaves are those of the batch,
-    of which there are `turns`, and `parts` of each: the rows of all of them count.
+    The inputs after the leaves are those of the batch. The rows of `num_batches` inner
+    batches count, and of each the parts that `num_members` members hold.
     """
-    if why := program.in_one_piece():
-        return [why] * leaves
-    numbers = program.inputs[:leaves]
-    turning = program.dependents(program.inputs[leaves:])
-    unknown = program.dependents(numbers)
-    # Where a leaf is seen: which, and which of its axes every axis there is.
-    views = {
+    if reason := program.why_not_in_parts():
+        return [reason] * num_leaves
+    numbers = program.inputs[:num_leaves]
+    on_batch = program.dependents(program.inputs[num_leaves:])
+    on_params = program.dependents(numbers)
+    # Every value that is a view of a leaf: the leaf, and its axes in the view.
+    shown = {
         number: (leaf, tuple(range(len(program.shapes[number].shape))))
         for leaf, number in enumerate(numbers)
     }
-    ways: list[list[Operation]] = [[] for _ in numbers]
-    uses: list[list[KnownOperand]] = [[] for _ in numbers]
+    views: list[list[Operation]] = [[] for _ in numbers]
+    operands: list[list[KnownOperand]] = [[] for _ in numbers]
     reasons: dict[int, str] = {}
     for operation in program.operations:
-        for operand, number in enumerate(operation.inputs):
-            if number not in views:
+        for index, number in enumerate(operation.inputs):
+            if number not in shown:
                 continue
-            leaf, axes = views[number]
-            seen = shown_axes(program, operation, axes)
-            if seen is not None:
-                views[operation.outputs[0]] = (leaf, seen)
-                ways[leaf].append(operation)
+            leaf, axes = shown[number]
+            view_axes = axes_of_view(program, operation, axes)
+            if view_axes is not None:
+                shown[operation.outputs[0]] = (leaf, view_axes)
+                views[leaf].append(operation)
                 continue
             try:
-                uses[leaf].append(_use(program, operation, operand, axes, unknown))
-            except UnknownUseError as reason:
-                reasons.setdefault(leaf, str(reason))
-    if program.output in views:
-        reasons[views[program.output][0]] = "it is the loss itself"
+                operand = _known_operand(program, operation, index, axes, on_params)
+                operands[leaf].append(operand)
+            except UnknownUseError as error:
+                reasons.setdefault(leaf, str(error))
+    if program.output in shown:
+        reasons[shown[program.output][0]] = "it is the loss itself"
 
-    def judge(leaf: int, number: int) -> LeafUse | str:
+    def leaf_use(leaf: int, number: int) -> LeafUse | str:
         if leaf in reasons:
             return reasons[leaf]
-        shape = program.shapes[number].shape
-        along = {use.axes for use in uses[leaf]} or {tuple(range(len(shape)))}
-        factors = {use.factor for use in uses[leaf]}
-        if len(along) > 1:
+        shape, dtype = program.shapes[number].shape, program.shapes[number].dtype
+        axes_of_uses = {operand.axes for operand in operands[leaf]}
+        row_sources = {operand.row_source for operand in operands[leaf]}
+        if len(axes_of_uses) > 1:
             return "met along different axes"
-        if len(set(map(type, factors))) > 1:
+        if len(set(map(type, row_sources))) > 1:
             return "both multiplied and indexed"
         widest = max(
-            (program.shapes[factor.number].dtype.itemsize for factor in factors),
+            (program.shapes[source.number].dtype.itemsize for source in row_sources),
             default=0,
         )
-        dtype = program.shapes[number].dtype
-        if RowMatrix in map(type, factors) and widest > max(4, dtype.itemsize):
+        if RowMatrix in map(type, row_sources) and widest > max(4, dtype.itemsize):
             return "its rows have more digits than it has"
-        (axes,) = along
-        rows = parts * sum(
-            factor.count(program.shapes[factor.number].shape)
-            * (turns if factor.number in turning else 1)
-            for factor in factors
+        (axes,) = axes_of_uses or {tuple(range(len(shape)))}
+        num_rows = num_members * sum(
+            source.num_rows(program.shapes[source.number].shape)
+            * (num_batches if source.number in on_batch else 1)
+            for source in row_sources
         )
         size = math.prod(shape[i] for i in axes)
-        whole = f"{rows} rows meet {size} inputs" if rows >= size else ""
-        return LeafUse(axes, tuple(uses[leaf]), tuple(ways[leaf]), rows, whole)
+        why_whole = f"{num_rows} rows meet {size} inputs" if num_rows >= size else ""
+        return LeafUse(
+            axes, tuple(operands[leaf]), tuple(views[leaf]), num_rows, why_whole
+        )
 
-    return [judge(leaf, number) for leaf, number in enumerate(numbers)]
-
-
-def shown_axes(
-    program: Program, operation: Operation, axes: tuple[int, ...]
-) -> tuple[int, ...] | None:
-    """The axes of a leaf after an operation that only shows it otherwise."""
-    if operation.name == "transpose":
-        return tuple(axes[i] for i in operation.params["permutation"])
-    if operation.name == "convert_element_type":
-        before = program.shapes[operation.inputs[0]].dtype
-        after = program.shapes[operation.outputs[0]].dtype
-        # A cast that loses digits is a function of its own.
-        if jnp.issubdtype(after, jnp.floating) and (
-            jnp.finfo(after).nmant >= jnp.finfo(before).nmant
-            and jnp.finfo(after).maxexp >= jnp.finfo(before).maxexp
-        ):
-            return axes
-    return None
+    return [leaf_use(leaf, number) for leaf, number in enumerate(numbers)]
 
 
-def _use(
+def _known_operand(
     program: Program,
     operation: Operation,
-    operand: int,
+    index: int,
     axes: tuple[int, ...],
-    unknown: Container[int],
+    on_params: Container[int],
 ) -> KnownOperand:
-    """The operation as a use of the leaf that is seen in `axes` as its operand."""
-    recognise = {"dot_general": _product, "gather": _choice}.get(operation.name)
-    if recognise is None:
+    """The use of a leaf, which has the axes `axes` in the operand `index`."""
+    readers = {"dot_general": _product_with_rows, "gather": _gather_of_rows}
+    read = readers.get(operation.name)
+    if read is None:
         raise UnknownUseError(f"used by {operation.name}")
-    if any(
-        number in unknown
-        for place, number in enumerate(operation.inputs)
-        if place != operand
-    ):
+    others = (n for place, n in enumerate(operation.inputs) if place != index)
+    if any(number in on_params for number in others):
         raise UnknownUseError("its rows depend on parameters")
     values = (*operation.inputs, *operation.outputs)
     if any(is_sharded(program.shapes[number]) for number in values):
         raise UnknownUseError("sharded over an explicit mesh")
-    return recognise(program, operation, operand, axes)
+    return read(program, operation, index, axes)
 
 
-def is_sharded(aval: Any) -> bool:
-    """Whether a value is laid out over a mesh with explicit axes."""
-    spec = getattr(getattr(aval, "sharding", None), "spec", None) or ()
-    return any(entry is not None for entry in spec)
-
-
-def _product(
-    program: Program, operation: Operation, operand: int, axes: tuple[int, ...]
+def _product_with_rows(
+    program: Program, operation: Operation, index: int, axes: tuple[int, ...]
 ) -> KnownOperand:
-    contracting, batching = operation.params["dimension_numbers"]
-    if batching[0]:
-        raise UnknownUseError("used by dot_general with batch dimensions")
+    product = read_dot_general(program, operation, index)
     if operation.params.get("out_sharding") is not None:
         raise UnknownUseError("used by dot_general with a sharding of its own")
-    number = program.source(operation.inputs[1 - operand])
-    rows = program.shapes[number].dtype
-    if jnp.issubdtype(rows, jnp.complexfloating):
+    number = program.source(operation.inputs[1 - index])
+    if jnp.issubdtype(program.shapes[number].dtype, jnp.complexfloating):
         raise UnknownUseError("its rows are complex")
     if not jnp.issubdtype(program.shapes[operation.outputs[0]].dtype, jnp.inexact):
         raise UnknownUseError("its product is rounded to integers")
-    met = sorted(
-        (axes[mine], other)
-        for mine, other in zip(
-            contracting[operand], contracting[1 - operand], strict=True
-        )
-    )
-    along = tuple(axis for axis, _ in met)
-    contracted = tuple(other for _, other in met)
-    free = tuple(
-        i for i in range(len(program.shapes[number].shape)) if i not in contracted
-    )
-    rest = [axis for axis in range(len(axes)) if axis not in along]
-    mine = tuple(len(free) + rest.index(axis) for axis in axes if axis in rest)
-    theirs = tuple(range(len(free)))
-    order = mine + theirs if operand == 0 else theirs + mine
-    return KnownOperand(operation, RowMatrix(number, free, contracted), along, order)
+    # Pairs of a contracted axis of the leaf and one of the rows.
+    leaf_axes = (axes[axis] for axis in product.kernel_contracted)
+    pairs = sorted(zip(leaf_axes, product.rows_contracted, strict=True))
+    contracted = tuple(of_leaf for of_leaf, _ in pairs)
+    row_axes = tuple(of_rows for _, of_rows in pairs)
+    row_source = RowMatrix(number, product.rows_free, row_axes)
+    others = [axis for axis in range(len(axes)) if axis not in contracted]
+    num_free = len(product.rows_free)
+    free = [num_free + others.index(axes[axis]) for axis in product.kernel_free]
+    in_result = dict(zip(product.result_of_rows, range(num_free), strict=True))
+    in_result |= dict(zip(product.result_of_kernel, free, strict=True))
+    order = tuple(in_result[axis] for axis in sorted(in_result))
+    return KnownOperand(operation, row_source, contracted, order)
 
 
-def _choice(
-    program: Program, operation: Operation, operand: int, axes: tuple[int, ...]
+def _gather_of_rows(
+    program: Program, operation: Operation, index: int, axes: tuple[int, ...]
 ) -> KnownOperand:
-    numbers, sizes = (
-        operation.params["dimension_numbers"],
-        operation.params["slice_sizes"],
-    )
-    mode = operation.params["mode"]
+    dimensions = operation.params["dimension_numbers"]
+    sizes, mode = operation.params["slice_sizes"], operation.params["mode"]
     table, number = operation.inputs[0], program.source(operation.inputs[1])
     shape = program.shapes[table].shape
-    partial = [i for i, size in enumerate(sizes) if size != shape[i]]
+    indexed = [i for i, size in enumerate(sizes) if size != shape[i]]
     if (
-        operand != 0
-        or len(partial) != 1
-        or sizes[partial[0]] != 1
-        or partial[0] not in numbers.start_index_map
-        or numbers.operand_batching_dims
+        index != 0
+        or len(indexed) != 1
+        or sizes[indexed[0]] != 1
+        or indexed[0] not in dimensions.start_index_map
+        or dimensions.operand_batching_dims
         or mode not in (_FILL, _CLIP, _PROMISE)
-        # Out of range in another component, a row would be filled as well.
-        or (mode == _FILL and len(numbers.start_index_map) > 1)
+        # An index out of range in another component would fill a row as well.
+        or (mode == _FILL and len(dimensions.start_index_map) > 1)
     ):
         raise UnknownUseError("used by a gather of more than whole rows")
-    (axis,) = partial
-    rest = [i for i in range(len(axes)) if i != axes[axis]]
-    free = len(program.shapes[number].shape) - 1
-    kept = iter(i for i in range(len(axes)) if i not in numbers.collapsed_slice_dims)
-    theirs = iter(range(free))
+    (axis,) = indexed
+    others = [i for i in range(len(axes)) if i != axes[axis]]
+    num_free = len(program.shapes[number].shape) - 1
+    # The result has the axes of the table that are kept at `offset_dims`, and those of
+    # the indices elsewhere.
+    collapsed = dimensions.collapsed_slice_dims
+    of_table = iter(i for i in range(len(axes)) if i not in collapsed)
+    of_indices = iter(range(num_free))
     order = tuple(
-        free + rest.index(axes[shown]) if shown is not None else next(theirs)
+        num_free + others.index(axes[kept]) if kept is not None else next(of_indices)
         for place in range(len(program.shapes[operation.outputs[0]].shape))
-        if (shown := next(kept) if place in numbers.offset_dims else None) != axis
+        if (kept := next(of_table) if place in dimensions.offset_dims else None) != axis
     )
-    # Other axes that the result has lost are of length 1.
-    order += tuple(i for i in range(free + len(rest)) if i not in order)
-    factor = RowGather(
-        number, numbers.start_index_map.index(axis), shape[axis], mode != _FILL
+    # The result lacks other axes only if they have length 1.
+    order += tuple(i for i in range(num_free + len(others)) if i not in order)
+    row_source = RowGather(
+        number, dimensions.start_index_map.index(axis), shape[axis], mode != _FILL
     )
-    return KnownOperand(operation, factor, (axes[axis],), order)
+    return KnownOperand(operation, row_source, (axes[axis],), order)

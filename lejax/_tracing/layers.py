@@ -1,4 +1,4 @@
-"""Dense layers and convolutions of a program, whose examples have rows of their own."""
+"""Dense layers and convolutions in a program, with the rows of every example."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lejax._tracing.known_rows import UnknownUseError, is_sharded, shown_axes
+from lejax._tracing.dot_general import ProductAxes, read_dot_general
 from lejax._tracing.program import Operation, Program
+from lejax._tracing.views import UnknownUseError, axes_of_view, is_sharded
 
-# Of inner layers every example and draw has its own span. Beyond so many positions that
-# costs more than it saves: `experiments/spans.py`.
+# In an inner layer every example and every draw needs a basis of its rows. With more
+# positions than this it costs more than it saves: `experiments/benchmarks/spans.py`.
 FEW_POSITIONS = 4
 
 
 class PerExampleLayer(NamedTuple):
-    """A dense layer or a convolution, of which every example sees its own rows.
+    """A dense layer or a convolution that multiplies each example's own rows.
 
     Attributes:
-        kernel: the place of its leaf among the leaves.
-        bias: that of the leaf which is added to its product, if any.
-        kernel_order: the axes of the kernel, the contracted ones first; the others in
+        kernel: the place of the kernel among the leaves.
+        bias: the place of the bias that is added to the product, if any.
+        kernel_order: the axes of the kernel: the contracted ones, then the others in
             the order of the result.
         bias_views: the operations that spread the bias over examples and positions.
-        inputs: the number of what meets the kernel.
-        inputs_order: its axes, or those of its patches: that of the examples, those of
-            the positions, and the contracted ones.
-        patches: the parameters of the convolution, if it is one.
+        inputs: the number of the other operand of the product.
+        inputs_order: its axes, or those of its patches: the examples, the positions,
+            the contracted ones.
+        patches: the parameters of a convolution's patches; None for a dense layer.
         product: the number of the product.
-        product_order: its axes: that of the examples, those of the positions, others.
-        result: the number of what the noise of the layer moves: the product, or its sum
-            with the bias.
-        result_order: its axes: that of the examples, those of the positions, others.
-        positions: how many positions an example has, T.
-        size: how many numbers a row has, n.
-        others: how many axes the result has besides those of the rows.
+        product_order: its axes: the examples, the positions, the features.
+        result: the number of the product with its bias, or of the product alone.
+        result_order: its axes: the examples, the positions, the features.
+        num_positions: T, the number of rows of an example.
+        row_length: n, the length of a row.
+        num_feature_axes: how many axes of the result are features.
     """
 
     kernel: int
@@ -50,65 +50,45 @@ class PerExampleLayer(NamedTuple):
     product_order: tuple[int, ...]
     result: int
     result_order: tuple[int, ...]
-    positions: int
-    size: int
-    others: int
+    num_positions: int
+    row_length: int
+    num_feature_axes: int
 
     def rows(self, inputs: jax.Array) -> jax.Array:
-        """The H_i, (B, T, n)."""
+        """The rows Hᵢ of all examples, (B, T, n)."""
         if self.patches is not None:
             inputs = jax.lax.conv_general_dilated_patches(inputs, **self.patches)
         rows = jnp.transpose(inputs, self.inputs_order)
-        return rows.reshape(len(rows), self.positions, -1)
+        return rows.reshape(len(rows), self.num_positions, -1)
 
-    def laid_out(self, seen: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """What is seen (B, T, o) in the shape of the result."""
+    def as_result(self, products: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """`products` (B, T, o) in the layout of the result, which has this shape."""
         order = self.result_order
-        seen = seen.reshape(tuple(shape[axis] for axis in order))
-        return jnp.transpose(seen, sorted(range(len(order)), key=order.__getitem__))
+        products = products.reshape(tuple(shape[axis] for axis in order))
+        return jnp.transpose(products, sorted(range(len(order)), key=order.__getitem__))
 
 
-def end_of_views(
-    program: Program, number: int, consumers: dict[int, list[Operation]]
-) -> tuple[tuple[Operation, ...], Operation, int]:
-    """The views of a leaf, the one operation that then uses it, and as which number."""
-    if jnp.finfo(program.shapes[number].dtype).bits < 32:
-        raise UnknownUseError("its points are rounded at random")
-    views: list[Operation] = []
-    while True:
-        after = consumers.get(number, [])
-        if not after:
-            raise UnknownUseError("the loss does not use it")
-        if len(after) > 1 or after[0].inputs.count(number) > 1:
-            raise UnknownUseError("used more than once")
-        operation = after[0]
-        axes = tuple(range(len(program.shapes[number].shape)))
-        if operation.name not in ("reshape", "broadcast_in_dim") and (
-            shown_axes(program, operation, axes) is None
-        ):
-            return tuple(views), operation, number
-        views.append(operation)
-        number = operation.outputs[0]
-
-
-def layers_of(
+def candidate_layers(
     program: Program,
     leaf: int,
     views: tuple[Operation, ...],
     operation: Operation,
     number: int,
 ) -> list[PerExampleLayer]:
-    """The product as a layer, by the axes along which its examples may lie."""
+    """The operation as a layer, once for each axis that may be that of the examples.
+
+    `number` is the kernel in the operation, after the `views` of the leaf.
+    """
     if operation.name not in ("dot_general", "conv_general_dilated"):
         raise UnknownUseError(f"used by {operation.name}")
     if any(view.name in ("reshape", "broadcast_in_dim") for view in views):
         raise UnknownUseError("reshaped before it is used")
-    # Of every axis of the kernel as it is used, that of the leaf.
-    shown = tuple(range(len(program.shapes[number].shape)))
+    # The axis of the leaf for every axis of the operand.
+    leaf_axes = tuple(range(len(program.shapes[number].shape)))
     for view in views:
-        shown = shown_axes(program, view, shown) or shown
-    operand = operation.inputs.index(number)
-    inputs, (result,) = operation.inputs[1 - operand], operation.outputs
+        leaf_axes = axes_of_view(program, view, leaf_axes) or leaf_axes
+    index = operation.inputs.index(number)
+    inputs, (result,) = operation.inputs[1 - index], operation.outputs
     for value in (inputs, result):
         if jnp.dtype(program.shapes[value].dtype) not in (jnp.float32, jnp.float64):
             raise UnknownUseError("its product is of half precision")
@@ -116,153 +96,134 @@ def layers_of(
             raise UnknownUseError("sharded over an explicit mesh")
         if 0 in program.shapes[value].shape:
             raise UnknownUseError("its product is empty")
-    read = _product if operation.name == "dot_general" else _convolution
-    contracted, others, patches, free, own, of_result, of_others = read(
-        program, operation, operand
-    )
-    shape = program.shapes[result].shape
-    size = math.prod(program.shapes[number].shape[axis] for axis in contracted)
-    found = []
-    for example in range(len(free)):
-        places = (example, *(i for i in range(len(free)) if i != example))
-        positions = math.prod(shape[of_result[i]] for i in places[1:])
-        order = (*(of_result[i] for i in places), *of_others)
-        found.append(
+    patches = None
+    if operation.name == "dot_general":
+        axes = read_dot_general(program, operation, index)
+    else:
+        axes, patches = _read_convolution(program, operation, index)
+    shape, kernel_shape = program.shapes[result].shape, program.shapes[number].shape
+    kernel_axes = (*axes.kernel_contracted, *axes.kernel_free)
+    num_free = len(axes.rows_free)
+    layers = []
+    for examples in range(num_free):
+        places = (examples, *(i for i in range(num_free) if i != examples))
+        of_rows = tuple(axes.result_of_rows[i] for i in places)
+        order = (*of_rows, *axes.result_of_kernel)
+        layers.append(
             PerExampleLayer(
                 kernel=leaf,
                 bias=None,
-                kernel_order=tuple(shown[axis] for axis in (*contracted, *others)),
+                kernel_order=tuple(leaf_axes[axis] for axis in kernel_axes),
                 bias_views=(),
                 inputs=inputs,
-                inputs_order=(*(free[i] for i in places), *own),
+                inputs_order=(
+                    *(axes.rows_free[i] for i in places),
+                    *axes.rows_contracted,
+                ),
                 patches=patches,
                 product=result,
                 product_order=order,
                 result=result,
                 result_order=order,
-                positions=positions,
-                size=size,
-                others=len(of_others),
+                num_positions=math.prod(shape[axis] for axis in of_rows[1:]),
+                row_length=math.prod(kernel_shape[i] for i in axes.kernel_contracted),
+                num_feature_axes=len(axes.result_of_kernel),
             )
         )
-    if not found:
+    if not layers:
         raise UnknownUseError("its inputs have no axis of examples")
-    return found
+    return layers
 
 
-class _Read(NamedTuple):
-    """A product: which axes are which.
-
-    Attributes:
-        contracted, others: of the kernel.
-        patches: of a convolution.
-        free, own: of the inputs or patches: those of the rows, and in a row.
-        of_result, of_others: the axes of the result for `free` and for `others`.
-    """
-
-    contracted: tuple[int, ...]
-    others: tuple[int, ...]
-    patches: dict[str, Any] | None
-    free: tuple[int, ...]
-    own: tuple[int, ...]
-    of_result: tuple[int, ...]
-    of_others: tuple[int, ...]
-
-
-def _product(program: Program, operation: Operation, operand: int) -> _Read:
-    contracting, batching = operation.params["dimension_numbers"]
-    if batching[0]:
-        raise UnknownUseError("used by dot_general with batch dimensions")
-
-    def rest(place: int) -> tuple[int, ...]:
-        axes = range(len(program.shapes[operation.inputs[place]].shape))
-        return tuple(axis for axis in axes if axis not in contracting[place])
-
-    free, others = rest(1 - operand), rest(operand)
-    first, second = (others, free) if operand == 0 else (free, others)
-    ends = tuple(range(len(first))), tuple(range(len(first), len(first) + len(second)))
-    of_others, of_result = ends if operand == 0 else ends[::-1]
-    own = tuple(contracting[1 - operand])
-    contracted = tuple(contracting[operand])
-    return _Read(contracted, others, None, free, own, of_result, of_others)
-
-
-def _convolution(program: Program, operation: Operation, operand: int) -> _Read:
+def _read_convolution(
+    program: Program, operation: Operation, kernel: int
+) -> tuple[ProductAxes, dict[str, Any]]:
+    """A convolution as a product of patches and the kernel, and how to make patches."""
     params, numbers = operation.params, operation.params["dimension_numbers"]
     _, rhs, out = numbers
-    if operand != 1 or params["feature_group_count"] * params["batch_group_count"] > 1:
+    if kernel != 1 or params["feature_group_count"] * params["batch_group_count"] > 1:
         raise UnknownUseError("used by a convolution of groups")
-    if list(rhs[2:]) != sorted(rhs[2:]):  # as patches are laid out
+    if list(rhs[2:]) != sorted(rhs[2:]):  # the order of the axes in a patch
         raise UnknownUseError("used by a convolution along turned axes")
-    kernel = program.shapes[operation.inputs[1]].shape
+    shape = program.shapes[operation.inputs[1]].shape
     patches = {
-        "filter_shape": tuple(kernel[axis] for axis in rhs[2:]),
+        "filter_shape": tuple(shape[axis] for axis in rhs[2:]),
         "dimension_numbers": numbers,
         **{
             name: params[name]
             for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
         },
     }
-    # A patch has the channels first, as its numbers are laid out.
-    contracted = (rhs[1], *rhs[2:])
+    # The patches have the layout of the result. A patch lies along one axis, channels
+    # first.
     free = (out[0], *out[2:])
-    return _Read(contracted, (rhs[0],), patches, free, (out[1],), free, (out[1],))
+    axes = ProductAxes(
+        kernel_contracted=(rhs[1], *rhs[2:]),
+        kernel_free=(rhs[0],),
+        rows_contracted=(out[1],),
+        rows_free=free,
+        result_of_kernel=(out[1],),
+        result_of_rows=free,
+    )
+    return axes, patches
 
 
 def with_bias(
     program: Program,
-    sight: PerExampleLayer,
+    layer: PerExampleLayer,
     numbers: tuple[int, ...],
     consumers: dict[int, list[Operation]],
-    added: dict[int, tuple[int, tuple[Operation, ...]]],
+    bias_sums: dict[int, tuple[int, tuple[Operation, ...]]],
 ) -> PerExampleLayer:
-    """The layer with the bias that is added to its product before any other use."""
-    result, order = sight.result, sight.result_order
+    """The layer with the bias that is added to its product before any other use.
+
+    `bias_sums` has, by the number of a sum, the leaf that is added and its views.
+    """
+    result, order = layer.result, layer.result_order
     while len(after := consumers.get(result, [])) == 1:
         (operation,) = after
         if operation.name == "transpose":
             order = tuple(map(operation.params["permutation"].index, order))
             result = operation.outputs[0]
             continue
-        if operation.outputs[0] in added:
-            bias, views = added[operation.outputs[0]]
-            # Those of the rows: the others are as many as the kernel's.
-            rows = order[: len(order) - sight.others]
-            if _spread(program, numbers[bias], views, result, rows):
-                return sight._replace(
+        if operation.outputs[0] in bias_sums:
+            bias, views = bias_sums[operation.outputs[0]]
+            row_axes = order[: len(order) - layer.num_feature_axes]
+            if _added_to_every_row(program, numbers[bias], views, result, row_axes):
+                return layer._replace(
                     bias=bias,
                     bias_views=views,
                     result=operation.outputs[0],
                     result_order=order,
                 )
         break
-    return sight
+    return layer
 
 
-def _spread(
+def _added_to_every_row(
     program: Program,
-    number: int,
+    bias: int,
     views: tuple[Operation, ...],
     result: int,
-    rows: tuple[int, ...],
+    row_axes: tuple[int, ...],
 ) -> bool:
-    """Whether the views give every row of the result the whole bias, once."""
-    shape, size = program.shapes[result].shape, math.prod(program.shapes[number].shape)
-    shapes = [program.shapes[view.outputs[0]].shape for view in views]
-    once = tuple(1 if axis in rows else n for axis, n in enumerate(shape))
-    if math.prod(once) != size or any(view.name == "transpose" for view in views):
+    """Whether the views add the whole bias, once, to every row of the result."""
+    shape, size = program.shapes[result].shape, math.prod(program.shapes[bias].shape)
+    view_shapes = [program.shapes[view.outputs[0]].shape for view in views]
+    one_row = tuple(1 if axis in row_axes else n for axis, n in enumerate(shape))
+    if math.prod(one_row) != size or any(view.name == "transpose" for view in views):
         return False
-    if shapes[-1] == once:  # repeated by the addition itself
-        return all(math.prod(grown) == size for grown in shapes)
+    if view_shapes[-1] == one_row:  # the addition itself repeats it
+        return all(math.prod(view_shape) == size for view_shape in view_shapes)
     last = views[-1]
     dimensions = last.params.get("broadcast_dimensions", ())
     before = program.shapes[last.inputs[0]].shape
     return (
-        shapes[-1] == shape
+        view_shapes[-1] == shape
         and last.name == "broadcast_in_dim"
-        and all(math.prod(grown) == size for grown in shapes[:-1])
+        and all(math.prod(view_shape) == size for view_shape in view_shapes[:-1])
         and all(
             axis not in dimensions or before[dimensions.index(axis)] == 1
-            for axis in rows
+            for axis in row_axes
         )
     )

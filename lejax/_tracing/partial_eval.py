@@ -1,7 +1,7 @@
-"""A loss in parts: what runs once, and what runs for every displacement.
+"""A loss in two parts: what runs once, and what runs for every displacement.
 
-Once: what no parameter changes, and the products of known rows with a leaf at x, to
-which a displacement adds its own.
+Once run the operations that no parameter changes, and the products A W of known rows
+with a leaf at x. A displacement u of the leaf adds A u to such a product.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._internal.loss import call, first_batch
-from lejax._internal.trees import PyTree
+from lejax._internal.types import PyTree
 from lejax._tracing.known_rows import (
     LeafUse,
     RowMatrix,
@@ -24,140 +24,154 @@ from lejax._tracing.known_rows import (
 from lejax._tracing.program import Operation, Program, trace
 
 
-def find_reduced(
+def trace_leaf_uses(
     value_fn: Callable[..., Any],
     params: PyTree,
     batch: PyTree,
     inner_batches: bool,
-    parts: int = 1,
+    num_members: int = 1,
 ) -> tuple[Program, list[LeafUse | str]]:
-    """The program of the loss, and how it meets every leaf, or why that is unknown.
+    """The program of the loss, and for every leaf its uses, or why it is not reduced.
 
-    The batch is one of so many `parts`, of which all rows count.
+    `num_members` members hold parts of the batch; the rows of all of them count.
     """
     # A single batch is closed over, so that it may hold more than arrays.
-    turns = (first_batch(batch),) if inner_batches else ()
+    first = (first_batch(batch),) if inner_batches else ()
     program = trace(
-        lambda params, *turn: call(value_fn, params, turn[0] if turn else batch),
+        lambda params, *inner: call(value_fn, params, inner[0] if inner else batch),
         params,
-        *turns,
+        *first,
     )
-    count = jnp.shape(jax.tree.leaves(batch)[0])[0] if inner_batches else 1
-    return program, find_leaf_uses(program, len(jax.tree.leaves(params)), count, parts)
+    num_batches = jnp.shape(jax.tree.leaves(batch)[0])[0] if inner_batches else 1
+    num_leaves = len(jax.tree.leaves(params))
+    return program, find_leaf_uses(program, num_leaves, num_batches, num_members)
 
 
-def worth_it(
-    program: Program, met: LeafUse | str, leaf: jax.Array, inner_batches: bool
+def worthwhile_use(
+    program: Program, leaf_use: LeafUse | str, leaf: jax.Array, inner_batches: bool
 ) -> LeafUse | str:
-    """How a leaf is met, or why its points are made as the loss is written.
+    """The uses of a leaf, or why it is evaluated as the loss is written.
 
-    Of a leaf that keeps all its numbers the products at x are worth it where a batch
-    does not turn, and nothing is rounded to half precision, the leaf or a product. A
-    row that is not finite fails the samples that see it, as among few rows.
+    A leaf that is not reduced still shares its products at x, on two conditions: there
+    are no inner batches, and neither the leaf nor a product has half precision. A row
+    that is not finite then fails its samples, as it does for a reduced leaf.
     """
-    if isinstance(met, str) or not met.whole:
-        return met
-    products = [program.shapes[use.operation.outputs[0]].dtype for use in met.uses]
-    multiplied = all(isinstance(use.factor, RowMatrix) for use in met.uses)
+    if isinstance(leaf_use, str) or not leaf_use.why_whole:
+        return leaf_use
+    products = [
+        program.shapes[operand.operation.outputs[0]].dtype
+        for operand in leaf_use.operands
+    ]
+    multiplied = all(
+        isinstance(operand.row_source, RowMatrix) for operand in leaf_use.operands
+    )
     wide = all(jnp.finfo(dtype).bits >= 32 for dtype in (leaf.dtype, *products))
-    return met if multiplied and wide and not inner_batches else met.whole
+    shares = multiplied and wide and not inner_batches
+    return leaf_use if shares else leaf_use.why_whole
 
 
 class PartialProgram(NamedTuple):
-    """A program whose operations run once, at x, or for every displacement.
+    """A program split into what runs once, at x, and what runs for every displacement.
 
     Attributes:
-        program: of the loss.
+        program: the whole program.
         leaves: the numbers of the parameters' leaves.
-        mets: of these, the ones that are met by known rows alone, and how.
-        factors: the known rows.
-        once: what no parameter changes, and the products at x.
-        every: what is left.
-        wanted: the numbers that `every`, or the result, takes from `once`.
+        leaf_uses: by number, the uses of the leaves that meet known rows alone.
+        row_sources: the known rows.
+        once: the operations that no parameter changes, and the products at x.
+        per_displacement: the other operations.
+        handed_on: the numbers that these, or the result, take from `once`.
     """
 
     program: Program
     leaves: tuple[int, ...]
-    mets: dict[int, LeafUse]
-    factors: tuple[RowSource, ...]
+    leaf_uses: dict[int, LeafUse]
+    row_sources: tuple[RowSource, ...]
     once: tuple[Operation, ...]
-    every: tuple[Operation, ...]
-    wanted: tuple[int, ...]
+    per_displacement: tuple[Operation, ...]
+    handed_on: tuple[int, ...]
 
 
-def split(program: Program, found: Sequence[LeafUse | str]) -> PartialProgram:
-    """What of a program needs to run but once."""
-    leaves = program.inputs[: len(found)]
-    mets = {
-        number: met
-        for number, met in zip(leaves, found, strict=True)
-        if isinstance(met, LeafUse)
+def split(program: Program, leaf_uses: Sequence[LeafUse | str]) -> PartialProgram:
+    """The program in two parts; a leaf with a reason is left as the loss uses it."""
+    leaves = program.inputs[: len(leaf_uses)]
+    uses = {
+        number: leaf_use
+        for number, leaf_use in zip(leaves, leaf_uses, strict=True)
+        if isinstance(leaf_use, LeafUse)
     }
-    at_origin = {
+    at_x = {
         operation.outputs[0]
-        for met in mets.values()
-        for operation in (*met.views, *(use.operation for use in met.uses))
+        for use in uses.values()
+        for operation in (*use.views, *(operand.operation for operand in use.operands))
     }
-    unknown = program.dependents(leaves)
-    once, every = [], []
+    on_params = program.dependents(leaves)
+    once, per_displacement = [], []
     for operation in program.operations:
-        known = unknown.isdisjoint(operation.outputs)
-        alone = known or operation.outputs[0] in at_origin
-        (once if alone else every).append(operation)
-    wanted = {program.output}.union(*(operation.inputs for operation in every))
-    wanted.difference_update(*(operation.outputs for operation in every))
-    wanted.difference_update(number for number in leaves if number not in mets)
-    factors = dict.fromkeys(use.factor for met in mets.values() for use in met.uses)
+        independent = on_params.isdisjoint(operation.outputs)
+        runs_once = independent or operation.outputs[0] in at_x
+        (once if runs_once else per_displacement).append(operation)
+    handed_on = {program.output}.union(*(step.inputs for step in per_displacement))
+    handed_on.difference_update(*(step.outputs for step in per_displacement))
+    handed_on.difference_update(number for number in leaves if number not in uses)
+    row_sources = dict.fromkeys(
+        operand.row_source for use in uses.values() for operand in use.operands
+    )
     return PartialProgram(
         program,
         leaves,
-        mets,
-        tuple(factors),
+        uses,
+        tuple(row_sources),
         tuple(once),
-        tuple(every),
-        tuple(sorted(wanted)),
+        tuple(per_displacement),
+        tuple(sorted(handed_on)),
     )
 
 
 class Prepared(NamedTuple):
-    """What was run once, at x.
+    """The results of the part that runs once, at x.
 
     Attributes:
-        values: by number; those that turn with the inner batches are not among them.
-        in_turn: the wanted ones that do, on a leading axis.
-        rows: the known rows of every factor, likewise.
+        values: by number, the values that are the same for all inner batches.
+        batch_values: the others of `handed_on`, with the inner batches on a leading
+            axis.
+        rows: the known rows of every source, likewise.
     """
 
     values: dict[int, Any]
-    in_turn: dict[int, Any]
+    batch_values: dict[int, Any]
     rows: RowValues
 
 
 def prepare(plan: PartialProgram, leaves: list[jax.Array], batches: PyTree) -> Prepared:
-    """Run what is to run once, and for every inner batch; None where there are none."""
-    turns = plan.program.inputs[len(leaves) :]
-    turning = plan.program.dependents(turns)
+    """Runs `plan.once`, once or for every inner batch; `batches` None has none."""
+    batch_inputs = plan.program.inputs[len(leaves) :]
+    on_batch = plan.program.dependents(batch_inputs)
     for_all, for_each = [], []
     for operation in plan.once:
-        turns_too = not turning.isdisjoint(operation.outputs)
-        (for_each if turns_too else for_all).append(operation)
+        differs = not on_batch.isdisjoint(operation.outputs)
+        (for_each if differs else for_all).append(operation)
     values = plan.program.constants | dict(zip(plan.leaves, leaves, strict=True))
     plan.program.run(for_all, values)
 
-    def rows(values: dict[int, Any], turn: bool) -> list[jax.Array]:
-        chosen = (f for f in plan.factors if (f.number in turning) == turn)
-        return [factor.rows(values[factor.number]) for factor in chosen]
+    def rows(values: dict[int, Any], of_batch: bool) -> list[jax.Array]:
+        return [
+            source.rows(values[source.number])
+            for source in plan.row_sources
+            if (source.number in on_batch) == of_batch
+        ]
 
-    def of_turn(turn: PyTree) -> tuple[dict[int, Any], list[jax.Array]]:
-        mine = values | dict(zip(turns, jax.tree.leaves(turn), strict=True))
-        plan.program.run(for_each, mine)
-        wanted = {number: mine[number] for number in plan.wanted if number in turning}
-        return wanted, rows(mine, turn=True)
+    def run_for(batch: PyTree) -> tuple[dict[int, Any], list[jax.Array]]:
+        own = values | dict(zip(batch_inputs, jax.tree.leaves(batch), strict=True))
+        plan.program.run(for_each, own)
+        handed_on = {n: own[n] for n in plan.handed_on if n in on_batch}
+        return handed_on, rows(own, of_batch=True)
 
-    in_turn, turned = {}, []
+    batch_values, batch_rows = {}, []
     if batches is not None:
         # One after the other, as in the loss itself: random numbers stay the same.
-        in_turn, turned = jax.lax.map(of_turn, jax.tree.map(jnp.asarray, batches))
-    ordered = sorted(plan.factors, key=lambda factor: factor.number in turning)
-    found = rows(values, turn=False) + turned
-    return Prepared(values, in_turn, dict(zip(ordered, found, strict=True)))
+        batches = jax.tree.map(jnp.asarray, batches)
+        batch_values, batch_rows = jax.lax.map(run_for, batches)
+    in_order = sorted(plan.row_sources, key=lambda source: source.number in on_batch)
+    all_rows = rows(values, of_batch=False) + batch_rows
+    return Prepared(values, batch_values, dict(zip(in_order, all_rows, strict=True)))

@@ -1,9 +1,9 @@
-"""Which part of a layer's noise each example of a batch can see, read from the program.
+"""The layers whose noise every example of a batch meets only in its own rows.
 
-Where the loss is a sum of what the examples lose, and example i meets a kernel W only
-in the product H_i W, it sees of a perturbation ε of W but H_iε. That is so where no
-operation after the product lets the examples meet. H_i is one row, or one for each
-position of a sequence or an image, then of fewer rows than W has.
+Let the loss be a sum of per-example losses, and let example i depend on a kernel W only
+through a product Hᵢ W. Then it depends on a perturbation ε of W only through Hᵢ ε. This
+holds if no operation after the product mixes the examples. Hᵢ has one row, or one row
+for each position of a sequence or an image; then it must have fewer rows than W.
 """
 
 from __future__ import annotations
@@ -14,175 +14,180 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from lejax._tracing.batch_axis import ExamplesMixError, follow_batch_axis
-from lejax._tracing.known_rows import UnknownUseError
 from lejax._tracing.layers import (
     FEW_POSITIONS,
     PerExampleLayer,
-    end_of_views,
-    layers_of,
+    candidate_layers,
     with_bias,
 )
 from lejax._tracing.program import Operation, Program
+from lejax._tracing.views import UnknownUseError, follow_views
 
 
 class ExampleSum(NamedTuple):
-    """A sum over examples, on the way to the loss.
+    """A sum over examples that the loss depends on linearly.
 
     Attributes:
-        operation: the sum itself.
-        number: of what is summed.
-        axes: along which.
-        axis: that of the examples.
-        factors: the numbers of known scalars that the sum is multiplied with, each with
-            the exponent 1 or -1.
+        operation: the `reduce_sum`.
+        summand: the number of its operand.
+        axes: the axes that are summed over.
+        example_axis: which of these is the axis of the examples; -1 if not yet read.
+        multipliers: the known scalars that multiply the sum, by number, each with the
+            exponent 1 or -1.
         sign: 1 or -1.
     """
 
     operation: Operation
-    number: int
+    summand: int
     axes: tuple[int, ...]
-    axis: int
-    factors: tuple[tuple[int, int], ...]
+    example_axis: int
+    multipliers: tuple[tuple[int, int], ...]
     sign: int
 
 
 class PerExampleLoss(NamedTuple):
-    """What is known of the examples of a loss.
+    """A loss as a sum over examples.
 
     Attributes:
-        totals: the sums over the same examples, which the loss adds up.
-        layers: the layers whose noise they see apart.
-        reasons: for every leaf why it is in none of them, empty where it is.
+        sums: the sums over the same examples that the loss adds up.
+        layers: the layers whose noise an example meets only in its own rows.
+        reasons: for every leaf why it is in no such layer; empty if it is in one.
     """
 
-    totals: tuple[ExampleSum, ...]
+    sums: tuple[ExampleSum, ...]
     layers: tuple[PerExampleLayer, ...]
     reasons: tuple[str, ...]
 
 
-def read_per_example(program: Program, leaves: int) -> PerExampleLoss:
-    """The layers among the first `leaves` inputs whose noise the examples see apart."""
-    numbers = program.inputs[:leaves]
-    if why := program.in_one_piece():
-        return PerExampleLoss((), (), (why,) * leaves)
-    sums = list(_sums(program, program.output, program.dependents(numbers)))
-    found = [_apart(program, total, numbers) for total in sums]
-    if not found:
-        return PerExampleLoss((), (), ("the loss is no sum over examples",) * leaves)
-    best = max(found, key=lambda sights: len(sights.layers))
+def read_per_example(program: Program, num_leaves: int) -> PerExampleLoss:
+    """The loss as a sum over examples, with layers among its first inputs."""
+    numbers = program.inputs[:num_leaves]
+    if reason := program.why_not_in_parts():
+        return PerExampleLoss((), (), (reason,) * num_leaves)
+    sums = list(_linear_sums(program, program.output, program.dependents(numbers)))
+    readings = [_layers_of_sum(program, example_sum, numbers) for example_sum in sums]
+    if not readings:
+        reason = "the loss is no sum over examples"
+        return PerExampleLoss((), (), (reason,) * num_leaves)
+    best = max(readings, key=lambda reading: len(reading.layers))
     if not best.layers:
         return best
-    (first,) = best.totals
+    (first,) = best.sums
     others = (
-        _of_same_examples(program, total, first, best.layers)
-        for total, mine in zip(sums, found, strict=True)
-        if mine is not best
+        _sum_over_same_examples(program, example_sum, first, best.layers)
+        for example_sum, reading in zip(sums, readings, strict=True)
+        if reading is not best
     )
-    return best._replace(totals=(first, *filter(None, others)))
+    return best._replace(sums=(first, *filter(None, others)))
 
 
-def without_sums(program: Program, sights: PerExampleLoss) -> Program:
-    """What the loss is beside the sums over its examples."""
-    sums = {total.operation.outputs for total in sights.totals}
+def without_sums(program: Program, per_example: PerExampleLoss) -> Program:
+    """The program without the sums over examples."""
+    sums = {example_sum.operation.outputs for example_sum in per_example.sums}
     others = (step for step in program.operations if step.outputs not in sums)
     return program._replace(operations=tuple(others))
 
 
-def _sums(program: Program, number: int, unknown: set[int]) -> Iterator[ExampleSum]:
-    """The sums that the value is made of, linearly, by known scalars."""
+def _linear_sums(
+    program: Program, number: int, on_params: set[int]
+) -> Iterator[ExampleSum]:
+    """The sums of which a scalar is a linear combination with known coefficients."""
     makers = {
-        o: operation for operation in program.operations for o in operation.outputs
+        output: operation
+        for operation in program.operations
+        for output in operation.outputs
     }
+    # Values still to be opened, each with its multipliers and its sign.
     waiting: list[tuple[int, tuple[tuple[int, int], ...], int]] = [(number, (), 1)]
     while waiting:
-        number, factors, sign = waiting.pop()
+        number, multipliers, sign = waiting.pop()
         operation = makers.get(number)
-        if operation is None or number not in unknown:
+        if operation is None or number not in on_params:
             continue
         name, inputs = operation.name, operation.inputs
         if name == "reduce_sum":
             axes = operation.params["axes"]
-            yield ExampleSum(operation, inputs[0], axes, -1, factors, sign)
+            yield ExampleSum(operation, inputs[0], axes, -1, multipliers, sign)
         elif any(program.shapes[i].shape for i in inputs):
             continue
         elif not jnp.issubdtype(program.shapes[number].dtype, jnp.floating):
             continue  # rounded to integers, or divided as such: not linear
         elif name in ("add", "sub", "add_any"):
-            waiting.append((inputs[0], factors, sign))
-            waiting.append((inputs[1], factors, -sign if name == "sub" else sign))
+            waiting.append((inputs[0], multipliers, sign))
+            waiting.append((inputs[1], multipliers, -sign if name == "sub" else sign))
         elif name in ("mul", "div"):
-            for mine, other in ((0, 1), (1, 0)):
-                if inputs[other] not in unknown and (name == "mul" or mine == 0):
-                    exponent = 1 if name == "mul" else -1
-                    factor = (inputs[other], exponent)
-                    waiting.append((inputs[mine], (*factors, factor), sign))
+            for operand, other in ((0, 1), (1, 0)):
+                if inputs[other] not in on_params and (name == "mul" or operand == 0):
+                    multiplier = (inputs[other], 1 if name == "mul" else -1)
+                    waiting.append((inputs[operand], (*multipliers, multiplier), sign))
         elif name == "neg":
-            waiting.append((inputs[0], factors, -sign))
+            waiting.append((inputs[0], multipliers, -sign))
         elif name in _SAME_SCALAR:
-            waiting.append((inputs[0], factors, sign))
+            waiting.append((inputs[0], multipliers, sign))
 
 
-def _apart(
-    program: Program, total: ExampleSum, numbers: tuple[int, ...]
+def _layers_of_sum(
+    program: Program, example_sum: ExampleSum, numbers: tuple[int, ...]
 ) -> PerExampleLoss:
-    """The layers that the summands see by example."""
+    """The layers whose noise a summand meets only in the rows of its example."""
     consumers: dict[int, list[Operation]] = {}
     for operation in program.operations:
         for number in dict.fromkeys(operation.inputs):
             consumers.setdefault(number, []).append(operation)
     reasons: dict[int, str] = {}
-    ends: dict[int, tuple[tuple[Operation, ...], Operation, int]] = {}
+    uses: dict[int, tuple[tuple[Operation, ...], Operation, int]] = {}
     for leaf, number in enumerate(numbers):
         try:
-            ends[leaf] = end_of_views(program, number, consumers)
-        except UnknownUseError as reason:
-            reasons[leaf] = str(reason)
-    added = {
+            uses[leaf] = follow_views(program, number, consumers)
+        except UnknownUseError as error:
+            reasons[leaf] = str(error)
+    bias_sums = {
         operation.outputs[0]: (leaf, views)
-        for leaf, (views, operation, _) in ends.items()
+        for leaf, (views, operation, _) in uses.items()
         if operation.name == "add" and views
     }
-    before = _ancestors(program, total.number)
-    turning = program.dependents(numbers)
+    before = _ancestors(program, example_sum.summand)
+    on_params = program.dependents(numbers)
     layers: dict[int, tuple[PerExampleLayer, int]] = {}
-    for leaf, (views, operation, number) in ends.items():
+    for leaf, (views, operation, number) in uses.items():
         try:
-            candidates = layers_of(program, leaf, views, operation, number)
-        except UnknownUseError as reason:
-            reasons[leaf] = str(reason)
+            candidates = candidate_layers(program, leaf, views, operation, number)
+        except UnknownUseError as error:
+            reasons[leaf] = str(error)
             continue
-        # The examples may lie along any axis that is not contracted: the first will do.
-        for sight in candidates:
+        # The axis of the examples is the first free axis that keeps them apart.
+        for layer in candidates:
             try:
-                sight = with_bias(program, sight, numbers, consumers, added)
-                axis = _followed(program, total, before, sight)
-                if 1 < sight.positions >= sight.size:
+                layer = with_bias(program, layer, numbers, consumers, bias_sums)
+                axis = _example_axis(program, example_sum, before, layer)
+                if 1 < layer.num_positions >= layer.row_length:
                     raise UnknownUseError(
-                        f"the positions of an example span its {sight.size} inputs"
+                        f"the positions of an example span its {layer.row_length} "
+                        "inputs"
                     )
-                if sight.positions > FEW_POSITIONS and sight.inputs in turning:
+                if layer.num_positions > FEW_POSITIONS and layer.inputs in on_params:
                     raise UnknownUseError(
-                        f"spans of {sight.positions} positions, for every draw, would "
-                        "cost more than they save"
+                        f"spans of {layer.num_positions} positions, for every draw, "
+                        "would cost more than they save"
                     )
-                layers[leaf] = sight, axis
+                layers[leaf] = layer, axis
                 reasons.pop(leaf, None)
                 break
-            except (UnknownUseError, ExamplesMixError) as reason:
-                reasons.setdefault(leaf, str(reason))
-    # All of them must mean the same examples.
+            except (UnknownUseError, ExamplesMixError) as error:
+                reasons.setdefault(leaf, str(error))
+    # All layers must mean the same examples: the axis of most of them wins.
     axes = [axis for _, axis in layers.values()]
     axis = max(set(axes), key=axes.count, default=0)
     for leaf in [leaf for leaf, (_, other) in layers.items() if other != axis]:
         reasons[leaf] = "its rows are not the examples"
         del layers[leaf]
-    for sight, _ in layers.values():
-        reasons[sight.kernel] = ""
-        if sight.bias is not None:
-            reasons[sight.bias] = ""
+    for layer, _ in layers.values():
+        reasons[layer.kernel] = ""
+        if layer.bias is not None:
+            reasons[layer.bias] = ""
     return PerExampleLoss(
-        (total._replace(axis=axis),),
-        tuple(sight for sight, _ in layers.values()),
+        (example_sum._replace(example_axis=axis),),
+        tuple(layer for layer, _ in layers.values()),
         tuple(
             reasons.get(leaf, "the loss does not use it")
             for leaf in range(len(numbers))
@@ -190,46 +195,50 @@ def _apart(
     )
 
 
-def _of_same_examples(
+def _sum_over_same_examples(
     program: Program,
-    total: ExampleSum,
+    example_sum: ExampleSum,
     first: ExampleSum,
     layers: tuple[PerExampleLayer, ...],
 ) -> ExampleSum | None:
-    """Another sum, if the layers that reach it are seen apart there as well."""
-    before = _ancestors(program, total.number)
-    reached = [sight for sight in layers if sight.result in before]
+    """Another sum, if the layers that it depends on keep the examples apart in it."""
+    before = _ancestors(program, example_sum.summand)
+    on_path = [layer for layer in layers if layer.result in before]
     try:
-        axes = {_followed(program, total, before, sight) for sight in reached}
+        axes = {_example_axis(program, example_sum, before, each) for each in on_path}
     except (UnknownUseError, ExamplesMixError):
         return None
-    size = program.shapes[first.number].shape[first.axis]
+    size = program.shapes[first.summand].shape[first.example_axis]
     for axis in axes if len(axes) == 1 else ():
-        if program.shapes[total.number].shape[axis] == size:
-            return total._replace(axis=axis)
+        if program.shapes[example_sum.summand].shape[axis] == size:
+            return example_sum._replace(example_axis=axis)
     return None
 
 
-def _followed(
-    program: Program, total: ExampleSum, before: set[int], sight: PerExampleLayer
+def _example_axis(
+    program: Program, example_sum: ExampleSum, before: set[int], layer: PerExampleLayer
 ) -> int:
-    """The axis of the examples of a layer in what is summed."""
+    """The axis of the examples of a layer in what is summed.
+
+    `before` has the values that the summand is computed from.
+    """
     steps = [step for step in program.operations if step.outputs[0] in before]
-    start = {sight.result: sight.result_order[0]}
-    axis = follow_batch_axis(program, steps, start).get(total.number)
-    if axis is None or axis not in total.axes:
+    start = {layer.result: layer.result_order[0]}
+    axis = follow_batch_axis(program, steps, start).get(example_sum.summand)
+    if axis is None or axis not in example_sum.axes:
         raise UnknownUseError("the sum of the loss is not over its examples")
     return axis
 
 
 def _ancestors(program: Program, number: int) -> set[int]:
-    found = {number}
+    """This value, and all values that it is computed from."""
+    ancestors = {number}
     for operation in reversed(program.operations):
-        if not found.isdisjoint(operation.outputs):
-            found.update(operation.inputs)
-            found.update(operation.outputs)
-    return found
+        if not ancestors.isdisjoint(operation.outputs):
+            ancestors.update(operation.inputs)
+            ancestors.update(operation.outputs)
+    return ancestors
 
 
-# Of a scalar, what changes no value.
+# Operations that do not change the value of a scalar.
 _SAME_SCALAR = ("convert_element_type", "copy", "reshape", "squeeze", "pvary")

@@ -1,7 +1,7 @@
-"""A traced loss as a flat list of operations: what can be read, and run in parts.
+"""A traced loss as a flat list of operations, which can be read and run in parts.
 
-Calls of `jax.jit` are opened; every other operation, a custom derivative rule or a loop
-among them, stays whole and is bound again as it was traced.
+Calls of `jax.jit` are inlined. Every other operation stays whole and is bound again as
+it was traced, also custom derivative rules and loops.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import jax.numpy as jnp
 from jax.core import Trace, Tracer, eval_jaxpr
 from jax.extend import core
 
-# The names of `jax.jit` in the versions of jax.
+# The names of the primitive of `jax.jit` in the versions of jax.
 _JIT = ("jit", "pjit")
 
-# What can be reached from a custom rule, but is not a part of it.
-_NOT_OF_A_RULE = (Trace, type, types.ModuleType, jax.Array)
+# Types that a custom rule refers to without holding their contents.
+_NEVER_SEARCHED = (Trace, type, types.ModuleType, jax.Array)
 
 
 class Operation(NamedTuple):
     """One primitive, applied to numbered values.
 
     Attributes:
-        name: of the primitive.
-        params: of the primitive.
+        name: the name of the primitive.
+        params: the parameters of the primitive.
         inputs: the numbers of its operands.
         outputs: the numbers of its results.
-        bind: the operation itself, on the operands' values.
+        bind: evaluates the operation at the values of its operands.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Operation(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Operations in an order in which they can run, none of them without use.
+    """Operations in an order in which they can run, without dead code.
 
     Attributes:
-        operations: what is done.
+        operations: the operations.
         inputs: the numbers of the arguments' leaves, in their order.
-        constants: the values known from the start, by number.
-        shapes: what every value looks like (`.shape` and `.dtype`), by number.
+        constants: the values of literals and closed-over arrays, by number.
+        shapes: the abstract value (`.shape`, `.dtype`) of every value, by number.
         output: the number of the result.
-        obstacles: what forbids to run it in parts: side effects, an exchange with the
-            members of an axis, a custom rule that holds a value of the trace.
+        obstacles: why it cannot run in parts: side effects, a collective over a named
+            axis, or a custom rule that closes over a tracer.
     """
 
     operations: tuple[Operation, ...]
@@ -62,21 +62,21 @@ class Program(NamedTuple):
     output: int
     obstacles: frozenset[str]
 
-    def in_one_piece(self) -> str:
-        """Why it cannot be run in parts; empty where it can."""
+    def why_not_in_parts(self) -> str:
+        """The reason why it cannot run in parts; empty if it can."""
         if not self.obstacles:
             return ""
         return f"the loss cannot be run in parts: {', '.join(sorted(self.obstacles))}"
 
     def run(self, operations: Iterable[Operation], values: dict[int, Any]) -> None:
-        """Run some of the operations; `values` has their operands, and the results."""
+        """Runs some of the operations: reads operands from `values`, adds results."""
         for operation in operations:
             operands = (values[number] for number in operation.inputs)
             results = operation.bind(*operands)
             values.update(zip(operation.outputs, results, strict=True))
 
     def source(self, number: int) -> int:
-        """The value of which this is but a copy for every member of a mesh."""
+        """The value that `pvary` copied to every member of a mesh, or the value."""
         copies = {
             operation.outputs[0]: operation.inputs[0]
             for operation in self.operations
@@ -85,16 +85,16 @@ class Program(NamedTuple):
         return copies.get(number, number)
 
     def dependents(self, numbers: Iterable[int]) -> set[int]:
-        """The values that are computed from those with these numbers, and these."""
-        found = set(numbers)
+        """These values, and all values that are computed from them."""
+        dependent = set(numbers)
         for operation in self.operations:
-            if not found.isdisjoint(operation.inputs):
-                found.update(operation.outputs)
-        return found
+            if not dependent.isdisjoint(operation.inputs):
+                dependent.update(operation.outputs)
+        return dependent
 
 
 def trace(fn: Callable[..., Any], *args: Any) -> Program:
-    """The program of a function of trees of arrays with one result."""
+    """The program of a function of pytrees of arrays with one result."""
     closed = jax.make_jaxpr(fn)(*args)
     numbers = itertools.count()
     constants: dict[int, Any] = {}
@@ -113,15 +113,15 @@ def trace(fn: Callable[..., Any], *args: Any) -> Program:
 
     def walk(closed: Any, arguments: Iterable[int]) -> list[int]:
         jaxpr = closed.jaxpr
-        known = dict(zip(jaxpr.invars, arguments, strict=True))
+        variables = dict(zip(jaxpr.invars, arguments, strict=True))
         for variable, value in zip(jaxpr.constvars, closed.consts, strict=True):
-            known[variable] = constant(variable.aval, value)
+            variables[variable] = constant(variable.aval, value)
 
         def number_of(atom: Any) -> int:
             if isinstance(atom, core.Literal):
                 aval: Any = atom.aval
                 return constant(aval, jnp.asarray(atom.val, aval.dtype))
-            return known[atom]
+            return variables[atom]
 
         for equation in jaxpr.eqns:
             inputs = tuple(map(number_of, equation.invars))
@@ -138,7 +138,7 @@ def trace(fn: Callable[..., Any], *args: Any) -> Program:
                         _binding(jaxpr, equation),
                     )
                 )
-            known.update(zip(equation.outvars, outputs, strict=True))
+            variables.update(zip(equation.outvars, outputs, strict=True))
         return [number_of(atom) for atom in jaxpr.outvars]
 
     inputs = [new(variable.aval) for variable in closed.jaxpr.invars]
@@ -161,48 +161,51 @@ def trace(fn: Callable[..., Any], *args: Any) -> Program:
 
 
 def _obstacles(jaxpr: core.Jaxpr) -> set[str]:
-    """Operations that name an axis (not all of them count as effects), and custom rules
-    that close over a tracer, which is dead when they are bound again."""
-    found = set()
+    """Operations that name an axis, and custom rules that close over a tracer.
+
+    Not every operation that names an axis counts as an effect. A tracer is dead when
+    the rule is bound again.
+    """
+    obstacles = set()
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, list(equation.params.values())
         if "axis_name" in equation.params:
-            found.add(name)
+            obstacles.add(name)
         if name.startswith("custom_") and _holds_tracer(params):
-            found.add(f"{name} that closes over a traced value")
+            obstacles.add(f"{name} that closes over a traced value")
         for value in jax.tree.leaves(params, is_leaf=_is_jaxpr):
             if _is_jaxpr(value):
-                found |= _obstacles(getattr(value, "jaxpr", value))
-    return found
+                obstacles |= _obstacles(getattr(value, "jaxpr", value))
+    return obstacles
 
 
 def _is_jaxpr(value: Any) -> bool:
-    # Closed ones have a class of their own in jax 0.10, and none in 0.12.
+    # jax 0.10 has a class for closed jaxprs, jax 0.12 has none.
     return hasattr(value, "eqns")
 
 
 def _holds_tracer(value: Any) -> bool:
-    """Whether a tracer can be reached from a value, through closures as well."""
-    waiting, seen = [value], set()
-    while waiting:
-        value = waiting.pop()
+    """Whether a tracer can be reached from a value, also through closures."""
+    unvisited, visited = [value], set()
+    while unvisited:
+        value = unvisited.pop()
         if isinstance(value, Tracer):
             return True
-        # A rule knows the trace that it was met in, with all that was traced so far.
-        if id(value) in seen or isinstance(value, _NOT_OF_A_RULE):
+        # A rule refers to its trace, and the trace to every tracer so far.
+        if id(value) in visited or isinstance(value, _NEVER_SEARCHED):
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, types.FunctionType):
             cells = value.__closure__ or ()
-            waiting += (c.cell_contents for c in cells if c != types.CellType())
-            waiting += value.__defaults__ or ()
+            unvisited += (c.cell_contents for c in cells if c != types.CellType())
+            unvisited += value.__defaults__ or ()
         elif not _is_jaxpr(value):
-            waiting += gc.get_referents(value)
+            unvisited += gc.get_referents(value)
     return False
 
 
 def _binding(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> Callable[..., list[Any]]:
-    """One equation as a function of its operands: its own rules go with it."""
+    """One equation as a function of its operands, with its custom rules."""
     position = {
         variable: place
         for place, variable in enumerate(equation.invars)

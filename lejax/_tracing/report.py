@@ -1,4 +1,4 @@
-"""What is read off a loss, for a person: directions, and credit by example."""
+"""The reduction report: which leaves are reduced, and which have credit by example."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax
 
 from lejax._internal.checks import float_leaves
 from lejax._internal.loss import check_objective, first_batch, without_aux
-from lejax._internal.trees import PyTree
+from lejax._internal.types import PyTree
 from lejax._tracing.known_rows import LeafUse
-from lejax._tracing.partial_eval import find_reduced
+from lejax._tracing.partial_eval import trace_leaf_uses
 from lejax._tracing.per_example import read_per_example
 
 
@@ -21,11 +21,11 @@ class LeafReport(NamedTuple):
 
     Attributes:
         name: its path, as `jax.tree_util.keystr` writes it.
-        shape: of the leaf.
-        reduced_shape: of its draws.
-        reason: how the loss meets it, or why it is not reduced.
-        credit: "by example" where the examples of the batch see its noise apart, and
-            `importance` and `score_function` give each its own part; else why not.
+        shape: the shape of the leaf.
+        reduced_shape: the shape of its draws.
+        reason: how many rows the loss multiplies it with, or why it is not reduced.
+        credit: "by example" if the leaf has credit by example in `importance` and
+            `score_function`; else why not.
     """
 
     name: str
@@ -36,11 +36,11 @@ class LeafReport(NamedTuple):
 
 
 class ReductionReport(NamedTuple):
-    """All leaves; printed, a table.
+    """A report on every leaf; prints as a table.
 
     Attributes:
-        leaves: one report each, with `name`, `shape`, `reduced_shape`, `reason` and
-            `credit`.
+        leaves: a report for each leaf, with `name`, `shape`, `reduced_shape`,
+            `reason` and `credit`.
 
     Example:
         >>> import jax.numpy as jnp, lejax
@@ -55,12 +55,12 @@ class ReductionReport(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The numbers in the parameters."""
+        """The size of the parameters."""
         return sum(math.prod(leaf.shape) for leaf in self.leaves)
 
     @property
     def reduced_size(self) -> int:
-        """The numbers in a draw."""
+        """The size of a draw."""
         return sum(math.prod(leaf.reduced_shape) for leaf in self.leaves)
 
     def __str__(self) -> str:
@@ -96,35 +96,35 @@ def reduction_report(
 ) -> ReductionReport:
     """Which leaves of the parameters the samplers draw in fewer dimensions, and why.
 
-    A leaf W that the loss meets only in products A W with rows A (m, n) that depend on
-    no parameter, m < n, is drawn in m of n directions, exactly:
+    A leaf W is reduced if the loss uses it only in products A W with rows A (m, n) that
+    depend on no parameter, and m < n. It is then drawn in m of n directions, exactly:
 
         A W = Rᵀ U,   Aᵀ = Q R,   U = QᵀW ~ N(Qᵀx, τI) where W ~ N(x, τI).
 
-    The first dense layer is such a leaf, on batches smaller than its inputs; an
-    embedding table, of which a batch reads m of n rows, is another. A row of A that is
-    not finite makes every sample fail that meets it. Derivatives that somebody takes
-    through a sampler with respect to A hold Q fixed: that of F_τ is unbiased, that of
-    the displacement itself is not; turn the reduction off for it.
+    Examples are the first dense layer, on batches smaller than its inputs, and an
+    embedding table, of which a batch reads m of n rows. A row of A that is not finite
+    fails every sample that uses it. Derivatives through a sampler with respect to A
+    hold Q fixed. The derivative of F_τ is then unbiased, that of the displacement is
+    not: turn the reduction off for it.
 
-    Credit by example is for leaves whose noise the examples of the batch see apart:
-    dense layers and convolutions of any depth, while the rows of an example, its
-    positions, are fewer than the numbers of a row. The last column says "by example" of
-    these, of the others why not. `importance` uses it for all of them,
-    `score_function` and `importance_by_example` for those on which the loss depends by
-    its sum over the examples alone.
+    Credit by example is a per-example control variate, for leaves whose noise an
+    example meets only in its own rows: dense layers and convolutions of any depth. The
+    positions of an example must be fewer than the numbers of a row. The last column
+    says "by example" for these leaves, and why not for the others. `importance` uses
+    it for all of them. `score_function` and `importance_by_example` use it for those
+    on which the loss depends only through its sum over the examples.
 
     Args:
         value_fn: the loss, as the samplers get it.
-        params: the parameters that are sampled; with a mask, those alone that it
-            selects, the others being closed over.
-        batch: a batch, or with `inner_batches` a stack of them; arrays, of which but
-            the shapes and dtypes matter.
-        inner_batches: as in `sgld`: the rows of all inner batches count.
+        params: the parameters that are sampled; with a mask, only those that it
+            selects, with the others closed over.
+        batch: a batch, or with `inner_batches` a stack of them. Only the shapes and
+            dtypes of its arrays matter.
+        inner_batches: as in `sgld`; the rows of all inner batches count.
         has_aux: whether `value_fn` returns a pair (f, aux).
 
     Returns:
-        A `ReductionReport`, to be printed.
+        A `ReductionReport`; print it.
 
     Raises:
         ValueError, TypeError: `value_fn` is not a scalar loss of these parameters on
@@ -145,39 +145,40 @@ def reduction_report(
 
     References:
         Kingma, Salimans, Welling, *Variational dropout and the local reparameterization
-        trick*, of which it is a relative.
+        trick*: a related idea.
     """
     params = float_leaves(params)
     first = first_batch(batch) if inner_batches else batch
     check_objective(value_fn, params, first, has_aux=has_aux)
     loss = without_aux(value_fn) if has_aux else value_fn
-    program, found = find_reduced(loss, params, batch, inner_batches)
-    credit = read_per_example(program, len(found)).reasons
+    program, leaf_uses = trace_leaf_uses(loss, params, batch, inner_batches)
+    reasons = read_per_example(program, len(leaf_uses)).reasons
     if inner_batches:
-        credit = ("batches take turns",) * len(found)
+        reasons = ("batches take turns",) * len(leaf_uses)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     return ReductionReport(
         tuple(
             _leaf_report(
-                jax.tree_util.keystr(path), leaf.shape, met, why or "by example"
+                jax.tree_util.keystr(path), leaf.shape, leaf_use, why or "by example"
             )
-            for (path, leaf), met, why in zip(
-                jax.tree_util.tree_leaves_with_path(params), found, credit, strict=True
+            for (path, leaf), leaf_use, why in zip(
+                leaves, leaf_uses, reasons, strict=True
             )
         )
     )
 
 
 def _leaf_report(
-    name: str, shape: tuple[int, ...], met: LeafUse | str, credit: str
+    name: str, shape: tuple[int, ...], leaf_use: LeafUse | str, credit: str
 ) -> LeafReport:
-    if isinstance(met, str) or met.whole:
-        why = met if isinstance(met, str) else met.whole
-        return LeafReport(name, shape, shape, why, credit)
-    reason = f"{met.rows} rows meet {met.size(shape)} inputs"
+    reason = leaf_use if isinstance(leaf_use, str) else leaf_use.why_whole
+    if isinstance(leaf_use, str) or reason:
+        return LeafReport(name, shape, shape, reason, credit)
+    reason = f"{leaf_use.num_rows} rows meet {leaf_use.row_length(shape)} inputs"
     return LeafReport(
         name,
         shape,
-        met.reduced_shape(shape),
-        reason if met.uses else "the loss does not use it",
+        leaf_use.reduced_shape(shape),
+        reason if leaf_use.operands else "the loss does not use it",
         credit,
     )

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from lejax._estimators.draws import NUM_GROUPS
 from lejax._info import TRUSTED_SAMPLE_SIZE, Info
-from lejax._internal.checks import finite
-from lejax._internal.trees import PyTree, inner
+from lejax._internal.checks import number
+from lejax._internal.trees import inner
+from lejax._internal.types import PyTree
 
 
 class Certificate(NamedTuple):
@@ -104,7 +105,7 @@ def certificate(
         (|e| ≤ z √V with the probability of |N(0, 1)| ≤ z at least, whatever the
         directions of e).
     """
-    if not 0.5 < finite("confidence", confidence) < 1:
+    if not 0.5 < number("confidence", confidence, traced=False) < 1:
         raise ValueError(
             f"confidence must be between 0.5 and 1, got {confidence!r}; "
             "pass for example confidence=0.95."

@@ -9,22 +9,23 @@ import jax.numpy as jnp
 import optax
 
 from lejax._internal.checks import positive, positive_count, positive_or_schedule
+from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.sgld import sgld
 from lejax._transforms.smoothing import smoothed
 
 
 def entropy_sgd(
-    learning_rate: Any,
-    tau: Any,
+    learning_rate: optax.ScalarOrSchedule,
+    tau: ScalarOrSchedule,
     *,
     key: jax.Array,
     num_steps: int = 20,
-    inner_learning_rate: float = 0.1,
-    noise: float = 1e-4,
-    averaging: float = 0.75,
+    inner_learning_rate: Scalar = 0.1,
+    noise: Scalar = 1e-4,
+    averaging: Scalar = 0.75,
     momentum: float | None = 0.9,
     inner_batches: bool = True,
-    has_aux: Any = False,
+    has_aux: bool | PyTree = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Entropy-SGD: a short Langevin chain, then a step towards its average.
 
@@ -93,7 +94,7 @@ def entropy_sgd(
     first_tau = positive_or_schedule("tau", tau)
     positive("noise", noise)
     # As `sgld` would say of its step size, in the words of this function.
-    if rate is not None and first_tau is not None and rate >= 2 * first_tau:
+    if rate >= 2 * first_tau:
         raise ValueError(
             f"inner_learning_rate is {rate}, but the inner chain diverges unless it is "
             f"below 2 * tau = {2 * first_tau}; lower inner_learning_rate or raise tau."
@@ -112,8 +113,8 @@ def entropy_sgd(
     )
 
     def update(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
+    ) -> tuple[PyTree, PyTree]:
         shapes = [jnp.shape(x) for x in jax.tree.leaves(extra_args.get("batch"))]
         # Any leading axis would do for `sgld`: that of the examples, by mistake.
         if inner_batches and any(shape[:1] != (num_steps,) for shape in shapes):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
@@ -11,13 +10,14 @@ import optax
 from lejax._info import Info
 from lejax._internal.checks import float_leaves, positive
 from lejax._internal.random import translate
-from lejax._internal.trees import PyTree, all_finite
+from lejax._internal.trees import all_finite
+from lejax._internal.types import LossFn, PyTree, Scalar
 from lejax._samplers.gradient import check_sampler, estimate_gradient
 from lejax._samplers.sampler import Sampler, check_smoothing
 
 
 def step_fn(
-    value_fn: Callable[..., Any], sampler: Sampler, tau: Any, *, beta: Any = 1.0
+    value_fn: LossFn, sampler: Sampler, tau: Scalar, *, beta: Scalar = 1.0
 ) -> Callable[..., PyTree]:
     """Algorithms 1 and 2 of the paper, to the letter.
 
@@ -74,11 +74,11 @@ def step_fn(
 
 
 def value_and_grad(
-    value_fn: Callable[..., Any],
+    value_fn: LossFn,
     sampler: Sampler,
-    tau: Any,
+    tau: Scalar,
     *,
-    beta: Any = 1.0,
+    beta: Scalar = 1.0,
     has_aux: bool = False,
 ) -> Callable[..., tuple[tuple[jax.Array, Info], PyTree]]:
     """The smoothed loss and its gradient, where `jax.value_and_grad` has the loss's.

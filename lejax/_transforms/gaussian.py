@@ -31,7 +31,6 @@ from lejax._internal.checks import (
 from lejax._internal.loss import check_objective
 from lejax._internal.random import translate
 from lejax._internal.trees import (
-    PyTree,
     all_finite,
     compute_dtype,
     inner,
@@ -39,6 +38,7 @@ from lejax._internal.trees import (
     widen,
     zeros_alike,
 )
+from lejax._internal.types import Mask, PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.gradient import check_sampler, estimate_gradient
 from lejax._samplers.sampler import Sampler
 from lejax._transforms.smoothing import of_selected
@@ -82,18 +82,18 @@ class GaussianState(NamedTuple):
 
 def gaussian(
     sampler: Sampler,
-    tau: Any,
+    tau: Scalar,
     *,
     key: jax.Array,
     covariance: Structure = "diagonal",
     rank: int = 8,
-    beta: Any = 1.0,
-    temperature: Any = 0.0,
-    covariance_rate: Any = 0.2,
-    max_change: Any = 10.0,
-    bounds: tuple[Any, Any] | None = None,
-    mask: Any = None,
-    has_aux: Any = False,
+    beta: ScalarOrSchedule = 1.0,
+    temperature: ScalarOrSchedule = 0.0,
+    covariance_rate: ScalarOrSchedule = 0.2,
+    max_change: Scalar = 10.0,
+    bounds: tuple[Scalar, Scalar] | None = None,
+    mask: Mask = None,
+    has_aux: bool | PyTree = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Local entropy or heat with φ = N(x, Σ), and Σ learnt as well as x.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import optax
 
+from lejax._internal.types import Mask, PyTree, ScalarOrSchedule
 from lejax._samplers.gradient import check_sampler
 from lejax._samplers.sampler import Sampler
 from lejax._transforms.smoothing import smoothed
@@ -14,11 +13,11 @@ from lejax._transforms.smoothing import smoothed
 
 def heat(
     sampler: Sampler,
-    tau: Any,
+    tau: ScalarOrSchedule,
     *,
     key: jax.Array,
-    mask: Any = None,
-    has_aux: Any = False,
+    mask: Mask = None,
+    has_aux: bool | PyTree = False,
     displacement: bool = False,
     shrink: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

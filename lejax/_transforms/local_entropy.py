@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import optax
 
+from lejax._internal.types import Mask, PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.gradient import check_sampler
 from lejax._samplers.sampler import Sampler
+from lejax._schedules.target_share import ShareController
 from lejax._transforms.smoothing import smoothed
 
 
 def local_entropy(
     sampler: Sampler,
-    tau: Any,
+    tau: ScalarOrSchedule | ShareController,
     *,
     key: jax.Array,
-    beta: Any = 1.0,
-    mask: Any = None,
-    has_aux: Any = False,
+    beta: Scalar = 1.0,
+    mask: Mask = None,
+    has_aux: bool | PyTree = False,
     displacement: bool = False,
     keep_gradient: bool = False,
     shrink: bool = False,

@@ -17,10 +17,16 @@ from lejax._internal.checks import (
     loss_function,
     typed_key,
 )
-from lejax._internal.trees import PyTree, compute_dtype, scaled
+from lejax._internal.trees import compute_dtype, scaled
+from lejax._internal.types import LossFn, Mask, PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.gradient import estimate_gradient
 from lejax._samplers.sampler import Sampler, check_smoothing
-from lejax._schedules.target_share import current_tau, first_tau, restrained
+from lejax._schedules.target_share import (
+    ShareController,
+    current_tau,
+    first_tau,
+    restrained,
+)
 
 
 class SmoothingState(NamedTuple):
@@ -54,11 +60,11 @@ class SmoothingState(NamedTuple):
 
 def smoothed(
     sampler: Sampler,
-    tau: Any,
+    tau: ScalarOrSchedule | ShareController,
     key: jax.Array,
-    beta: Any,
-    mask: Any,
-    has_aux: Any,
+    beta: Scalar,
+    mask: Mask,
+    has_aux: bool | PyTree,
     displacement: bool,
     *,
     keep_gradient: bool = False,
@@ -84,7 +90,7 @@ def smoothed(
     def run(
         state: Any,
         selected: PyTree,
-        loss: Callable[..., Any],
+        loss: LossFn,
         batch: PyTree,
         with_aux: bool,
     ) -> tuple[PyTree, SmoothingState]:
@@ -115,8 +121,8 @@ def smoothed(
 def of_selected(
     begin: Callable[[PyTree, PyTree], Any],
     run: Callable[..., tuple[PyTree, Any]],
-    mask: Any,
-    has_aux: Any,
+    mask: Mask,
+    has_aux: bool | PyTree,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation of the leaves of a mask, by a loss of them.
 
@@ -135,7 +141,7 @@ def of_selected(
         state: Any,
         params: PyTree = None,
         *,
-        value_fn: Callable[..., Any] | None = None,
+        value_fn: LossFn | None = None,
         batch: PyTree = None,
         **ignored: Any,
     ) -> tuple[PyTree, Any]:
@@ -157,7 +163,7 @@ def of_selected(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _select(mask: Any, params: PyTree) -> tuple[PyTree, Callable[..., PyTree]]:
+def _select(mask: Mask, params: PyTree) -> tuple[PyTree, Callable[..., PyTree]]:
     """The leaves to perturb, and how to put such leaves back among the others.
 
     Unselected leaves are None, so the selected ones keep their place in the tree.

@@ -1,0 +1,1 @@
+"""What the smoothing is good for: comparisons that are not the paper's."""

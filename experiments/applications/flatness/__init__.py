@@ -1,0 +1,1 @@
+"""The flatness of minima, by method of training."""

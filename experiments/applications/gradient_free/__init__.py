@@ -1,0 +1,1 @@
+"""Objectives without a gradient, and the searches that are compared on them."""

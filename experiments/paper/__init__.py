@@ -1,0 +1,1 @@
+"""The tables, figures, theorems and sections of the paper, a file each."""

@@ -1,0 +1,223 @@
+"""Credit by example: a control variate of mean zero, and who gets it."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases.per_example import (
+    LOSSES,
+    PARAMS,
+    ROWS,
+    assert_zero,
+    dense,
+    mean_of_control_variates,
+    network,
+    normal,
+    reasons,
+)
+from cases.problems import assert_mean, replicate
+
+import lejax
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("tau", [0.3, 2.0])
+def test_the_control_variate_has_mean_zero(name, tau):
+    """Over 10^6 evaluations, for every number of every layer."""
+    sums = mean_of_control_variates(network(name), PARAMS, ROWS, tau)
+    assert sums.shape[1] == 26
+    assert_zero(sums)
+
+
+@pytest.mark.parametrize("beta", [0.5, 3.0])
+@pytest.mark.parametrize("tau", [0.3, 1.5])
+def test_unbiased_against_quadrature(tau, beta):
+    """Two layers of two units: 4 numbers, E_q[X] - x on a grid of 41^4 points."""
+    params = {"v": normal(6, 2), "w": normal(7, 1, 2)}
+    x, y = jnp.array([[0.5], [-1.0], [2.0]]), jnp.array([0.3, 1.0, -0.7])
+
+    def loss(params, x):
+        return jnp.mean(jnp.exp(jnp.tanh(x @ params["w"]) @ params["v"] * y) / 2)
+
+    noise = np.linspace(-6, 6, 41)
+    axis, phi = np.sqrt(tau) * noise, np.exp(-(noise**2) / 2)
+    grid = np.stack(np.meshgrid(*[axis] * 4, indexing="ij"), -1).reshape(-1, 4)
+    weight = functools.reduce(np.multiply.outer, [phi] * 4).ravel()
+
+    def at(u):
+        return loss({"v": params["v"] + u[:2], "w": params["w"] + u[None, 2:]}, x)
+
+    f = jax.jit(lambda us: jax.lax.map(at, us, batch_size=2**14))(
+        jnp.asarray(grid, jnp.float32)
+    )
+    weight = weight * np.exp(-beta * (np.asarray(f, np.float64) - float(f.min())))
+    truth = weight @ grid / weight.sum()
+
+    def estimate(key, credit, antithetic=True):
+        sampler = lejax.importance(5000, antithetic=antithetic, credit=credit)
+        u, _, info = sampler.step(
+            key, (), params, value_fn=loss, batch=x, tau=tau, beta=beta
+        )
+        return jnp.concatenate([u["v"], u["w"].ravel()]), info.num_evaluations
+
+    found, evaluations = replicate(lambda key: estimate(key, True), 200)
+    assert (evaluations == 5001).all()
+    assert_mean(found, truth, bias=np.abs(truth) / 1000)
+    plain, _ = replicate(lambda key: estimate(key, False), 200)
+    assert np.var(found, 0).sum() < np.var(plain, 0).sum()
+    centred, evaluations = replicate(lambda key: estimate(key, True, False), 200)
+    assert (evaluations == 5001).all()
+    assert_mean(centred, truth, bias=np.abs(truth) / 1000)
+    raw, _ = replicate(lambda key: estimate(key, False, False), 200)
+    assert np.var(centred, 0).sum() < np.var(raw, 0).sum()
+
+
+def test_less_noise():
+    """A wider network, whose examples see little of its noise each."""
+    params = {"w": normal(8, 40, 30) / 6, "v": normal(9, 30, 3) / 5}
+    batch = normal(10, 20, 40), jnp.arange(20) % 3
+
+    def loss(params, batch):
+        logits = jnp.tanh(batch[0] @ params["w"]) @ params["v"]
+        return optax.losses.softmax_cross_entropy_with_integer_labels(
+            logits, batch[1]
+        ).mean()
+
+    def estimate(key, **options):
+        sampler = lejax.importance(1000, **options)
+        (u, _, _) = sampler.step(
+            key, (), params, value_fn=loss, batch=batch, tau=0.01, beta=1.0
+        )
+        return jnp.concatenate([u["v"].ravel(), u["w"].ravel()])
+
+    variances = [
+        replicate(lambda key, o=options: estimate(key, **o), 40).var(0).sum()
+        for options in (
+            {"credit": True},
+            {"credit": False},
+            {"credit": True, "reduction": False},
+            {"credit": False, "reduction": False},
+            {"credit": True, "antithetic": False},
+            {"credit": False, "antithetic": False},
+        )
+    ]
+    assert variances[0] < 0.2 * variances[1]
+    assert variances[2] < 0.2 * variances[3]
+    # Plain draws keep what the loss at x is from the mean loss: twice the noise here.
+    assert variances[4] < 0.01 * variances[5]
+    assert variances[4] < 3 * variances[0]
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_the_same_by_chunks_and_by_members(antithetic):
+    """Whatever the chunks, and whoever draws or holds the data."""
+
+    def step(**options):
+        sampler = lejax.importance(100, antithetic=antithetic, credit=True, **options)
+        return lambda batch: sampler.step(
+            jax.random.key(1),
+            (),
+            PARAMS,
+            value_fn=loss,
+            batch=batch,
+            tau=0.3,
+            beta=2.0,
+        )[0]
+
+    def loss(params, batch):
+        x, labels = batch
+        y = dense(params, x)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(y, labels).mean()
+
+    batch = normal(11, 4, 3), jnp.array([0, 1, 1, 0])
+    whole = jax.jit(step())(batch)
+    shares = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), batch)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), batch)
+    others = {
+        "chunks": jax.jit(step(chunk_size=7))(batch),
+        "draws": jax.vmap(step(axis_name="draws"), axis_name="draws")(shares),
+        "data": jax.vmap(step(data_axis_name="rows"), axis_name="rows")(parts),
+    }
+    for name, other in others.items():
+        for leaf, mine in whole.items():
+            for found in np.asarray(other[leaf]).reshape(-1, *mine.shape):
+                np.testing.assert_allclose(found, mine, 1e-4, 1e-6, err_msg=name)
+
+
+def test_examples_that_fail_keep_their_part():
+    """One example has no loss at half of all points: the others' credit stands."""
+
+    def loss(params, x):
+        y = dense(params, x)[:, 0]
+        return jnp.mean(jnp.where((jnp.arange(5) == 2) & (y > 0), jnp.nan, y**2))
+
+    sums = mean_of_control_variates(loss, PARAMS, ROWS, 0.3, blocks=400)
+    assert_zero(sums)
+    sampler = lejax.importance(100, credit=True)
+    u, _, info = sampler.step(
+        jax.random.key(0), (), PARAMS, value_fn=loss, batch=ROWS, tau=0.3
+    )
+    assert 0 < info.nonfinite_fraction < 1
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(u))
+
+
+def test_no_sum_over_examples():
+    def worst(params, x):
+        return jnp.max(dense(params, x) ** 2)
+
+    assert set(reasons(worst, PARAMS, ROWS)) == {"the loss is no sum over examples"}
+    u, _, info = lejax.importance(20, credit=True).step(
+        jax.random.key(0), (), PARAMS, value_fn=worst, batch=ROWS, tau=0.3
+    )
+    plain, _, _ = lejax.importance(20).step(
+        jax.random.key(0), (), PARAMS, value_fn=worst, batch=ROWS, tau=0.3
+    )
+    assert info.num_evaluations == 20
+    jax.tree.map(np.testing.assert_array_equal, u, plain)
+
+
+def credited(loss, batch):
+    """An update with credit, in jit."""
+    sampler = lejax.importance(100, credit=True)
+
+    @jax.jit
+    def step(batch):
+        return sampler.step(
+            jax.random.key(0), (), PARAMS, value_fn=loss, batch=batch, tau=0.3
+        )[0]
+
+    return step(batch)
+
+
+def test_a_row_that_is_not_finite():
+    """Of an example that the loss leaves out, as padding is: nothing has seen it."""
+
+    def loss(params, x):
+        lost = LOSSES["square"](dense(params, x))
+        return jnp.sum(jnp.where(jnp.arange(5) == 4, 0, lost)) / 4
+
+    whole = credited(loss, ROWS.at[4].set(0))
+    for bad in (jnp.nan, jnp.inf):
+        found = credited(loss, ROWS.at[4, 1].set(bad))
+        for leaf, mine in whole.items():
+            np.testing.assert_allclose(found[leaf], mine, 1e-4, 1e-6)
+
+
+def test_examples_along_the_last_axis():
+    """The product has them behind the units, where the kernel is its left factor."""
+
+    def turned(params, x):
+        hidden = jax.lax.dot_general(params["w"], x, (((0,), (1,)), ((), ())))
+        hidden = jnp.tanh(hidden + params["b"][:, None])
+        y = jax.lax.dot_general(params["v"], hidden, (((0,), (0,)), ((), ())))
+        return jnp.mean(LOSSES["square"](y.T + params["c"]))
+
+    assert set(reasons(turned, PARAMS, ROWS)) == {""}
+    whole, found = credited(network("square"), ROWS), credited(turned, ROWS)
+    for leaf, mine in whole.items():
+        np.testing.assert_allclose(found[leaf], mine, 1e-4, 1e-6)
