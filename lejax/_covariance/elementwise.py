@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._internal.trees import PyTree, compute_dtype
+from lejax._internal.trees import (
+    compute_dtype,
+)
+from lejax._internal.types import PyTree
 
 
 class Elementwise(NamedTuple):

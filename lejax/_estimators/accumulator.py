@@ -25,11 +25,11 @@ from lejax._estimators.moments import (
 )
 from lejax._estimators.second_moments import no_products, squares
 from lejax._internal.trees import (
-    PyTree,
     all_finite,
     inner,
     scaled,
 )
+from lejax._internal.types import PyTree
 from lejax._spaces.space import Products
 
 

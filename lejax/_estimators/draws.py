@@ -17,11 +17,11 @@ import optax
 
 from lejax._internal.mesh_axes import member, members, varying
 from lejax._internal.trees import (
-    PyTree,
     is_large,
     scaled,
     zero_after,
 )
+from lejax._internal.types import PyTree
 from lejax._spaces.space import Space
 
 # The default chunk, in numbers of its noise: on a CPU it should stay in the cache, but

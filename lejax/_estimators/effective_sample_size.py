@@ -7,17 +7,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from lejax._estimators.draws import Draws
 from lejax._internal.checks import fraction
 from lejax._internal.mesh_axes import Axes
-from lejax._internal.trees import PyTree, compute_dtype
+from lejax._internal.trees import (
+    compute_dtype,
+)
+from lejax._internal.types import PyTree, Scalar
 
 # From here on exp(-u) is nothing beside 1, in float64 too.
 VANISHING = 40.0
 
 
-def beta_for_share(losses: Any, share: Any, *, default: Any = 1.0) -> jax.Array:
+def beta_for_share(
+    losses: ArrayLike, share: Scalar, *, default: Scalar = 1.0
+) -> jax.Array:
     """The β at which the given share of samples is effective.
 
     Of losses f_1, …, f_J and their weights w_j = exp(-βf_j) it is the root of

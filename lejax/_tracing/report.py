@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from lejax._internal.checks import float_leaves
 from lejax._internal.loss import check_objective, first_batch, without_aux
-from lejax._internal.types import PyTree
+from lejax._internal.types import LossFn, PyTree
 from lejax._tracing.known_rows import LeafUse
 from lejax._tracing.partial_eval import trace_leaf_uses
 from lejax._tracing.per_example import read_per_example
@@ -87,7 +86,7 @@ class ReductionReport(NamedTuple):
 
 
 def reduction_report(
-    value_fn: Callable[..., Any],
+    value_fn: LossFn,
     params: PyTree,
     batch: PyTree = None,
     *,

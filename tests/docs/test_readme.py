@@ -40,7 +40,7 @@ def test_example(code, output, capsys):
 
 
 def test_table_names_everything_that_makes_something():
-    rows = re.findall(r"^\| `(\w+)` .*\((lejax/\w+\.py)\) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` .*\((lejax/[\w/]+\.py)\) \|$", README, re.MULTILINE)
     functions = {n for n in vars(lejax) if n[0].islower() and not n.startswith("_")}
     assert {name for name, _ in rows} == functions
     for name, file in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +26,36 @@ from cases.problems import assert_mean, replicate
 import lejax
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("tau", [0.3, 2.0])
-def test_the_control_variate_has_mean_zero(name, tau):
-    """Over 10^6 evaluations, for every number of every layer."""
-    sums = mean_of_control_variates(network(name), PARAMS, ROWS, tau)
+FEW = dict(zip(LOSSES, (0.3, 2.0, 0.3, 2.0), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "tau", "blocks"),
+    [(name, tau, 200) for name, tau in FEW.items()]
+    + [
+        pytest.param(name, tau, 1000, marks=pytest.mark.slow)
+        for name in LOSSES
+        for tau in (0.3, 2.0)
+    ],
+)
+def test_the_control_variate_has_mean_zero(name, tau, blocks):
+    """For every number of every layer; in full over 10^6 evaluations."""
+    sums = mean_of_control_variates(network(name), PARAMS, ROWS, tau, blocks)
     assert sums.shape[1] == 26
     assert_zero(sums)
 
 
-@pytest.mark.parametrize("beta", [0.5, 3.0])
-@pytest.mark.parametrize("tau", [0.3, 1.5])
-def test_unbiased_against_quadrature(tau, beta):
+BY_DEFAULT = (0.3, 3.0, True), (1.5, 0.5, False)
+
+
+@pytest.mark.parametrize(
+    ("tau", "beta", "antithetic"),
+    [
+        pytest.param(*case, marks=() if case in BY_DEFAULT else pytest.mark.slow)
+        for case in itertools.product((0.3, 1.5), (0.5, 3.0), (True, False))
+    ],
+)
+def test_unbiased_against_quadrature(tau, beta, antithetic):
     """Two layers of two units: 4 numbers, E_q[X] - x on a grid of 41^4 points."""
     params = {"v": normal(6, 2), "w": normal(7, 1, 2)}
     x, y = jnp.array([[0.5], [-1.0], [2.0]]), jnp.array([0.3, 1.0, -0.7])
@@ -58,26 +77,25 @@ def test_unbiased_against_quadrature(tau, beta):
     weight = weight * np.exp(-beta * (np.asarray(f, np.float64) - float(f.min())))
     truth = weight @ grid / weight.sum()
 
-    def estimate(key, credit, antithetic=True):
+    def estimates(credit):
         sampler = lejax.importance(5000, antithetic=antithetic, credit=credit)
-        u, _, info = sampler.step(
-            key, (), params, value_fn=loss, batch=x, tau=tau, beta=beta
-        )
-        return jnp.concatenate([u["v"], u["w"].ravel()]), info.num_evaluations
 
-    found, evaluations = replicate(lambda key: estimate(key, True), 200)
+        def one(key, tau, beta):
+            u, _, info = sampler.step(
+                key, (), params, value_fn=loss, batch=x, tau=tau, beta=beta
+            )
+            return jnp.concatenate([u["v"], u["w"].ravel()]), info.num_evaluations
+
+        return replicate(one, 200, given=(tau, beta))
+
+    found, evaluations = estimates(credit=True)
     assert (evaluations == 5001).all()
     assert_mean(found, truth, bias=np.abs(truth) / 1000)
-    plain, _ = replicate(lambda key: estimate(key, False), 200)
+    plain, _ = estimates(credit=False)
     assert np.var(found, 0).sum() < np.var(plain, 0).sum()
-    centred, evaluations = replicate(lambda key: estimate(key, True, False), 200)
-    assert (evaluations == 5001).all()
-    assert_mean(centred, truth, bias=np.abs(truth) / 1000)
-    raw, _ = replicate(lambda key: estimate(key, False, False), 200)
-    assert np.var(centred, 0).sum() < np.var(raw, 0).sum()
 
 
-def test_less_noise():
+def variance(**options):
     """A wider network, whose examples see little of its noise each."""
     params = {"w": normal(8, 40, 30) / 6, "v": normal(9, 30, 3) / 5}
     batch = normal(10, 20, 40), jnp.arange(20) % 3
@@ -88,29 +106,28 @@ def test_less_noise():
             logits, batch[1]
         ).mean()
 
-    def estimate(key, **options):
-        sampler = lejax.importance(1000, **options)
-        (u, _, _) = sampler.step(
+    def estimate(key, params, batch):
+        u, _, _ = lejax.importance(1000, **options).step(
             key, (), params, value_fn=loss, batch=batch, tau=0.01, beta=1.0
         )
         return jnp.concatenate([u["v"].ravel(), u["w"].ravel()])
 
-    variances = [
-        replicate(lambda key, o=options: estimate(key, **o), 40).var(0).sum()
-        for options in (
-            {"credit": True},
-            {"credit": False},
-            {"credit": True, "reduction": False},
-            {"credit": False, "reduction": False},
-            {"credit": True, "antithetic": False},
-            {"credit": False, "antithetic": False},
-        )
-    ]
-    assert variances[0] < 0.2 * variances[1]
-    assert variances[2] < 0.2 * variances[3]
+    return np.var(replicate(estimate, 40, given=(params, batch)), 0).sum()
+
+
+def test_less_noise():
+    of_pairs = variance(credit=True)
+    assert of_pairs < 0.2 * variance(credit=False)
     # Plain draws keep what the loss at x is from the mean loss: twice the noise here.
-    assert variances[4] < 0.01 * variances[5]
-    assert variances[4] < 3 * variances[0]
+    assert variance(credit=True, antithetic=False) < 3 * of_pairs
+
+
+@pytest.mark.slow
+def test_less_noise_in_full_space_and_of_plain_draws():
+    whole = {"reduction": False}
+    assert variance(credit=True, **whole) < 0.2 * variance(credit=False, **whole)
+    plain = {"antithetic": False}
+    assert variance(credit=True, **plain) < 0.01 * variance(credit=False, **plain)
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
@@ -140,13 +157,25 @@ def test_the_same_by_chunks_and_by_members(antithetic):
     parts = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), batch)
     others = {
         "chunks": jax.jit(step(chunk_size=7))(batch),
-        "draws": jax.vmap(step(axis_name="draws"), axis_name="draws")(shares),
-        "data": jax.vmap(step(data_axis_name="rows"), axis_name="rows")(parts),
+        "draws": jax.jit(jax.vmap(step(axis_name="draws"), axis_name="draws"))(shares),
+        "data": jax.jit(jax.vmap(step(data_axis_name="rows"), axis_name="rows"))(parts),
     }
     for name, other in others.items():
         for leaf, mine in whole.items():
             for found in np.asarray(other[leaf]).reshape(-1, *mine.shape):
                 np.testing.assert_allclose(found, mine, 1e-4, 1e-6, err_msg=name)
+
+
+def updated(sampler, loss, batch=ROWS):
+    """The displacement and the info of an update, in jit."""
+
+    @jax.jit
+    def step(params, batch):
+        return sampler.step(
+            jax.random.key(0), (), params, value_fn=loss, batch=batch, tau=0.3
+        )[::2]
+
+    return step(PARAMS, batch)
 
 
 def test_examples_that_fail_keep_their_part():
@@ -158,10 +187,7 @@ def test_examples_that_fail_keep_their_part():
 
     sums = mean_of_control_variates(loss, PARAMS, ROWS, 0.3, blocks=400)
     assert_zero(sums)
-    sampler = lejax.importance(100, credit=True)
-    u, _, info = sampler.step(
-        jax.random.key(0), (), PARAMS, value_fn=loss, batch=ROWS, tau=0.3
-    )
+    u, info = updated(lejax.importance(100, credit=True), loss)
     assert 0 < info.nonfinite_fraction < 1
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(u))
 
@@ -171,27 +197,14 @@ def test_no_sum_over_examples():
         return jnp.max(dense(params, x) ** 2)
 
     assert set(reasons(worst, PARAMS, ROWS)) == {"the loss is no sum over examples"}
-    u, _, info = lejax.importance(20, credit=True).step(
-        jax.random.key(0), (), PARAMS, value_fn=worst, batch=ROWS, tau=0.3
-    )
-    plain, _, _ = lejax.importance(20).step(
-        jax.random.key(0), (), PARAMS, value_fn=worst, batch=ROWS, tau=0.3
-    )
+    u, info = updated(lejax.importance(20, credit=True), worst)
+    plain, _ = updated(lejax.importance(20), worst)
     assert info.num_evaluations == 20
     jax.tree.map(np.testing.assert_array_equal, u, plain)
 
 
 def credited(loss, batch):
-    """An update with credit, in jit."""
-    sampler = lejax.importance(100, credit=True)
-
-    @jax.jit
-    def step(batch):
-        return sampler.step(
-            jax.random.key(0), (), PARAMS, value_fn=loss, batch=batch, tau=0.3
-        )[0]
-
-    return step(batch)
+    return updated(lejax.importance(100, credit=True), loss, batch)[0]
 
 
 def test_a_row_that_is_not_finite():
