@@ -14,11 +14,23 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
-@pytest.mark.standard
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example(path, capsys):
+def test_short_and_in_the_readme(path):
     assert len(path.read_text().splitlines()) <= 60
     assert f"(examples/{path.name})" in README
+
+
+@pytest.mark.standard
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, id=path.stem, marks=[] if path.stem == "plain" else pytest.mark.slow
+        )
+        for path in EXAMPLES
+    ],
+)
+def test_example(path, capsys):
     if path.stem == "simulator":  # whose workers read the main file themselves
         said = subprocess.run(
             [sys.executable, path], check=True, capture_output=True, text=True

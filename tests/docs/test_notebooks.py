@@ -40,6 +40,7 @@ def check_outputs(notebook):
 
 
 # The warnings of ipykernel, zmq and nbclient are not ours.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_runs_from_a_clean_kernel(path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own shows figures

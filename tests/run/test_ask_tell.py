@@ -49,7 +49,7 @@ SMOOTH = {
 }
 
 
-BY_DEFAULT = {"odd", "signs", "credit", "score_function", "gaussian"}
+BY_DEFAULT = {"odd", "signs", "share", "ranks", "score_function", "gaussian"}
 
 
 def chain(name, **options):

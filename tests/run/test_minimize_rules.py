@@ -88,7 +88,7 @@ def stale_after(objective, patience):
     return None
 
 
-@pytest.mark.parametrize("patience", [2, 5])
+@pytest.mark.parametrize("patience", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_patience(patience):
     options = {"params": 2 * jnp.ones(2), "num_updates": 60}
     free = minimize(**options)

@@ -29,21 +29,7 @@ WITH_GRADIENT = {
     "sgld, cold": lejax.sgld(500, 0.02, warm_start=False),
 }
 EVERY = {**GRADIENT_FREE, **WITH_GRADIENT}
-BY_DEFAULT = {
-    "importance",
-    "importance, centred",
-    "score_function",
-    "pathwise, plain",
-    "robbins_monro",
-    "sgld",
-}
-every = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in BY_DEFAULT else pytest.mark.slow)
-        for name in EVERY
-    ],
-)
+every = pytest.mark.parametrize("name", EVERY)
 NOWHERE, EVERYWHERE = np.inf, -np.inf
 
 

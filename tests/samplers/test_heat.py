@@ -164,7 +164,24 @@ def test_robbins_monro_is_the_recursion(tau, antithetic):
     assert_mean(info.objective, curvature * (x**2 + tau) / 2)
 
 
-@thinned("name, tau, smoothing", [*ONE_DIMENSIONAL], [0.15, 0.4], [None, 0.05])
+@pytest.mark.parametrize(
+    ("name", "tau", "smoothing"),
+    [
+        ("skewed", 0.4, 0.05),
+        ("bimodal", 0.15, None),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("skewed", 0.15, None),
+                ("skewed", 0.15, 0.05),
+                ("skewed", 0.4, None),
+                ("bimodal", 0.15, 0.05),
+                ("bimodal", 0.4, None),
+                ("bimodal", 0.4, 0.05),
+            )
+        ),
+    ],
+)
 def test_robbins_monro_finds_the_implicit_step(name, tau, smoothing):
     """Run to convergence it solves x = x_k - τ ∇F^H(x), with draws of `smoothing`."""
     f, start = ONE_DIMENSIONAL[name], 0.9

@@ -140,8 +140,15 @@ def bias(name, tau, beta, step_size, time, replicates):
     return found - of_q.displacement, np.sqrt(of_q.variance)
 
 
-@pytest.mark.parametrize(("name", "step_size"), [("skewed", 0.2), ("bimodal", 0.02)])
-@pytest.mark.parametrize(("tau", "beta"), [(0.3, 1.0), (1.7, 0.6)])
+@pytest.mark.parametrize(
+    ("name", "step_size", "tau", "beta"),
+    [
+        ("skewed", 0.2, 0.3, 1.0),
+        ("skewed", 0.2, 1.7, 0.6),
+        ("bimodal", 0.02, 0.3, 1.0),
+        pytest.param("bimodal", 0.02, 1.7, 0.6, marks=pytest.mark.slow),
+    ],
+)
 def test_short_chains_meet_quadrature(name, step_size, tau, beta):
     """In the limit of small steps; `test_bias_shrinks_with_the_step` is sharper."""
     coarse, scale = bias(name, tau, beta, step_size, 100, 512)

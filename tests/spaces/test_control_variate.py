@@ -25,7 +25,6 @@ from cases.problems import assert_mean, replicate
 
 import lejax
 
-
 FEW = dict(zip(LOSSES, (0.3, 2.0, 0.3, 2.0), strict=True))
 
 
@@ -95,7 +94,7 @@ def test_unbiased_against_quadrature(tau, beta, antithetic):
     assert np.var(found, 0).sum() < np.var(plain, 0).sum()
 
 
-def variance(**options):
+def variance(num_samples, **options):
     """A wider network, whose examples see little of its noise each."""
     params = {"w": normal(8, 40, 30) / 6, "v": normal(9, 30, 3) / 5}
     batch = normal(10, 20, 40), jnp.arange(20) % 3
@@ -107,7 +106,7 @@ def variance(**options):
         ).mean()
 
     def estimate(key, params, batch):
-        u, _, _ = lejax.importance(1000, **options).step(
+        u, _, _ = lejax.importance(num_samples, **options).step(
             key, (), params, value_fn=loss, batch=batch, tau=0.01, beta=1.0
         )
         return jnp.concatenate([u["v"].ravel(), u["w"].ravel()])
@@ -115,23 +114,36 @@ def variance(**options):
     return np.var(replicate(estimate, 40, given=(params, batch)), 0).sum()
 
 
-def test_less_noise():
-    of_pairs = variance(credit=True)
-    assert of_pairs < 0.2 * variance(credit=False)
+@pytest.mark.parametrize(
+    "num_samples", [300, pytest.param(1000, marks=pytest.mark.slow)]
+)
+def test_less_noise(num_samples):
+    of_pairs = variance(num_samples, credit=True)
+    assert of_pairs < 0.2 * variance(num_samples, credit=False)
     # Plain draws keep what the loss at x is from the mean loss: twice the noise here.
-    assert variance(credit=True, antithetic=False) < 3 * of_pairs
+    assert variance(num_samples, credit=True, antithetic=False) < 3 * of_pairs
 
 
 @pytest.mark.slow
-def test_less_noise_in_full_space_and_of_plain_draws():
-    whole = {"reduction": False}
-    assert variance(credit=True, **whole) < 0.2 * variance(credit=False, **whole)
-    plain = {"antithetic": False}
-    assert variance(credit=True, **plain) < 0.01 * variance(credit=False, **plain)
+@pytest.mark.parametrize(
+    ("options", "share"), [({"reduction": False}, 0.2), ({"antithetic": False}, 0.01)]
+)
+def test_less_noise_in_full_space_and_of_plain_draws(options, share):
+    credited, raw = (variance(1000, credit=c, **options) for c in (True, False))
+    assert credited < share * raw
 
 
-@pytest.mark.parametrize("antithetic", [True, False])
-def test_the_same_by_chunks_and_by_members(antithetic):
+BY_WAY = (True, "chunks"), (False, "draws"), (True, "data")
+
+
+@pytest.mark.parametrize(
+    ("antithetic", "way"),
+    [
+        pytest.param(*case, marks=() if case in BY_WAY else pytest.mark.slow)
+        for case in itertools.product((True, False), ("chunks", "draws", "data"))
+    ],
+)
+def test_the_same_by_chunks_and_by_members(antithetic, way):
     """Whatever the chunks, and whoever draws or holds the data."""
 
     def step(**options):
@@ -155,15 +167,18 @@ def test_the_same_by_chunks_and_by_members(antithetic):
     whole = jax.jit(step())(batch)
     shares = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), batch)
     parts = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), batch)
-    others = {
-        "chunks": jax.jit(step(chunk_size=7))(batch),
-        "draws": jax.jit(jax.vmap(step(axis_name="draws"), axis_name="draws"))(shares),
-        "data": jax.jit(jax.vmap(step(data_axis_name="rows"), axis_name="rows"))(parts),
-    }
-    for name, other in others.items():
-        for leaf, mine in whole.items():
-            for found in np.asarray(other[leaf]).reshape(-1, *mine.shape):
-                np.testing.assert_allclose(found, mine, 1e-4, 1e-6, err_msg=name)
+    other, given = {
+        "chunks": lambda: (step(chunk_size=7), batch),
+        "draws": lambda: (jax.vmap(step(axis_name="draws"), axis_name="draws"), shares),
+        "data": lambda: (
+            jax.vmap(step(data_axis_name="rows"), axis_name="rows"),
+            parts,
+        ),
+    }[way]()
+    other = jax.jit(other)(given)
+    for leaf, mine in whole.items():
+        for found in np.asarray(other[leaf]).reshape(-1, *mine.shape):
+            np.testing.assert_allclose(found, mine, 1e-4, 1e-6)
 
 
 def updated(sampler, loss, batch=ROWS):

@@ -143,7 +143,16 @@ def test_a_loss_that_is_more_than_the_sum(loss):
     assert_mean(ours - theirs, 0.0)
 
 
-def test_the_same_by_chunks_and_by_members():
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"chunk_size": 7},
+        {"members": 4, "axis_name": "draws"},
+        pytest.param({"members": 2, "axis_name": "draws"}, marks=pytest.mark.slow),
+    ],
+    ids=["chunks", "four members", "two members"],
+)
+def test_the_same_by_chunks_and_by_members(way):
     def run(members=None, **options):
         sampler = lejax.score_function(20, credit=True, **options)
 
@@ -164,14 +173,8 @@ def test_the_same_by_chunks_and_by_members():
         found = jax.device_get(jax.jit(step)(PARAMS, ROWS))
         return jax.tree.map(lambda leaf: leaf[-1], found) if members else found
 
-    whole = run()
-    for others in (
-        run(chunk_size=7),
-        run(2, axis_name="draws"),
-        run(4, axis_name="draws"),
-    ):
-        for mine, other in zip(*map(jax.tree.leaves, (whole, others)), strict=True):
-            np.testing.assert_allclose(mine, other, 1e-4, 1e-6)
+    for mine, other in zip(*map(jax.tree.leaves, (run(), run(**way))), strict=True):
+        np.testing.assert_allclose(mine, other, 1e-4, 1e-6)
 
 
 def test_members_that_hold_the_data():

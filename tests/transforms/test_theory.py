@@ -81,7 +81,8 @@ def test_sgd_at_rate_beta_tau_is_algorithm_1(beta):
     np.testing.assert_allclose(moved, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("tau", [0.3, 1.7])
+# The gradient at the other τ is that of `test_gradient_is_that_of_the_free_energy`.
+@pytest.mark.parametrize("tau", [0.3, pytest.param(1.7, marks=pytest.mark.slow)])
 def test_algorithm_1_descends_and_stops_only_at_critical_points(tau):
     """Theorem 3.2, exactly by quadrature and by the estimated step."""
     f, x = ONE_DIMENSIONAL["bimodal"], 1.6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import optax
 import pytest
 from cases.registry import (
     BATCH,
+    BY_DEFAULT,
     SMOOTHINGS,
     every_smoothing,
     every_transformation,
@@ -60,10 +63,16 @@ def first(tx, value_fn=loss, batch=BATCH):
     return lambda params, updates=None: update(updates, params, batch)
 
 
-@every_smoothing
-@pytest.mark.parametrize(
-    "as_function", [True, pytest.param(False, marks=pytest.mark.slow)]
-)
+def _masks():
+    """By default a tree for one, and a function for others."""
+    for name, as_function in itertools.product(SMOOTHINGS, (True, False)):
+        by_default = name in BY_DEFAULT and as_function == (name != "importance")
+        yield pytest.param(
+            name, as_function, marks=[] if by_default else pytest.mark.slow
+        )
+
+
+@pytest.mark.parametrize(("name", "as_function"), list(_masks()))
 def test_mask_perturbs_these_leaves_and_passes_the_others_on(name, as_function):
     """The masked update is that of the selected leaves alone; b keeps its gradient."""
     mixed = {**params(), "count": jnp.array(3), "rng": jax.random.key(0)}
@@ -128,14 +137,24 @@ def test_aux_is_that_of_the_centre(name):
     def with_aux(params, batch):
         return loss(params, batch), {"norm": jnp.sum(params["b"] ** 2)}
 
-    expected, after = first(transformation(name))(params())
     like = {"norm": jax.ShapeDtypeStruct((), jnp.float32)}
-    for has_aux in (True, like):
-        tx = transformation(name, has_aux=has_aux)
-        updates, new = first(tx, with_aux)(params())
+
+    # One program for all, so that rounding is the same.
+    @jax.jit
+    def all_of_them(params):
+        plain = first(transformation(name))(params)
+        found = [
+            first(transformation(name, has_aux=has_aux), with_aux)(params)
+            for has_aux in (True, like)
+        ]
+        return plain, found
+
+    (expected, after), found = all_of_them(params())
+    for updates, new in found:
         jax.tree.map(np.testing.assert_array_equal, updates, expected)
         np.testing.assert_allclose(new.info.aux["norm"], 0.05, rtol=1e-5)
         assert new.info.num_evaluations == after.info.num_evaluations + 1
+    tx = transformation(name, has_aux=like)
     assert signature(new) == signature(jax.jit(tx.init)(params()))
 
 
