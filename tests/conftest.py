@@ -36,14 +36,14 @@ def pytest_configure(config):
         quick = not config.getoption("--default-compiler")
         if quick and QUICK_CODE not in flags and _jaxlib_knows(QUICK_CODE):
             os.environ["XLA_FLAGS"] = f"{flags} --{QUICK_CODE}=false".strip()
-        if CACHE not in os.environ:
+        if CACHE not in os.environ and hasattr(config, "cache"):
             folder = Path(config.cache.mkdir("compiled")) / _machine()
             _bounded(folder)
             os.environ[CACHE] = str(folder)
         # Small programs are many: the same operations in every file of tests.
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     # As other processes read it from the environment.
-    jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+    jax.config.update("jax_compilation_cache_dir", os.environ.get(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
@@ -74,12 +74,13 @@ def _machine():
 def _bounded(folder):
     """Remove what is oldest of all that was compiled, beyond `CACHE_BYTES`."""
     files = [path for path in folder.parent.rglob("*") if path.is_file()]
-    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    total = 0
-    for path in files:
-        total += path.stat().st_size
-        if total > CACHE_BYTES:
-            path.unlink()
+    stats = sorted(((path.stat(), path) for path in files), key=lambda s: s[0].st_mtime)
+    total = sum(stat.st_size for stat, _ in stats)
+    for stat, path in stats:
+        if total <= CACHE_BYTES:
+            break
+        path.unlink(missing_ok=True)
+        total -= stat.st_size
 
 
 @pytest.fixture(autouse=True)

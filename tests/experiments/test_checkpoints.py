@@ -58,7 +58,13 @@ def _last(evaluations):
     return last
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("SGD", "IS") else pytest.param(name, marks=pytest.mark.slow)
+        for name in RUNS
+    ],
+)
 def test_a_run_goes_on_bit_for_bit(name, tmp_path, digits):
     """Parameters, optimizer, keys, chains and data: the rest depends on all of them."""
     run = RUNS[name]
@@ -78,6 +84,7 @@ def test_a_run_goes_on_bit_for_bit(name, tmp_path, digits):
     assert [e.seconds for e in resumed[1:3]] == [e.seconds for e in left[1:]]
 
 
+@pytest.mark.slow
 def test_the_last_few_are_kept(begun):
     keep, go_on, _ = begun
     kept = keep()
@@ -88,6 +95,7 @@ def test_the_last_few_are_kept(begun):
     assert not kept.folder.exists()
 
 
+@pytest.mark.slow
 def test_no_resume_begins_anew(begun):
     keep, go_on, expected = begun
     kept = keep(resume=False)
@@ -99,8 +107,8 @@ def test_no_resume_begins_anew(begun):
     ("name", "value"),
     [
         ("versions", {"jax": "0.1"}),
-        ("layout", {"devices": 64, "processes": 8}),
-        ("run", "another network"),
+        pytest.param("layout", {"devices": 64, "processes": 8}, marks=pytest.mark.slow),
+        pytest.param("run", "another network", marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_of_something_else(begun, name, value):
@@ -118,6 +126,7 @@ def _truncate(folder):
         os.truncate(path, path.stat().st_size // 2)
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint(begun, capsys):
     """The one before is used, and said; where there is none, the run begins anew."""
     keep, go_on, expected = begun
@@ -138,6 +147,7 @@ def test_a_truncated_checkpoint(begun, capsys):
     assert capsys.readouterr().out.count("cannot be read") == checkpoints.KEPT
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_another_process_cannot_read(begun, capsys, monkeypatch):
     """None of them goes on from it."""
     keep, go_on, expected = begun
@@ -165,6 +175,7 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.slow
 def test_a_full_disk(begun, capsys):
     """The run goes on, says so, and keeps the last good checkpoint."""
     keep, go_on, expected = begun
@@ -182,6 +193,7 @@ def test_a_full_disk(begun, capsys):
     assert _last(go_on(keep())).fingerprint == expected.fingerprint
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     """Three kills here; twenty in the committed results."""
     kills.main(kills.Config(kills=3, output=tmp_path))
@@ -193,6 +205,7 @@ def test_killed_at_random_moments(tmp_path):
     assert any([*starts, found["last_went_on_from_block"]])
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits(tmp_path):
     """The current block is finished and saved, also by workers; then it goes on."""
 

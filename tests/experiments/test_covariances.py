@@ -12,6 +12,7 @@ from experiments.applications.gradient_free.covariances import Config
 pytestmark = pytest.mark.standard
 
 
+@pytest.mark.slow
 def test_quickly_and_again(tmp_path, capsys, monkeypatch):
     config = Config(dimensions=9, evaluations=2000, trials=1, seeds=2, output=tmp_path)
     covariances.main(config)

@@ -154,6 +154,7 @@ def test_digits(nothing_prepared, capsys):
     assert 0 <= digits.train_images.min() < digits.train_images.max() <= 1
 
 
+@pytest.mark.slow
 def test_forward_only(nothing_prepared, capsys, tmp_path):
     """Without a gradient it learns, with back-propagation beside it."""
     forward_only.main(
@@ -207,6 +208,7 @@ def serve_files():
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the warnings of tensorflow-datasets
 class TestMnist:
     """The real tensorflow-datasets path, on the real files from the loopback."""

@@ -166,6 +166,7 @@ def test_blocks_hold_all_batches_in_order():
 FEW = ("momentum", "SAM", "Entropy-SGD", "pathwise")
 
 
+@pytest.mark.slow
 def test_the_comparison_in_quick_form(tmp_path, monkeypatch, capsys):
     every = contenders.contenders()
     samplers = {"importance", "sgld", "robbins_monro", "pathwise", "score_function"}
@@ -217,6 +218,7 @@ def test_the_comparison_in_quick_form(tmp_path, monkeypatch, capsys):
     assert again | {"seconds": 0} == first | {"seconds": 0}
 
 
+@pytest.mark.slow
 def test_no_test_image_is_used_for_choices(monkeypatch):
     digits = contest.setting(contest.Config(data="digits", quick=True))
     spoiled = digits._replace(

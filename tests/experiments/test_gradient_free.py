@@ -243,6 +243,7 @@ def test_both_budgets_end_at_a_point():
         assert points == sorted(set(points))
 
 
+@pytest.mark.slow
 def test_runs_of_another_setting_are_made_again(tmp_path, monkeypatch):
     """They alone; and what was tried stays tried."""
     config = Config("swing_up", quick=True, output=tmp_path)
@@ -267,6 +268,7 @@ def test_runs_of_another_setting_are_made_again(tmp_path, monkeypatch):
     assert again["OpenES"]["numbers"] != runs["OpenES"]["numbers"]
 
 
+@pytest.mark.slow
 def test_times_are_those_of_what_is_chosen(tmp_path, monkeypatch):
     """What is tuned again may choose another population: all are timed again."""
     config = Config("swing_up", quick=True, output=tmp_path)
@@ -294,6 +296,7 @@ def test_without_evosax(monkeypatch):
         searchers(24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_quickly_and_again(objective, tmp_path, capsys, monkeypatch):
     """A quick comparison; the same command then has nothing left to do."""

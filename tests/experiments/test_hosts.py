@@ -69,6 +69,7 @@ def wait_for_a_checkpoint(both, folder, after):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_two_processes_share_an_experiment(tmp_path, start, monkeypatch):
     """The same curves as by one; the first process alone speaks and writes.
 
@@ -99,6 +100,7 @@ def test_two_processes_share_an_experiment(tmp_path, start, monkeypatch):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "method"), [(0, "IS"), (1, "SGLD")])
 def test_the_other_stops_when_one_dies(tmp_path, start, victim, method):
     """Within a minute, with a message; the run then goes on from its checkpoint.

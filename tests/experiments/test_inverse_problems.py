@@ -105,6 +105,7 @@ def test_the_ensemble_finds_a_posterior():
     assert found.deviation is not None
 
 
+@pytest.mark.slow
 def test_quickly_and_again(tmp_path, capsys, monkeypatch):
     few = ("local entropy", "gaussian, full", "CMA_ES", KALMAN, "Adam, gradient")
     methods_of = methods.methods_of

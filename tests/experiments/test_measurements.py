@@ -14,6 +14,7 @@ from experiments.benchmarks import benchmark, chunks, spans
 pytestmark = pytest.mark.standard
 
 
+@pytest.mark.slow
 def test_benchmark(capsys, tmp_path, monkeypatch):
     quick = ["--samples", "4", "--moves", "2", "--many-samples", "6", "--rounds", "1"]
     measured = benchmark.memory(benchmark.Config(samples=4, hidden=8), ("SGD step",))
@@ -35,6 +36,7 @@ def test_benchmark(capsys, tmp_path, monkeypatch):
     assert errors["importance, direct"] > errors["importance"] > 0
 
 
+@pytest.mark.slow
 def test_spans(capsys, tmp_path):
     """Credit by the span of an example's rows lowers the variance."""
     spans.main(
@@ -54,6 +56,7 @@ def test_spans(capsys, tmp_path):
     assert "| 2 | 2 | " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_chunks(capsys, tmp_path):
     """Of each update the default and what is no larger than J."""
     chunks.main(

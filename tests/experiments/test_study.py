@@ -47,6 +47,7 @@ def results_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_table_6_1(results_folder):
     record = read(results_folder, "table_6_1")
     assert record["data"] == "digits"
@@ -75,6 +76,7 @@ def test_table_6_1(results_folder):
     assert png.startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_rates_are_tuned_without_a_test_image(results_folder):
     record = read(results_folder, "tuning")
     assert all(run["settings"]["validation"] for run in record["runs"].values())
@@ -90,6 +92,7 @@ def test_rates_are_tuned_without_a_test_image(results_folder):
         assert (run.evaluations, run.test_images) == (25, 1000)
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_computed_again(results_folder, monkeypatch):
     monkeypatch.setattr(study, "train", None)
     before = (results_folder / "table_6_1.json").read_bytes()
@@ -97,6 +100,7 @@ def test_what_is_there_is_not_computed_again(results_folder, monkeypatch):
     assert (results_folder / "table_6_1.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_other_settings_and_more_seeds_are_computed(tmp_path):
     options = Options(**QUICK, output=tmp_path)
     run, other = methods.Run("SGD"), methods.Run("SGD", batch_size=5)
@@ -117,6 +121,7 @@ def test_what_is_no_run_is_passed_over():
     assert all({"settings", "seeds", "accuracy"} <= run.keys() for run in found)
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_ends_in_the_same_result(tmp_path, monkeypatch):
     runs = {"IS": methods.Run("IS"), "HR": methods.Run("HR", hidden=0)}
     whole = Options(**QUICK, output=tmp_path / "whole")
@@ -147,6 +152,7 @@ def test_an_interrupted_study_ends_in_the_same_result(tmp_path, monkeypatch):
         assert ends[0][label] | {"seconds": 0} == ends[1][label] | {"seconds": 0}
 
 
+@pytest.mark.slow
 def test_workers_find_what_one_process_finds(tmp_path):
     options = Options(**QUICK, output=tmp_path)
     runs = [methods.Run("SGD"), methods.Run("IS", hidden=0)]
@@ -176,10 +182,12 @@ def assert_as_seen(record, name):
         assert (gap <= 3 * error + 0.005).all(), (name, label)
 
 
+@pytest.mark.slow
 def test_table_6_1_is_as_seen(results_folder):
     assert_as_seen(read(results_folder, "table_6_1"), "table_6_1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_others_are_as_seen(name, results_folder, capsys):
     module = importlib.import_module(f"experiments.paper.{name}")
@@ -191,6 +199,7 @@ def test_the_others_are_as_seen(name, results_folder, capsys):
         assert png.startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_table_6_2(results_folder, capsys):
     module = importlib.import_module("experiments.paper.table_6_2")
     module.main(Options(**QUICK, output=results_folder))
@@ -200,6 +209,7 @@ def test_table_6_2(results_folder, capsys):
     assert "1953" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_minibatches_and_monotonicity(results_folder):
     for name in ("section_5_1_2", "monotonicity"):
         module = importlib.import_module(f"experiments.paper.{name}")
@@ -212,6 +222,7 @@ def test_minibatches_and_monotonicity(results_folder):
     assert read(results_folder, "monotonicity")["rises"]["of F_τ"] == 0
 
 
+@pytest.mark.slow
 def test_bias_of_minibatches(monkeypatch):
     """As by one gradient of importance sampling for each batch, from the same draws."""
     samples, tau = 30, 0.5

@@ -30,6 +30,7 @@ def test_a_controlled_run_takes_the_paper_s_step():
     np.testing.assert_allclose(found, -step, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_quickly(monkeypatch, tmp_path, capsys):
     """Chosen on the validation split, trained on all, compared by seed."""
     monkeypatch.setattr(tau, "TAUS", (0.01, 1.0))

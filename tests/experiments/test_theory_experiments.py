@@ -102,7 +102,13 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "figure_5_1" else pytest.param(name, marks=pytest.mark.slow)
+        for name in COMMANDS
+    ],
+)
 def test_commands(name, capsys, tmp_path):
     main = importlib.import_module(f"experiments.paper.{name}").main
     main(Options(quick=True, output=tmp_path))

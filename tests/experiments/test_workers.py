@@ -65,6 +65,7 @@ def interrupt_twice(parent, pids):
     assert parent.returncode == -signal.SIGINT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="processes are seen in /proc")
 @pytest.mark.parametrize("end", [kill_the_parent, kill_a_worker, interrupt_twice])
 def test_workers_end_with_their_parent(end):
@@ -94,6 +95,7 @@ def die(tick):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_death_that_only_the_pool_sees(monkeypatch):
     """A process whose files are closed may still count as alive: nothing is lost."""
     monkeypatch.setattr(multiprocessing, "active_children", list)

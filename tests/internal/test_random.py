@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 
 import jax
@@ -74,24 +75,29 @@ def test_what_is_drawn_again_is_what_was_evaluated(few_are_many):
     assert moved < before - 1e3
 
 
-@pytest.mark.parametrize("tau", [0.3, 2.5])
+SAMPLERS = {
+    "pairs": lejax.importance(4000),
+    "plain": lejax.importance(4001, antithetic=False),
+    "signs": lejax.importance(4000, signs_per_draw=4),
+    "pathwise": lejax.pathwise(200),
+    "score_function": lejax.score_function(4000),
+    "robbins_monro": lejax.robbins_monro(400, 4, lambda j: 1 / (1 + j)),
+    "sgld": lejax.sgld(6000, 0.05),
+}
+FEW = dict(zip(SAMPLERS, itertools.cycle((0.3, 2.5)), strict=False))
+
+
 @pytest.mark.parametrize(
-    "sampler",
+    ("name", "tau"),
     [
-        pytest.param(sampler, id=name)
-        for name, sampler in {
-            "pairs": lejax.importance(4000),
-            "plain": lejax.importance(4001, antithetic=False),
-            "signs": lejax.importance(4000, signs_per_draw=4),
-            "pathwise": lejax.pathwise(200),
-            "score_function": lejax.score_function(4000),
-            "robbins_monro": lejax.robbins_monro(400, 4, lambda j: 1 / (1 + j)),
-            "sgld": lejax.sgld(6000, 0.05),
-        }.items()
+        pytest.param(name, tau, marks=() if tau == FEW[name] else pytest.mark.slow)
+        for name in SAMPLERS
+        for tau in (0.3, 2.5)
     ],
 )
-def test_closed_form(few_are_many, sampler, tau):
+def test_closed_form(few_are_many, name, tau):
     """On f = |x|²/2 + b·x the steps are known; errors by ten keys."""
+    sampler = SAMPLERS[name]
     x = jnp.linspace(-1.0, 1.0, 24)
     b = jnp.where(jnp.arange(24) < 4, 0.7, 0.0)
 
@@ -119,7 +125,7 @@ def test_the_memory_of_an_update_as_planned(monkeypatch):
     monkeypatch.setattr(trees, "POOLED_NUMBERS", trees.POOLED_NUMBERS // 16)
     monkeypatch.setattr(random, "BLOCK_NUMBERS", random.BLOCK_NUMBERS // 16)
     parameters = 2 * trees.POOLED_NUMBERS
-    found = memory.measure(memory.Config(parameters, batch_size=2), 4)
+    found = memory.measure(memory.Config(parameters, layers=4, batch_size=2), 4)
     assert 3 < found["planned_in_parameters"] < 4
 
 

@@ -35,28 +35,37 @@ def paper_steps(j):
     return 0.1 * (1.0 + jnp.asarray(j, jnp.float32)) ** -0.7
 
 
-def thinned(names, *factors):
-    """Of a product of three or five factors, by default every pair of values.
-
-    The last factor follows the first two; of five the fourth follows those before it.
-    """
+def thinned(names, factors, default):
+    """The product of the factors; what is not in the default is of the full suite."""
     cases = []
-    for places in itertools.product(*(range(len(factor)) for factor in factors)):
-        default = (places[0] + places[1]) % 2 == places[-1]
-        if len(places) == 5:
-            default &= (places[1] + places[2]) % 2 == places[3]
-        case = [factor[place] for factor, place in zip(factors, places, strict=True)]
-        cases.append(pytest.param(*case, marks=() if default else pytest.mark.slow))
+    for case in itertools.product(*factors):
+        marks = () if case in default else pytest.mark.slow
+        cases.append(pytest.param(*case, marks=marks))
     return pytest.mark.parametrize(names, cases)
+
+
+# Every pair of values.
+QUADRATURES = {
+    (2, "pathwise", True, "skewed", 1.3),
+    (2, "score_function", False, "bimodal", 0.2),
+    (7, "pathwise", True, "bimodal", 0.2),
+    (7, "score_function", False, "skewed", 1.3),
+    (100, "pathwise", False, "skewed", 0.2),
+    (100, "score_function", True, "bimodal", 1.3),
+}
+QUADRATICS = {
+    ("pathwise", 0.3, "float32"),
+    ("pathwise", 1.7, "float64"),
+    ("score_function", 0.3, "float64"),
+    ("score_function", 1.7, "float32"),
+}
+IMPLICIT_STEPS = {("skewed", 0.4, 0.05), ("bimodal", 0.15, None)}
 
 
 @thinned(
     "num_samples, make, antithetic, name, tau",
-    [2, 7, 100],
-    [*GRADIENTS],
-    [True, False],
-    [*ONE_DIMENSIONAL],
-    [0.2, 1.3],
+    ([2, 7, 100], GRADIENTS, [True, False], ONE_DIMENSIONAL, [0.2, 1.3]),
+    QUADRATURES,
 )
 def test_quadrature(make, num_samples, antithetic, name, tau):
     """Unbiased for every number of samples, odd ones and baselines included."""
@@ -72,7 +81,9 @@ def test_quadrature(make, num_samples, antithetic, name, tau):
         assert_mean((info.objective - truth.heat) ** 2 - info.standard_error**2, 0)
 
 
-@thinned("make, tau, dtype", [*GRADIENTS], [0.3, 1.7], ["float32", "float64"])
+@thinned(
+    "make, tau, dtype", (GRADIENTS, [0.3, 1.7], ["float32", "float64"]), QUADRATICS
+)
 def test_quadratic_on_a_nested_tree(make, tau, dtype):
     with jax.enable_x64(dtype == "float64"):
         params = QUADRATIC.params(dtype)
@@ -97,13 +108,17 @@ def test_standard_error_of_few_units(members):
             jnp.ones((part.shape[1], 1), bool),
         )
 
+    @jax.jit
+    def found(losses):
+        merged = merge_moments(moments(losses[:, :2]), moments(losses[:, 2:]))
+        of_none = merge_moments(empty_moments("f4"), merged)
+        every = moments(losses), merged, of_none
+        return [(each.mean, each.standard_error()) for each in every]
+
     units = losses.mean(0)
-    merged = merge_moments(moments(losses[:, :2]), moments(losses[:, 2:]))
-    for found in (moments(losses), merged, merge_moments(empty_moments("f4"), merged)):
-        np.testing.assert_allclose(found.mean, losses.mean(), rtol=1e-6)
-        np.testing.assert_allclose(
-            found.standard_error(), units.std(ddof=1) / np.sqrt(5), rtol=1e-5
-        )
+    for mean, error in found(losses):
+        np.testing.assert_allclose(mean, losses.mean(), rtol=1e-6)
+        np.testing.assert_allclose(error, units.std(ddof=1) / np.sqrt(5), rtol=1e-5)
 
 
 @pytest.mark.parametrize("offset", [1e4, -1e4])
@@ -164,23 +179,10 @@ def test_robbins_monro_is_the_recursion(tau, antithetic):
     assert_mean(info.objective, curvature * (x**2 + tau) / 2)
 
 
-@pytest.mark.parametrize(
-    ("name", "tau", "smoothing"),
-    [
-        ("skewed", 0.4, 0.05),
-        ("bimodal", 0.15, None),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                ("skewed", 0.15, None),
-                ("skewed", 0.15, 0.05),
-                ("skewed", 0.4, None),
-                ("bimodal", 0.15, 0.05),
-                ("bimodal", 0.4, None),
-                ("bimodal", 0.4, 0.05),
-            )
-        ),
-    ],
+@thinned(
+    "name, tau, smoothing",
+    (ONE_DIMENSIONAL, [0.15, 0.4], [None, 0.05]),
+    IMPLICIT_STEPS,
 )
 def test_robbins_monro_finds_the_implicit_step(name, tau, smoothing):
     """Run to convergence it solves x = x_k - τ ∇F^H(x), with draws of `smoothing`."""

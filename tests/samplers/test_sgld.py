@@ -151,8 +151,8 @@ def bias(name, tau, beta, step_size, time, replicates):
 )
 def test_short_chains_meet_quadrature(name, step_size, tau, beta):
     """In the limit of small steps; `test_bias_shrinks_with_the_step` is sharper."""
-    coarse, scale = bias(name, tau, beta, step_size, 100, 512)
-    fine, _ = bias(name, tau, beta, step_size / 2, 100, 512)
+    coarse, scale = bias(name, tau, beta, step_size, 100, 256)
+    fine, _ = bias(name, tau, beta, step_size / 2, 100, 256)
     assert_mean(2 * fine - coarse, 0, bias=0.02 * scale)
 
 

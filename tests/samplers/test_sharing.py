@@ -50,7 +50,6 @@ def by_default(names, factors, some):
 
 # By default every kind of sampler, by one axis or the other; one member is a device.
 SHARE_SAMPLES = {
-    ("importance", 4),
     ("few samples", 4),
     ("signs", 2),
     ("adapted", 2),

@@ -171,7 +171,15 @@ def test_a_convolution_stays_whole():
     assert zeros.shape == kernel.shape
 
 
-@pytest.mark.parametrize("name", ["pathwise", "robbins_monro", "sgld", "importance"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pathwise",
+        "importance",
+        pytest.param("robbins_monro", marks=pytest.mark.slow),
+        pytest.param("sgld", marks=pytest.mark.slow),
+    ],
+)
 def test_a_rule_that_closes_over_the_batch(name):
     """It cannot be bound again for a gradient: such losses stay whole."""
 

@@ -234,7 +234,6 @@ def thinned(second, by_default):
             ("many positions", True),
             ("heads", True),
             ("convolution, strides", False),
-            ("convolution, deep", True),
         },
     ),
 )
@@ -252,11 +251,9 @@ def test_the_control_variate_has_mean_zero(name, reduction):
         (0.3, 1.5),
         {
             ("sequence", 0.3),
-            ("repeated", 1.5),
             ("attention", 1.5),
-            ("many positions", 0.3),
-            ("heads", 1.5),
-            ("convolution", 0.3),
+            ("many positions", 1.5),
+            ("convolution, deep", 0.3),
         },
     ),
 )
@@ -283,9 +280,14 @@ def test_the_same_heat(name, tau):
 
 
 @pytest.mark.parametrize(
-    "reduction", [True, pytest.param(False, marks=pytest.mark.slow)]
+    ("reduction", "num_samples"),
+    [
+        (True, 200),
+        pytest.param(True, 600, marks=pytest.mark.slow),
+        pytest.param(False, 600, marks=pytest.mark.slow),
+    ],
 )
-def test_less_noise(reduction):
+def test_less_noise(reduction, num_samples):
     """Eight examples of three positions, each of 40 numbers."""
     params = {
         "w": normal(8, 40, 30) / 6,
@@ -301,7 +303,7 @@ def test_less_noise(reduction):
     assert set(reasons(loss, params, batch)) == {""}
 
     def variance(**options):
-        sampler = lejax.importance(600, reduction=reduction, **options)
+        sampler = lejax.importance(num_samples, reduction=reduction, **options)
 
         def estimate(key, params, batch):
             u, _, _ = sampler.step(

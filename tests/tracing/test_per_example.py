@@ -55,6 +55,18 @@ def test_refused(name):
     for leaf, reason in (("w", of_w), ("v", of_v)):
         assert found[leaf].startswith(reason), found
         assert bool(found[leaf]) == bool(reason), found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "batch norm" else pytest.param(name, marks=pytest.mark.slow)
+        for name in REFUSED
+    ],
+)
+def test_what_is_left_of_a_refused_network_has_mean_zero(name):
+    forward, *_ = REFUSED[name]
+    params = {"v": PARAMS["v"], "w": PARAMS["w"]}
     sums = mean_of_control_variates(of(forward), params, ROWS, 0.3, blocks=200)
     assert_zero(sums)
 
