@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.benchmarks.kills import gone_on, last_checkpoints
-from experiments.common import results
+from experiments.common import hosts, results
+from experiments.common.options import Options
 
 pytestmark = pytest.mark.standard
 ROOT = Path(__file__).parents[2]
@@ -67,6 +70,24 @@ def wait_for_a_checkpoint(both, folder, after):
         assert time.monotonic() < patience
         assert all(process.poll() is None for process in both)
         time.sleep(0.1)
+
+
+def test_what_is_sent_comes_back(tmp_path):
+    """By one process: options as they are, states and keys through NumPy unchanged."""
+    options = Options(output=tmp_path)
+    with hosts.together(options) as mine:
+        assert mine is options
+    state = {
+        "x": jnp.arange(3.0),
+        "key": jax.random.key(3),
+        "nan": jnp.float32(jnp.nan),
+    }
+    back = hosts.placed(hosts.whole(state), state)
+    np.testing.assert_array_equal(back["x"], state["x"])
+    assert np.isnan(back["nan"])
+    assert (jax.random.bits(back["key"]) == jax.random.bits(state["key"])).all()
+    assert hosts.of_first({"a": [1, None]}) == {"a": [1, None]}
+    assert hosts.any_of(True, False) == [True, False]
 
 
 @pytest.mark.slow
