@@ -51,7 +51,9 @@ def test_updates_of_every_precision_are_finite(name, dtype):
         assert any(bool((u != 0).any()) for u in jax.tree.leaves(updates))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
+)
 def test_half_precision_parameters_are_averaged_in_float32(dtype):
     """The sums of 4000 draws in half precision would be far off."""
 

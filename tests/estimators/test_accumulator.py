@@ -109,8 +109,17 @@ def test_units_that_only_fill_up_change_nothing():
     assert_same(summarise(whole), summarise(part))
 
 
-@pytest.mark.parametrize(("pairs", "copies"), [(True, 1), (False, 1), (True, 4)])
-@pytest.mark.parametrize("slope", [0.3, 1.0])
+@pytest.mark.parametrize(
+    ("pairs", "copies", "slope"),
+    [
+        (True, 1, 0.3),
+        (True, 1, 1.0),
+        (False, 1, 0.3),
+        (False, 1, 1.0),
+        (True, 4, 1.0),
+        pytest.param(True, 4, 0.3, marks=pytest.mark.slow),
+    ],
+)
 def test_reported_errors_are_those_of_replicates(pairs, copies, slope):
     """The squared error of δ̂ and the standard error of F: odd, even and skewed."""
 

@@ -168,10 +168,10 @@ def test_beta_adapts_and_the_gradient_is_that_of_the_beta_used(share, antithetic
     "options",
     [
         {},
-        {"antithetic": False},
         {"antithetic": False, "credit": True},
         {"signs_per_draw": 4},
-        {"credit": False, "reduction": False},
+        pytest.param({"antithetic": False}, marks=pytest.mark.slow),
+        pytest.param({"credit": False, "reduction": False}, marks=pytest.mark.slow),
     ],
 )
 def test_all_losses_of_an_update_are_kept_and_no_more_are_evaluated(options):

@@ -24,8 +24,19 @@ def few_are_many(monkeypatch):
     monkeypatch.setattr(random, "BLOCK_NUMBERS", 64)
 
 
-@pytest.mark.parametrize("shape", [(1000,), (7, 143), (331, 3), (5, 11, 20), ()])
-@pytest.mark.parametrize("copies", [1, 3])
+SHAPES = (1000,), (7, 143), (331, 3), (5, 11, 20), ()
+# And of every shape another number of copies in the full suite.
+COPIES = dict(zip(SHAPES, (3, 1, 3, 1, 3), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "copies"),
+    [
+        pytest.param(s, c, marks=() if c == COPIES[s] else pytest.mark.slow)
+        for s in SHAPES
+        for c in (1, 3)
+    ],
+)
 def test_blocks_are_normal_whatever_the_device(
     few_are_many, monkeypatch, shape, copies
 ):

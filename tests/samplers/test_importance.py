@@ -32,7 +32,7 @@ def run(sampler, value_fn, params, tau, beta=1.0, replicates=64):
 
 
 def some_of(names, first, second, third):
-    """Of three products, by default those that meet every pair of values once."""
+    """A product of three, by default a half in which every pair of values meets."""
     cases = []
     for (i, a), (j, b), (k, c) in itertools.product(
         *map(enumerate, (first, second, third))

@@ -52,8 +52,8 @@ def penalised(params, x):
 
 @functools.cache
 def on_a_grid(loss, tau):
-    """The losses of the examples at 31^4 points, with the points and their weights."""
-    noise = np.linspace(-6, 6, 31)
+    """The losses of the examples at 41^4 points, with the points and their weights."""
+    noise = np.linspace(-6, 6, 41)
     axis, phi = np.sqrt(tau) * noise, np.exp(-(noise**2) / 2)
     grid = np.stack(np.meshgrid(*[axis] * 4, indexing="ij"), -1).reshape(-1, 4)
     weight = functools.reduce(np.multiply.outer, [phi / phi.sum()] * 4).ravel()
@@ -86,7 +86,7 @@ BY_DEFAULT = [(alone, 0.3, 3.0, True), (penalised, 0.8, 0.5, False)]
     ],
 )
 def test_against_quadrature(loss, tau, beta, antithetic):
-    """(1/B) Σ E_qᵢ[X] - x on a grid of 31^4 points, a leaf in no layer among them."""
+    """(1/B) Σ E_qᵢ[X] - x on a grid of 41^4 points, a leaf in no layer among them."""
     grid, weight, f = on_a_grid(loss, tau)
     weight = weight[:, None] * np.exp(-beta * f)
     total = weight.sum(0)
@@ -177,7 +177,8 @@ def test_minibatches_estimate_it_without_bias(make, num_samples):
     assert (np.abs(z).max() < 4.5) == (make == lejax.importance_by_example)
 
 
-@pytest.mark.parametrize("members", [2, pytest.param(4, marks=pytest.mark.slow)])
+# Ten pairs are not shared by four alike: some only fill up.
+@pytest.mark.parametrize("members", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_same_by_chunks_and_by_members(members):
     def step(**options):
         sampler = lejax.importance_by_example(20, **options)

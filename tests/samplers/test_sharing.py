@@ -56,6 +56,7 @@ SHARE_SAMPLES = {
     ("score_function", 4),
     ("robbins_monro", 2),
     ("three chains", 2),
+    ("one chain", 2),
 }
 
 

@@ -228,7 +228,6 @@ def thinned(second, by_default):
     thinned(
         (True, False),
         {
-            ("sequence", True),
             ("repeated", False),
             ("attention", False),
             ("many positions", True),
@@ -282,7 +281,7 @@ def test_the_same_heat(name, tau):
 @pytest.mark.parametrize(
     ("reduction", "num_samples"),
     [
-        (True, 200),
+        (True, 100),
         pytest.param(True, 600, marks=pytest.mark.slow),
         pytest.param(False, 600, marks=pytest.mark.slow),
     ],
