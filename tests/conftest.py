@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -45,6 +46,10 @@ def pytest_configure(config):
     # As other processes read it from the environment.
     jax.config.update("jax_compilation_cache_dir", os.environ.get(CACHE))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    # With the cache, tests mostly trace and lower: without a way back to the lines of
+    # the source, and with the many objects of a trace looked through less often.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    gc.set_threshold(200_000, 20, 100)
 
 
 def _jaxlib_knows(flag):

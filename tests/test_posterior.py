@@ -61,7 +61,7 @@ def test_observations_may_be_traced_and_of_any_shape():
     np.testing.assert_allclose(found, ((y - 2) ** 2).sum() + 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize("tau", [0.05, 0.4])
+@pytest.mark.parametrize("tau", [pytest.param(0.05, marks=pytest.mark.slow), 0.4])
 def test_map_by_both_regularisations(tau):
     """Of a quadratic local entropy and heat keep the minimiser: the MAP."""
     forward = jnp.array([[1.0, 2.0], [0.5, -1.0], [0.0, 1.0]])

@@ -85,7 +85,7 @@ def test_every_transformation_makes_finite_updates(name):
 
 
 @every_transformation
-@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("x64", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_state_never_changes_and_nothing_is_traced_twice(name, x64):
     traces = []
 

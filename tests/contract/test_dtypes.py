@@ -21,7 +21,10 @@ import lejax
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["bfloat16", "float64", pytest.param("float16", marks=pytest.mark.slow)],
+)
 def test_dtypes_of_parameters_are_kept(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         p = jax.tree.map(lambda leaf: leaf.astype(dtype), params())
@@ -38,7 +41,10 @@ def test_dtypes_of_parameters_are_kept(name, dtype):
 
 
 @every_transformation
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["bfloat16", "float64", pytest.param("float16", marks=pytest.mark.slow)],
+)
 def test_updates_of_every_precision_are_finite(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         p = jax.tree.map(lambda leaf: leaf.astype(dtype), params())

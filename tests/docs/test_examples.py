@@ -21,15 +21,8 @@ def test_short_and_in_the_readme(path):
 
 
 @pytest.mark.standard
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(
-            path, id=path.stem, marks=[] if path.stem == "plain" else pytest.mark.slow
-        )
-        for path in EXAMPLES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, capsys):
     if path.stem == "simulator":  # whose workers read the main file themselves
         said = subprocess.run(

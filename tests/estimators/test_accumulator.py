@@ -116,7 +116,7 @@ def test_units_that_only_fill_up_change_nothing():
         (True, 1, 1.0),
         (False, 1, 0.3),
         (False, 1, 1.0),
-        (True, 4, 1.0),
+        pytest.param(True, 4, 1.0, marks=pytest.mark.slow),
         pytest.param(True, 4, 0.3, marks=pytest.mark.slow),
     ],
 )

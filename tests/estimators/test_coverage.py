@@ -74,7 +74,6 @@ BY_DEFAULT = {
     ("even", "pairs"),
     ("odd", "plain"),
     ("skewed", "shared draws"),
-    ("odd", "four shards"),
 }
 
 

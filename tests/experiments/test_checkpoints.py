@@ -61,7 +61,7 @@ def _last(evaluations):
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("SGD", "IS") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "SGD" else pytest.param(name, marks=pytest.mark.slow)
         for name in RUNS
     ],
 )
@@ -103,12 +103,13 @@ def test_no_resume_begins_anew(begun):
     assert _last(go_on(kept)).fingerprint == expected.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("versions", {"jax": "0.1"}),
-        pytest.param("layout", {"devices": 64, "processes": 8}, marks=pytest.mark.slow),
-        pytest.param("run", "another network", marks=pytest.mark.slow),
+        ("layout", {"devices": 64, "processes": 8}),
+        ("run", "another network"),
     ],
 )
 def test_a_checkpoint_of_something_else(begun, name, value):

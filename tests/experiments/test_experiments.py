@@ -33,6 +33,7 @@ def nothing_prepared(monkeypatch):
     monkeypatch.setattr(data, "_mnist_is_prepared", lambda data_dir: False)
 
 
+@pytest.mark.slow
 def test_every_method_is_what_the_paper_says():
     """One update of each is that of a chain written out here, with the same key."""
     key, tau = jax.random.key(5), 0.03

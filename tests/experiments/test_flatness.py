@@ -47,6 +47,7 @@ def network():
     return loss, params, np.asarray(dense, float)
 
 
+@pytest.mark.slow
 def test_leading_eigenvalues_are_those_of_the_dense_hessian(network):
     loss, params, dense = network
     expected = np.linalg.eigvalsh(dense)[::-1][:5]
@@ -57,6 +58,7 @@ def test_leading_eigenvalues_are_those_of_the_dense_hessian(network):
     assert 0.9 * expected[0] < early[0] < 1.0001 * expected[0]
 
 
+@pytest.mark.slow
 def test_trace_is_that_of_the_dense_hessian(network):
     loss, params, dense = network
     measure = functools.partial(sharpness.trace, loss, params, draws=50)

@@ -172,7 +172,15 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("name", SEARCHERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("importance", "gaussian, full", "SNES", "SPSA")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in SEARCHERS
+    ],
+)
 def test_searches_descend(name):
     """A regression of thirty weights; every batch is another."""
     searcher = SEARCHERS[name]

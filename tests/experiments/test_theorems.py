@@ -96,6 +96,7 @@ class TestQuadrature:
         assert "1 of 2 checks hold" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theorem", theorems_3_1_4_1.THEOREMS)
 class TestTheorems31And41:
     def test_checks(self, measured, theorem):
@@ -131,6 +132,7 @@ class TestTheorems31And41:
             assert min(of.others.values()) > 1e-3
 
 
+@pytest.mark.slow
 class TestTheorems32And42:
     def test_checks(self, cases, steps):
         found = theorems_3_2_4_2.checks(cases, steps)

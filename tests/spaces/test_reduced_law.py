@@ -262,6 +262,7 @@ def test_rows_that_do_not_turn_count_once():
     assert np.isfinite(moved).all()
 
 
+@pytest.mark.slow
 def test_sharing_a_draw_changes_neither_mean_nor_order_of_error():
     """Many numbers: the extra noise is 2 signs/d of the whole, here a tenth."""
 

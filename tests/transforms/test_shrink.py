@@ -35,6 +35,7 @@ def run(make, key, updates=60, **options):
     return jax.lax.scan(update, (x, tx.init(x)), length=updates)[1]
 
 
+@pytest.mark.slow
 def test_it_helps_where_the_estimate_is_noise():
     """The last steps are at lower F than without it, in nearly all of 100 runs."""
 
