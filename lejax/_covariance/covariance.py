@@ -14,9 +14,7 @@ from jax.flatten_util import ravel_pytree
 from lejax._covariance.elementwise import Elementwise
 from lejax._covariance.full import MAX_DENSE_SIZE, Full
 from lejax._covariance.low_rank import LowRank, isotropic_low_rank
-from lejax._internal.trees import (
-    compute_dtype,
-)
+from lejax._internal.trees import compute_dtype
 from lejax._internal.types import PyTree
 
 Structure = Literal["scale", "diagonal", "low_rank", "full"]

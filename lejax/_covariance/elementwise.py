@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._internal.trees import (
-    compute_dtype,
-)
+from lejax._internal.trees import compute_dtype
 from lejax._internal.types import PyTree
 
 

@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from lejax._internal.trees import (
-    rows,
-)
+from lejax._internal.trees import rows
 from lejax._internal.types import PyTree
 
 # A dense root of more directions takes minutes to decompose.

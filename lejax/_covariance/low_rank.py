@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from lejax._internal.trees import (
-    rows,
-)
+from lejax._internal.trees import rows
 from lejax._internal.types import PyTree
 
 # An eigenvalue beside the diagonal stays above this, in its units.

@@ -14,10 +14,7 @@ import optax
 
 from lejax._covariance.covariance import Covariance
 from lejax._info import Info, is_known
-from lejax._internal.trees import (
-    compute_dtype,
-    scaled,
-)
+from lejax._internal.trees import compute_dtype, scaled
 from lejax._internal.types import PyTree
 
 

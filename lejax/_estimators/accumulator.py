@@ -24,11 +24,7 @@ from lejax._estimators.moments import (
     pooled,
 )
 from lejax._estimators.second_moments import no_products, squares
-from lejax._internal.trees import (
-    all_finite,
-    inner,
-    scaled,
-)
+from lejax._internal.trees import all_finite, inner, scaled
 from lejax._internal.types import PyTree
 from lejax._spaces.space import Products
 

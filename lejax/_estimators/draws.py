@@ -16,11 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._internal.mesh_axes import member, members, varying
-from lejax._internal.trees import (
-    is_large,
-    scaled,
-    zero_after,
-)
+from lejax._internal.trees import is_large, scaled, zero_after
 from lejax._internal.types import PyTree
 from lejax._spaces.space import Space
 

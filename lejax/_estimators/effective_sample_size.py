@@ -12,9 +12,7 @@ from jax.typing import ArrayLike
 from lejax._estimators.draws import Draws
 from lejax._internal.checks import fraction
 from lejax._internal.mesh_axes import Axes
-from lejax._internal.trees import (
-    compute_dtype,
-)
+from lejax._internal.trees import compute_dtype
 from lejax._internal.types import PyTree, Scalar
 
 # From here on exp(-u) is nothing beside 1, in float64 too.

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._estimators.draws import Draws
-from lejax._internal.trees import (
-    compute_dtype,
-)
+from lejax._internal.trees import compute_dtype
 from lejax._internal.types import PyTree
 from lejax._spaces.space import Products
 

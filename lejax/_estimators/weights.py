@@ -11,11 +11,7 @@ import optax
 from lejax._estimators.accumulator import WeightedAccumulator
 from lejax._estimators.moments import LossMoments, about, noise_of_sum
 from lejax._info import is_known, unknown
-from lejax._internal.trees import (
-    inner,
-    is_large,
-    scaled,
-)
+from lejax._internal.trees import inner, is_large, scaled
 from lejax._internal.types import PyTree
 
 

@@ -14,12 +14,7 @@ from lejax._info import Info, is_known, unknown
 from lejax._internal.trees import compute_dtype, inner, scaled
 from lejax._internal.types import LossFn, PyTree
 from lejax._run.history import History, record
-from lejax._run.stopping import (
-    Rules,
-    Watch,
-    look,
-    start_watch,
-)
+from lejax._run.stopping import Rules, Watch, look, start_watch
 from lejax._transforms.certificate import certificate
 
 

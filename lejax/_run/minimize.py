@@ -23,12 +23,7 @@ from lejax._internal.loss import without_aux
 from lejax._internal.types import LossFn, PyTree, Scalar, ScalarOrSchedule
 from lejax._run.advice import advice
 from lejax._run.batches import Feed, make_feed
-from lejax._run.history import (
-    History,
-    joined,
-    known_mean,
-    signal_of,
-)
+from lejax._run.history import History, joined, known_mean, signal_of
 from lejax._run.loop import Loop, make_loop
 from lejax._run.progress import check_progress, progress_bar
 from lejax._run.result import MinimizeResult, estimate_text

@@ -11,12 +11,7 @@ from jax.typing import ArrayLike
 
 from lejax._info import Info
 from lejax._internal.checks import loss_function
-from lejax._internal.loss import (
-    call,
-    check_objective,
-    first_batch,
-    without_aux,
-)
+from lejax._internal.loss import call, check_objective, first_batch, without_aux
 from lejax._internal.trees import all_finite, scaled
 from lejax._internal.types import LossFn, PyTree
 from lejax._samplers.sampler import Regularization, Sampler

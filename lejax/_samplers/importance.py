@@ -26,33 +26,12 @@ from lejax._estimators.effective_sample_size import (
 from lejax._estimators.fitness_shaping import Shaping, check_shaping, shaped_losses
 from lejax._estimators.moments import mean_info
 from lejax._estimators.weights import estimate, noise_of_groups
-from lejax._info import (
-    TRUSTED_SAMPLE_SIZE,
-    Info,
-    make_info,
-    unknown,
-)
-from lejax._internal.checks import (
-    fraction,
-    optional_count,
-    positive_count,
-    sign_count,
-)
+from lejax._info import TRUSTED_SAMPLE_SIZE, Info, make_info, unknown
+from lejax._internal.checks import fraction, optional_count, positive_count, sign_count
 from lejax._internal.mesh_axes import gathered, make_axes, mean_over
-from lejax._internal.trees import (
-    all_finite,
-    compute_dtype,
-    inner,
-    is_large,
-    scaled,
-)
+from lejax._internal.trees import all_finite, compute_dtype, inner, is_large, scaled
 from lejax._internal.types import PyTree, Scalar
-from lejax._samplers.sampler import (
-    Sampler,
-    as_passed,
-    make_sampler,
-    stateless,
-)
+from lejax._samplers.sampler import Sampler, as_passed, make_sampler, stateless
 from lejax._spaces.control_variate import add_control_variate, sums_by_leaf, zero_sums
 from lejax._spaces.reduced import space_maker
 from lejax._spaces.space import Space, null_space_noise

@@ -9,12 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._estimators.accumulator import log_weights
-from lejax._estimators.draws import (
-    Draws,
-    Plan,
-    default_signs,
-    fold_draws,
-)
+from lejax._estimators.draws import Draws, Plan, default_signs, fold_draws
 from lejax._estimators.moments import (
     LossMoments,
     empty_moments,
@@ -23,12 +18,7 @@ from lejax._estimators.moments import (
     of_members,
     pooled,
 )
-from lejax._info import (
-    TRUSTED_SAMPLE_SIZE,
-    Info,
-    make_info,
-    unknown,
-)
+from lejax._info import TRUSTED_SAMPLE_SIZE, Info, make_info, unknown
 from lejax._internal.checks import optional_count, positive_count, sign_count
 from lejax._internal.mesh_axes import make_axes, mean_over, varying
 from lejax._internal.trees import all_finite, compute_dtype

@@ -10,11 +10,7 @@ import optax
 
 from lejax._estimators.draws import largest_divisor
 from lejax._internal.mesh_axes import varying
-from lejax._internal.trees import (
-    all_finite,
-    compute_dtype,
-    scaled,
-)
+from lejax._internal.trees import all_finite, compute_dtype, scaled
 from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
 from lejax._spaces import null_space
 from lejax._spaces.null_space import NullSpaceMean, NullSpacePoint

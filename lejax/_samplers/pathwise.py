@@ -23,12 +23,7 @@ from lejax._estimators.second_moments import no_products, slopes
 from lejax._info import Info
 from lejax._internal.checks import optional_count, positive_count
 from lejax._internal.mesh_axes import make_axes
-from lejax._internal.trees import (
-    all_finite,
-    compute_dtype,
-    inner,
-    scaled,
-)
+from lejax._internal.trees import all_finite, compute_dtype, inner, scaled
 from lejax._internal.types import PyTree, Scalar
 from lejax._samplers.sampler import Sampler, make_sampler
 from lejax._spaces.reduced import space_maker

@@ -16,11 +16,7 @@ from lejax._internal.checks import (
     positive_or_schedule,
 )
 from lejax._internal.mesh_axes import make_axes
-from lejax._internal.trees import (
-    all_finite,
-    compute_dtype,
-    scaled,
-)
+from lejax._internal.trees import all_finite, compute_dtype, scaled
 from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.pathwise import mean_gradient
 from lejax._samplers.sampler import Sampler, make_sampler

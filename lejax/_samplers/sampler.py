@@ -13,12 +13,7 @@ import jax.numpy as jnp
 from lejax._info import Info, is_known, unknown
 from lejax._internal.checks import float_leaves, positive, typed_key
 from lejax._internal.loss import DrawNumber, check_objective, first_batch
-from lejax._internal.mesh_axes import (
-    Axes,
-    check_bound,
-    make_axes,
-    varying,
-)
+from lejax._internal.mesh_axes import Axes, check_bound, make_axes, varying
 from lejax._internal.trees import compute_dtype, inner
 from lejax._internal.types import LossFn, PyTree, Scalar
 from lejax._spaces.space import Products, Space, full_space, over_axes

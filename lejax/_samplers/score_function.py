@@ -9,13 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._estimators.draws import (
-    NUM_GROUPS,
-    Draws,
-    Plan,
-    default_signs,
-    fold_draws,
-)
+from lejax._estimators.draws import NUM_GROUPS, Draws, Plan, default_signs, fold_draws
 from lejax._estimators.moments import (
     LossMoments,
     empty_moments,
@@ -28,18 +22,8 @@ from lejax._estimators.moments import (
 )
 from lejax._info import Info
 from lejax._internal.checks import optional_count, positive_count, sign_count
-from lejax._internal.mesh_axes import (
-    make_axes,
-    mean_over,
-    members,
-    varying,
-)
-from lejax._internal.trees import (
-    compute_dtype,
-    gram,
-    inner,
-    scaled,
-)
+from lejax._internal.mesh_axes import make_axes, mean_over, members, varying
+from lejax._internal.trees import compute_dtype, gram, inner, scaled
 from lejax._internal.types import PyTree
 from lejax._samplers.sampler import Sampler, make_sampler
 from lejax._spaces.control_variate import squared_norm, sums_by_leaf, zero_sums

@@ -11,13 +11,7 @@ import optax
 from lejax._estimators.draws import chunk_limit
 from lejax._info import Info, make_info
 from lejax._internal.checks import at_most_one, positive_count, positive_or_schedule
-from lejax._internal.mesh_axes import (
-    Axes,
-    is_bound,
-    make_axes,
-    member,
-    members,
-)
+from lejax._internal.mesh_axes import Axes, is_bound, make_axes, member, members
 from lejax._internal.trees import compute_dtype, widen
 from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.langevin import Langevin, run_chain

@@ -11,12 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._info import Info, is_known, make_info
-from lejax._internal.checks import (
-    float_leaves,
-    given,
-    loss_function,
-    typed_key,
-)
+from lejax._internal.checks import float_leaves, given, loss_function, typed_key
 from lejax._internal.trees import compute_dtype, scaled
 from lejax._internal.types import LossFn, Mask, PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.gradient import estimate_gradient

@@ -10,15 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases.devices import run_on_four_devices
-from cases.members import (
-    BATCH,
-    PARAMS,
-    SAMPLERS,
-    X,
-    assert_same,
-    f,
-    network,
-)
+from cases.members import BATCH, PARAMS, SAMPLERS, X, assert_same, f, network
 
 import lejax
 

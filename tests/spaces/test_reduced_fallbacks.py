@@ -5,14 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
-from cases.reduction import (
-    HIDDEN,
-    INPUTS,
-    ROWS,
-    check,
-    kernel_and,
-    normal,
-)
+from cases.reduction import HIDDEN, INPUTS, ROWS, check, kernel_and, normal
 
 import lejax
 from lejax._spaces.reduced import reduced_space
