@@ -26,7 +26,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--default-compiler",
         action="store_true",
-        help="compile as for users, with all optimisations: several times slower",
+        help="compile as for users, with all optimisations: slower",
     )
 
 
