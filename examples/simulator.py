@@ -36,7 +36,7 @@ def minus_log_posterior(u):
 
 
 if __name__ == "__main__":
-    sampler = lejax.importance(100, target_share=0.3)
+    sampler = lejax.importance(100, beta_share=0.3)
     smooth = lejax.gaussian(
         sampler, 0.1, key=jax.random.key(0), covariance="full", temperature=1.0
     )

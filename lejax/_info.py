@@ -9,13 +9,16 @@ import jax.numpy as jnp
 
 from lejax._internal.types import PyTree
 
+# From this k̂ on the largest weights are those that were not drawn (Vehtari et al.).
+TRUSTED_PARETO_K = 0.7
+
 # Below this many effective samples the standard error of F saturates near 1/β; with so
 # many 95 % intervals cover 91 to 92 % (experiments/benchmarks/coverage.py).
 TRUSTED_SAMPLE_SIZE = 20
 
 
 class Info(NamedTuple):
-    """What one update tells about itself; scalars but for the last three.
+    """What one update tells about itself; scalars but for the last two.
 
     A quantity that the sampler cannot estimate is NaN; each sampler says which. In what
     is traced under `jax.debug_nans`, which would stop there, it is the largest number.
@@ -43,16 +46,20 @@ class Info(NamedTuple):
             δ̂ = -βτ ∇ that the sampler estimated (as it is in a gradient, with 1/(βτ)²).
         signal: the share of |δ̂|² that is no noise, (|δ̂|² - V)/|δ̂|²; 1 for a perfect
             estimate, around 0, and below, for nothing but noise.
-        signal_error: the standard error of `signal`, by the jackknife over groups of
-            draws; `importance` tells it, without `shaping`. It is rather too large, and
-            more so over an axis of few samples for each member.
+        signal_standard_error: the standard error of `signal`, by the jackknife over
+            groups of draws; `importance` tells it, without `shaping`. It is rather too
+            large.
+        pareto_k: k̂ of importance weights: the shape of a generalised Pareto
+            distribution fitted to the largest, min(J/5, 3√J) of them. All other numbers
+            see those weights alone that were drawn; from .7 on larger ones are missing,
+            and intervals and effective samples promise too much, however many these
+            are. Raise J, or lower β or τ. 0 where weights are equal.
         tau_used: the τ of the estimate. Not `tau`, which `optax.inject_hyperparams`
             puts into the same state.
         beta_used: its β; 1 for heat.
         aux: the second output of `value_fn` at the centre point, with `has_aux`.
         gradient: the gradient that went to the chain, with `keep_gradient`: what
             `certificate` wants. None for the leaves that a mask left out.
-        products: what a covariance learns from; `Sampler.learning` alone has it.
 
     Example:
         >>> import jax, jax.numpy as jnp, lejax
@@ -71,45 +78,29 @@ class Info(NamedTuple):
     nonfinite_fraction: jax.Array
     squared_error: jax.Array
     signal: jax.Array
-    signal_error: jax.Array
+    signal_standard_error: jax.Array
+    pareto_k: jax.Array
     tau_used: jax.Array
     beta_used: jax.Array
     aux: PyTree = None
     gradient: PyTree = None
-    products: PyTree = None
 
 
-def make_info(
-    dtype: Any,
-    num_evaluations: int,
-    objective: Any = None,
-    standard_error: Any = None,
-    effective_sample_size: Any = None,
-    nonfinite_fraction: Any = None,
-    squared_error: Any = None,
-    norm_error: Any = None,
-) -> Info:
+def make_info(dtype: Any, num_evaluations: int, **known: Any) -> Info:
     """An `Info` of fixed dtypes, so that the state of an optimiser never changes.
 
-    What every sampler tells alike, `make_sampler` adds, and makes `signal_error` of
-    `norm_error`, the standard error of |δ̂|² - V.
+    What is not known, or None, is `unknown`. `signal_standard_error` is that of
+    |δ̂|² - V until `Sampler.run` divides it, and tells what all samplers tell alike.
     """
-
-    def known(value: Any) -> jax.Array:
-        return unknown(dtype) if value is None else jnp.asarray(value, dtype)
-
-    return Info(
-        known(objective),
-        known(standard_error),
-        known(effective_sample_size),
-        jnp.asarray(num_evaluations, jnp.int32),
-        known(nonfinite_fraction),
-        known(squared_error),
-        signal=unknown(dtype),
-        signal_error=known(norm_error),
-        tau_used=unknown(dtype),
-        beta_used=unknown(dtype),
-    )
+    nothing = unknown(dtype)
+    values = {name: nothing for name in Info._fields[:-2]}
+    values |= {
+        name: jnp.asarray(value, dtype)
+        for name, value in known.items()
+        if value is not None
+    }
+    values["num_evaluations"] = jnp.asarray(num_evaluations, jnp.int32)
+    return Info(**values)
 
 
 def unknown(dtype: Any) -> jax.Array:

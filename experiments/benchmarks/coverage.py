@@ -62,7 +62,7 @@ def main(config: Config) -> None:
                 sampler = lejax.importance(samples, antithetic=antithetic)
 
                 def run(key, a, sampler=sampler, value_fn=value_fn):
-                    _, _, info = sampler.step(
+                    _, _, info = sampler.estimate(
                         key,
                         (),
                         jnp.zeros(DIMENSION),

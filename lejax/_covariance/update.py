@@ -80,5 +80,4 @@ def with_constant(info: Info, root: Covariance, zeros: PyTree, temp: Any) -> Inf
     return info._replace(
         objective=info.objective - temp * constant,
         tau_used=jnp.asarray(variances / size, dtype),
-        products=None,
     )

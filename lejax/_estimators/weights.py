@@ -1,170 +1,210 @@
-"""What the sums of local entropy say: displacement and free energy, with errors."""
+"""What J losses say: weights of local entropy, an average of heat, and their errors.
+
+Plain functions of flat arrays of losses. A unit is all evaluations that share a draw:
+units are independent, and errors go by them.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
-from lejax._estimators.accumulator import WeightedAccumulator
-from lejax._estimators.moments import LossMoments, about, noise_of_sum
-from lejax._info import is_known, unknown
-from lejax._internal.trees import inner, is_large, scaled
-from lejax._internal.types import PyTree
+from lejax._estimators.units import Units
+from lejax._info import Info, make_info, unknown
 
 
-class WeightedEstimate(NamedTuple):
-    """What an accumulator says about q ∝ exp(ℓ) φ.
+class Weights(NamedTuple):
+    """Importance weights, and what they estimate.
 
     Attributes:
-        displacement: δ̂ = Σv/S, estimates E_q[X] - x; 0 where nothing has a weight. Of
-            centred weights, less Σδ/J, which has mean 0.
-        squared_error: V, the estimate of E|δ̂ - δ|²; NaN from one unit, or one group.
-        norm_error: the standard error of |δ̂|² - V, the estimate of |δ|²; NaN from one
-            group.
-        squared_weights: ΣD²/S²: times the variance of the draws, that of δ̂ along a
-            direction that the loss does not see.
-        log_mean: log((1/J) Σ exp ℓ); ∓inf where nothing, or an infinite weight, counts.
-        log_mean_error: its standard error, by independent units.
-        effective_sample_size: S²/K.
-        failed_fraction: the share of samples whose loss was not finite.
-        excess: the estimate of E_q uuᵀ - E_φ uuᵀ, by centred weights w̃ - 1/J, as far as
-            a covariance keeps it; 0 where nothing has a weight.
+        shares: w/Σw, (N,); all 0 where nothing counts.
+        counts: which of the losses have a weight.
+        free_energy: -(1/β) log E exp(-βf); +inf where all losses failed, and -inf where
+            one was -inf.
+        standard_error: of it.
+        effective_sample_size: (Σw)²/Σw².
+        failed_fraction: the share of losses that were not finite.
     """
 
-    displacement: PyTree
-    squared_error: jax.Array
-    norm_error: jax.Array
-    squared_weights: jax.Array
-    log_mean: jax.Array
-    log_mean_error: jax.Array
+    shares: jax.Array
+    counts: jax.Array
+    free_energy: jax.Array
+    standard_error: jax.Array
     effective_sample_size: jax.Array
     failed_fraction: jax.Array
-    excess: PyTree
+
+    def centred(self, units: Units) -> jax.Array:
+        """w/Σw - 1/J, of the same mean, as E[X - x] = 0 is known."""
+        some = self.effective_sample_size > 0
+        each = jnp.where(some, 1 / units.num_samples, 0).astype(self.shares.dtype)
+        real = units.real
+        return self.shares - (each if real is None else jnp.where(real, each, 0))
 
 
-def estimate(
-    acc: WeightedAccumulator, of_groups: tuple[jax.Array, jax.Array] | None
-) -> WeightedEstimate:
-    """The estimates that the sums allow; `of_groups` is from `noise_of_groups`."""
-    moments, dtype = acc.moments, acc.moments.mean.dtype
-    counts = moments.mean > 0
-    size, weight = _size_and_weight(moments)
-    mean = weight / size
-    displacement = _displacement(acc, acc.credited)
-    noise, along = of_groups or (unknown(dtype), unknown(dtype))
-    # What units leave is that of sums without credit.
-    if acc.credited is None:
-        noise = _noise_of_units(acc)
-    infinite = jnp.where(acc.max_log_weight > 0, jnp.inf, -jnp.inf).astype(dtype)
-    return WeightedEstimate(
-        displacement=displacement,
-        squared_error=noise,
-        # The jackknife's, of first order 2<δ̂ - δ, δ̂>.
-        norm_error=jnp.where(
-            is_known(along),
-            2 * jnp.sqrt(along * inner(displacement, displacement, dtype)),
-            along,
-        ),
-        squared_weights=acc.difference_square / (weight * weight),
-        log_mean=jnp.where(counts, acc.max_log_weight + jnp.log(mean), infinite),
-        log_mean_error=moments.standard_error() / mean,
-        effective_sample_size=jnp.where(
-            counts, weight**2 / jnp.where(counts, acc.member_square, 1), 0
-        ),
-        failed_fraction=moments.failed.astype(dtype) / size,
-        excess=optax.tree.where(
-            counts,
-            optax.tree.sub(
-                scaled(acc.products, 1 / weight), scaled(acc.all_products, 1 / size)
-            ),
-            optax.tree.zeros_like(acc.products),
-        ),
-    )
+def importance_weights(losses: jax.Array, units: Units, beta: jax.Array) -> Weights:
+    """Weights proportional to exp(-βf); 0 where f is NaN or +inf.
 
-
-def _size_and_weight(moments: LossMoments) -> tuple[jax.Array, jax.Array]:
-    """J and S; no zeros, where nothing counts."""
-    size = jnp.maximum(moments.size, 1).astype(moments.mean.dtype)
-    return size, size * jnp.where(moments.mean > 0, moments.mean, 1)
-
-
-def _displacement(acc: WeightedAccumulator, credited: PyTree) -> PyTree:
-    """Σv/S, or of sums with credit; of centred weights, less Σδ/J."""
-    size, weight = _size_and_weight(acc.moments)
-    found = scaled(acc.moment if credited is None else credited, 1 / weight)
-    if acc.offset is None:
-        return found
-    centred = optax.tree.sub(found, scaled(acc.offset, 1 / size))
-    return optax.tree.where(acc.moments.mean > 0, centred, found)
-
-
-def _noise_of_units(acc: WeightedAccumulator) -> jax.Array:
-    """V of n = Σv/S, or Σ(v/S - o/J), whose units leave v/S - o/J - tn/S."""
-    moments, dtype = acc.moments, acc.moments.mean.dtype
-    size, weight = _size_and_weight(moments)
-    plain = _displacement(acc, None)
-    shares = moments.size_square.astype(dtype) / size**2
-    square = inner(plain, plain, dtype)
-    squares = acc.moment_square / weight**2
-    across = scaled(acc.cross_moment, 1 / weight**2)
-    if acc.offset_square is not None:
-        assert acc.offset_product is not None
-        each = jnp.where(moments.mean > 0, 1 / size, 0)
-        squares += acc.offset_square * each**2 - 2 * acc.offset_product * each / weight
-        offsets = scaled(acc.offset_cross_moment, each / weight)
-        across = optax.tree.sub(across, offsets)
-    if is_large(acc.moment):
-        # The sums that are wanted alone: by about 1/d too much, but no d numbers more.
-        return noise_of_sum(squares, square, shares)
-    # T2 = Σt², about 0 instead of about the mean.
-    weight_square = about(jnp.zeros((), dtype), moments).deviation_square
-    residuals = (
-        squares - 2 * inner(plain, across, dtype) + square * (weight_square / weight**2)
-    )
-    return noise_of_sum(residuals, jnp.zeros((), dtype), shares)
-
-
-def noise_of_groups(
-    acc: WeightedAccumulator, groups: WeightedAccumulator
-) -> tuple[jax.Array, jax.Array]:
-    """V, and the variance of δ̂ along its own direction; of a member, parts of a sum.
-
-    `groups` are what `acc` was merged of, along a leading axis. By their residuals
-    m = n - sd: n is what a group adds to δ̂, d = Σn, and s its share of S. The direction
-    is that of d: that of δ̂, but where members of an axis would need one exchange more
-    to know it. A member's d has more noise, and so lies rather where noise is large.
+    A loss of -inf has all the weight, which no average can bear: then nothing counts.
     """
-    dtype = acc.moments.mean.dtype
-    size, weight = _size_and_weight(acc.moments)
-    scale = jnp.exp(groups.max_log_weight - acc.max_log_weight) / weight
-    each = groups.moments.size.astype(dtype)
-    share = scale * groups.moments.mean * each
+    dtype, size = losses.dtype, units.num_samples
+    limits, real = jnp.finfo(dtype), units.real
+    losses = units.filled(losses)
+    finite, infinite = jnp.isfinite(losses), jnp.any(losses == -jnp.inf)
+    counts = finite & ~infinite
+    least = jnp.where(finite, losses, limits.max).min()
+    # Differences from the least keep the digits of nearly equal losses, and so do the
+    # weights less 1 of these. It may overflow where f does not.
+    log_weights = -beta * jnp.clip(losses - least, 0, limits.max)
+    log_weights = jnp.where(counts, log_weights, -jnp.inf)
+    w, above = jnp.exp(log_weights), jnp.expm1(log_weights)
+    total = w.sum()
+    some = total > 0
+    mean = total / size
+    filled = losses.size - size
+    below = (above.sum() + filled) / size
+    log_mean = jnp.where(below > -0.5, jnp.log1p(below), jnp.log(mean))
+    shares = w / jnp.where(some, total, 1)
+    above = above if real is None else jnp.where(real, above, 0)
+    scale = 1 / (jnp.where(some, total, 1) * beta)
+    return Weights(
+        shares,
+        counts,
+        free_energy=jnp.where(
+            some, least - log_mean / beta, jnp.where(infinite, -jnp.inf, jnp.inf)
+        ),
+        standard_error=error_of_sum(above, below, units, scale),
+        effective_sample_size=jnp.where(
+            some, 1 / jnp.where(some, jnp.square(shares).sum(), 1), 0
+        ),
+        failed_fraction=((~finite).sum() - filled).astype(dtype) / size,
+    )
 
-    def of_leaf(
-        moment: jax.Array, credit: jax.Array | None, offset: jax.Array | None
-    ) -> jax.Array:
-        """|n|² and <n, d> over a leaf, by group."""
-        added = jax.vmap(jnp.multiply)(moment, scale.astype(moment.dtype))
-        if credit is not None and acc.factor is not None:
-            factor = (acc.factor / weight).astype(moment.dtype)
-            added = added + jnp.where(factor != 0, credit * factor, 0)
-        if offset is not None:
-            added = added - offset / size.astype(moment.dtype)
-        axes = tuple(range(1, added.ndim))
-        products = (added * added).sum(axes), (added * added.sum(0)).sum(axes)
-        return jnp.stack(products).astype(dtype)
 
-    leaves = jax.tree.leaves(groups.moment)
-    nothing = [None] * len(leaves)
-    offsets = nothing if groups.offset is None else jax.tree.leaves(groups.offset)
-    products = map(of_leaf, leaves, groups.credit or nothing, offsets)
-    squares, along = sum(products, jnp.zeros((2, share.size), dtype))
-    length, mine, zero = along.sum(), share.sum(), jnp.zeros((), dtype)
-    share = share / jnp.where(mine > 0, mine, 1)
-    shares = jnp.square(each / jnp.maximum(each.sum(), 1)).sum()
-    residuals = (squares - 2 * share * along + share**2 * length).sum()
-    along = jnp.square(along - share * length).sum() / jnp.where(length > 0, length, 1)
-    return noise_of_sum(residuals, zero, shares), noise_of_sum(along, zero, shares)
+def error_of_sum(
+    values: jax.Array, mean: jax.Array, units: Units, scale: jax.Array
+) -> jax.Array:
+    """The standard error of a sum times `scale`, by units; unknown for one unit."""
+    rest = 1 - units.unit_shares
+    if not rest > 0:
+        return unknown(values.dtype)
+    apart = units.by_unit(values) - mean * jnp.asarray(units.sizes, values.dtype)
+    # The factor P/(P - 1), P units, makes few of them honest.
+    return jnp.sqrt(jnp.square(apart).sum() / rest) * scale
+
+
+def noise_of_sum(square: jax.Array, total_square: Any, shares: Any) -> jax.Array:
+    """E|m - E m|² of a sum m of independent parts, from what each was.
+
+    `square` is Σ|mᵤ|² over the parts, `total_square` |m|², and `shares` Σpᵤ² of their
+    shares pᵤ of all samples, so that E mᵤ = pᵤ E m. Unknown for one part.
+    """
+    several = jnp.asarray(shares < 1)
+    rest = jnp.where(several, 1 - shares, 1)
+    found = jnp.maximum(square - shares * total_square, 0) / rest
+    return jnp.where(several, found, unknown(square.dtype))
+
+
+class Average(NamedTuple):
+    """The average of the finite losses: conditional, where some are not.
+
+    Attributes:
+        objective: their mean; NaN where there are none.
+        centred: f - mean, (N,); 0 where a loss does not count.
+        counts: which of them do.
+        size: how many.
+        shares: Σp² of the shares p of units in these.
+        standard_error: of the mean, by units; NaN for one unit.
+        failed_fraction: the share of losses left out.
+    """
+
+    objective: jax.Array
+    centred: jax.Array
+    counts: jax.Array
+    size: jax.Array
+    shares: jax.Array
+    standard_error: jax.Array
+    failed_fraction: jax.Array
+
+    def info(self, num_evaluations: int, **known: Any) -> Info:
+        """What heat tells."""
+        return make_info(
+            self.centred.dtype,
+            num_evaluations,
+            objective=self.objective,
+            standard_error=self.standard_error,
+            effective_sample_size=self.size,
+            nonfinite_fraction=self.failed_fraction,
+            **known,
+        )
+
+
+def average(
+    losses: jax.Array, units: Units, finite: jax.Array | None = None
+) -> Average:
+    """The average of the losses that are finite, and so is what goes with them."""
+    dtype = losses.dtype
+    counts = jnp.isfinite(units.filled(losses))
+    if finite is not None:
+        counts &= finite
+    each = units.by_unit(counts.astype(dtype))
+    size = each.sum()
+    some = jnp.maximum(size, 1)
+    # So that a large constant in the loss costs no digits.
+    mean = jnp.where(counts, losses / some, 0).sum()
+    centred = jnp.where(counts, losses - mean, 0)
+    shares = jnp.where(size > 0, jnp.square(each / some).sum(), 1)
+    square = noise_of_sum(jnp.square(units.by_unit(centred) / some).sum(), 0, shares)
+    return Average(
+        jnp.where(size > 0, mean, unknown(dtype)),
+        centred,
+        counts,
+        size,
+        shares,
+        jnp.where(shares < 1, jnp.sqrt(square), square),
+        (units.num_samples - size) / units.num_samples,
+    )
+
+
+def pareto_shape(shares: jax.Array, units: Units) -> jax.Array:
+    """k̂ of a generalised Pareto distribution fitted to the largest weights.
+
+    By the profile posterior of Zhang and Stephens, with the prior of Vehtari et al.: of
+    the tail of min(J/5, 3√J) weights. 0 where these are equal, NaN of fewer than five.
+    """
+    size, dtype = units.num_samples, shares.dtype
+    tail = math.ceil(min(size / 5, 3 * math.sqrt(size)))
+    if tail < 5:
+        return unknown(dtype)
+    largest = jax.lax.top_k(shares, tail + 1)[0]
+    above = largest[:tail] - largest[tail]
+    spread = above[0] > 0
+    above = above / jnp.where(spread, above[0], 1)
+    count = 30 + math.isqrt(tail)
+    grid = 1 - np.sqrt(count / (np.arange(count) + 0.5))
+    quartile = jnp.maximum(above[tail - int(tail / 4 + 0.5)], jnp.finfo(dtype).eps)
+    b = jnp.asarray(grid / 3, dtype) / quartile + 1
+    k = jnp.log1p(-b[:, None] * above).mean(1)
+    posterior = jax.nn.softmax(tail * (jnp.log(-b / k) - k))
+    k = jnp.log1p(-(posterior @ b) * above).mean()
+    return jnp.where(spread, (tail * k + 5) / (tail + 10), 0)
+
+
+def credit_factor(
+    weights: Weights, losses: jax.Array, units: Units, *, centred: bool
+) -> jax.Array:
+    """The multiple of the control variate's sum that leaves the least noise.
+
+    That is κβ/J, fitted: that with which the draws' coefficients D + κβE/J have the
+    least square, D and E being the signed sums of w/Σw, or of centred weights, and of
+    the losses.
+    """
+    losses = jnp.where(jnp.isfinite(losses) & weights.counts, losses, 0)
+    d = units.signed(weights.centred(units) if centred else weights.shares)
+    e = units.signed(losses)
+    square = jnp.square(e).sum()
+    factor = -(d * e).sum() / jnp.where(square > 0, square, 1)
+    return jnp.where(jnp.isfinite(factor), factor, 0)

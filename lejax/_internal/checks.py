@@ -37,15 +37,19 @@ def optional_count(name: str, value: Any) -> int | None:
     return None if value is None else positive_count(name, value)
 
 
-def sign_count(signs_per_draw: Any) -> int | None:
-    """How many samples may share a draw, or None."""
-    count = optional_count("signs_per_draw", signs_per_draw)
-    if count is not None and count > 32:
-        raise ValueError(
-            f"signs_per_draw must be at most 32, got {count}; lower it: "
-            "a draw has one word of 32 random signs for each of its numbers."
-        )
-    return count
+def counts_of(settings: Any, **least: int) -> None:
+    """Make fields of a frozen dataclass `int`s of at least so much, or None."""
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is None and name in ("chunk_size", "signs_per_draw"):
+            continue
+        value = positive_count(name, value, least=bound)
+        if name == "signs_per_draw" and value > 32:
+            raise ValueError(
+                f"signs_per_draw must be at most 32, got {value}; lower it: "
+                "a draw has one word of 32 random signs for each of its numbers."
+            )
+        object.__setattr__(settings, name, value)
 
 
 def number(
@@ -220,7 +224,10 @@ def float_leaves(params: PyTree) -> PyTree:
                 "exclude it with mask= of local_entropy or heat (True for the leaves "
                 "to perturb), or let value_fn close over it."
             )
-    return jax.tree.map(jnp.asarray, params)
+    # Of strong types: what is traced at these is run at the sum of two arrays.
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, dtype=jnp.asarray(leaf).dtype), params
+    )
 
 
 def untraced(name: str, arguments: Any, mend: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,31 +10,21 @@ import jax.numpy as jnp
 from lejax._internal.types import PyTree
 
 
-class Axes(NamedTuple):
-    """The axes of `jax.pmap`, `jax.shard_map` or `jax.vmap` that a sampler runs over.
-
-    Attributes:
-        samples: each member makes its part of the draws.
-        data: each member holds its part of the batch; the loss is the mean over them.
-    """
-
-    samples: str | None = None
-    data: str | None = None
-
-
-def make_axes(axis_name: str | None, data_axis_name: str | None) -> Axes:
-    """Both axes; they must not be the same."""
+def check_axes(axis_name: str | None, data_axis_name: str | None) -> None:
+    """Refuse one axis for both."""
     if axis_name is not None and axis_name == data_axis_name:
         raise ValueError(
             f"axis_name and data_axis_name are both {axis_name!r}; members that share "
             "the draws hold the same data: use two axes, or leave one of them out."
         )
-    return Axes(axis_name, data_axis_name)
 
 
-def check_bound(axes: Axes) -> None:
+def check_bound(axis_name: str | None, data_axis_name: str | None) -> None:
     """Refuse the name of an axis that no transformation around has bound."""
-    for argument, name in zip(("axis_name", "data_axis_name"), axes, strict=True):
+    for argument, name in (
+        ("axis_name", axis_name),
+        ("data_axis_name", data_axis_name),
+    ):
         if name is not None and not is_bound(name):
             raise ValueError(
                 f"{argument}={name!r} is not bound; call the sampler inside jax.vmap, "
@@ -83,4 +73,5 @@ def gathered(part: jax.Array, axis_name: str | None) -> jax.Array:
     if axis_name is None:
         return part[None]
     parts = jnp.zeros((members(axis_name), *part.shape), part.dtype)
-    return jax.lax.psum(parts.at[member(axis_name)].set(part), axis_name)
+    whole = jax.lax.psum(parts.at[member(axis_name)].set(part), axis_name)
+    return whole.astype(part.dtype)

@@ -1,90 +1,105 @@
-"""Gaussian draws in the shapes of a tree, and points moved by them."""
+"""Gaussian draws in blocks, and points moved by them."""
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lejax._internal.trees import compute_dtype, is_large, laid_out_as
+from lejax._internal.blocks import Blocks
+from lejax._internal.trees import laid_out_as
 from lejax._internal.types import PyTree
 
-# And so many at once of a leaf of more.
+# So many numbers are drawn at once of a block that is a leaf.
 BLOCK_NUMBERS = 2**18
 
 
-def standard_normals(key: jax.Array, like: PyTree, copies: int) -> PyTree:
-    """Draws of N(0, I) in the shapes of `like`, on a new leading axis of `copies`.
+class Noise(NamedTuple):
+    """A draw of N(0, I), and the random words of its signs.
 
-    At most 32 copies are the same numbers under random signs: each of them is exactly
-    Gaussian, any two of them are uncorrelated, at a fraction of the price.
+    Attributes:
+        normals: blocks.
+        words: blocks of 32 random bits for each number; None where it has one copy.
     """
-    leaves, structure = jax.tree.flatten(like)
-    if is_large(like):
-        drawn = [
-            _under_signs(*_large_draw(jax.random.fold_in(key, place), leaf), copies)
-            for place, leaf in enumerate(leaves)
-        ]
-        return structure.unflatten(drawn)
-    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
-    # All leaves at once: the last axis of a leaf may be too short for the processor.
-    # The partitionable generator throws away every second word that it makes.
-    with jax.threefry_partitionable(False):
-        key, signs_key = jax.random.split(key)
-        pool = jax.random.normal(key, (ends[-1],), compute_dtype(like))
-        numbers = _under_signs(pool, signs_key, copies)
-    return structure.unflatten(
-        numbers[:, end - leaf.size : end]
-        .reshape(copies, *leaf.shape)
-        .astype(leaf.dtype)
-        for end, leaf in zip(ends, leaves, strict=True)
-    )
+
+    normals: Blocks
+    words: Blocks | None
+
+    def copies(self, count: int) -> Blocks:
+        """The same numbers under so many random signs, on a new leading axis.
+
+        Each copy is exactly Gaussian, any two of them are uncorrelated, at a fraction
+        of the price of another draw.
+        """
+        if self.words is None:
+            return tuple(block[None] for block in self.normals)
+        places = jnp.arange(count, dtype=jnp.uint32)
+
+        def signed(block: jax.Array, words: jax.Array) -> jax.Array:
+            # Bit c of a random word is the sign in copy c.
+            each = places.reshape(-1, *(1,) * block.ndim)
+            return jnp.where((words >> each) & 1 == 0, block, -block)
+
+        return tuple(map(signed, self.normals, self.words))
 
 
-def _under_signs(drawn: jax.Array, key: jax.Array, copies: int) -> jax.Array:
-    if copies == 1:
-        return drawn[None]
-    # Bit c of a random word is the sign in copy c.
-    words = jax.random.bits(key, drawn.shape, jnp.uint32)
-    places = jnp.arange(copies, dtype=jnp.uint32).reshape(-1, *(1,) * drawn.ndim)
-    return jnp.where((words >> places) & 1 == 0, drawn, -drawn)
+def standard_normals(
+    key: jax.Array, like: Blocks, copies: int, *, pooled: bool
+) -> Noise:
+    """A draw of N(0, I) in the shapes of `like`, for at most 32 copies.
+
+    The first block is drawn at once if it is `pooled`, leaves where they lie.
+    """
+    normals, words = [], []
+    for place, block in enumerate(like):
+        in_pool = pooled and place == 0
+        own = key if in_pool and len(like) == 1 else jax.random.fold_in(key, place)
+        # The partitionable generator throws away every second word that it makes.
+        with jax.threefry_partitionable(not in_pool):
+            draw_key, signs_key = jax.random.split(own) if copies > 1 else (own, own)
+            draw = _pool if in_pool else _leaf
+            normals.append(draw(draw_key, block))
+            if copies > 1:
+                words.append(jax.random.bits(signs_key, block.shape, jnp.uint32))
+    return Noise(tuple(normals), tuple(words) if copies > 1 else None)
 
 
-def _large_draw(key: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A draw of one leaf of many, and a key for its signs.
+def _pool(key: jax.Array, like: jax.Array) -> jax.Array:
+    return jax.random.normal(key, like.shape, like.dtype)
+
+
+def _leaf(key: jax.Array, like: jax.Array) -> jax.Array:
+    """A draw of one leaf of many.
 
     The partitionable generator makes every number from its place alone: a leaf that is
-    split over devices is drawn where it lies. Blocks bound what the generator needs
+    split over devices is drawn where it lies. Parts bound what the generator needs
     besides; an accelerator, which keeps none of it, draws them side by side.
     """
-    key, signs_key = jax.random.split(key)
     shape = like.shape or (1,)
     axis = shape.index(max(shape))
     rows, rest = shape[axis], shape[:axis] + shape[axis + 1 :]
     height = max(1, -(-rows * BLOCK_NUMBERS // max(like.size, BLOCK_NUMBERS)))
-    blocks = -(-rows // height)
+    count = -(-rows // height)
 
-    def block(number: jax.Array) -> jax.Array:
-        with jax.threefry_partitionable(True):
-            return jax.random.normal(
-                jax.random.fold_in(key, number), (height, *rest), like.dtype
-            )
+    def part(number: jax.Array) -> jax.Array:
+        return jax.random.normal(
+            jax.random.fold_in(key, number), (height, *rest), like.dtype
+        )
 
     if jax.default_backend() == "cpu":
         # Not `jax.lax.map`: its zeros, of a draw still to come, would take up memory.
         start = jnp.ravel(jax.random.key_data(key))[0].astype(like.dtype)
         drawn = jax.lax.fori_loop(
             0,
-            blocks,
-            lambda number, drawn: drawn.at[number].set(block(number)),
-            jnp.broadcast_to(start, (blocks, height, *rest)),
+            count,
+            lambda number, drawn: drawn.at[number].set(part(number)),
+            jnp.broadcast_to(start, (count, height, *rest)),
         )
     else:
-        drawn = jax.vmap(block)(jnp.arange(blocks))
-    drawn = jnp.moveaxis(drawn.reshape(blocks * height, *rest)[:rows], 0, axis)
-    return laid_out_as(like, drawn.reshape(like.shape)), signs_key
+        drawn = jax.vmap(part)(jnp.arange(count))
+    drawn = jnp.moveaxis(drawn.reshape(count * height, *rest)[:rows], 0, axis)
+    return laid_out_as(like, drawn.reshape(like.shape))
 
 
 def translate(params: PyTree, displacement: PyTree) -> PyTree:

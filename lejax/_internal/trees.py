@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ def _at_least_float32(dtype: Any) -> Any:
 def compute_dtype(tree: PyTree) -> Any:
     """The dtype of losses, weights and sums: the widest leaf's, at least float32."""
     dtypes = [_at_least_float32(leaf.dtype) for leaf in jax.tree.leaves(tree)]
-    return max(dtypes, key=lambda dtype: dtype.itemsize)
+    return max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.dtype(jnp.float32))
 
 
 def widen(tree: PyTree) -> PyTree:
@@ -33,12 +32,6 @@ def widen(tree: PyTree) -> PyTree:
 def is_large(tree: PyTree) -> bool:
     """Whether the leaves are drawn, and laid out over devices, one by one."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree)) > POOLED_NUMBERS
-
-
-def zeros_alike(tree: PyTree) -> PyTree:
-    """Zeros in the shapes of `tree`; of large leaves also split over devices as it."""
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
-    return jax.tree.map(laid_out_as, tree, zeros) if is_large(tree) else zeros
 
 
 def laid_out_as(like: jax.Array, numbers: jax.Array) -> jax.Array:
@@ -56,6 +49,11 @@ def scaled(tree: PyTree, factor: Scalar) -> PyTree:
     return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor, leaf.dtype), tree)
 
 
+def signed(tree: PyTree, sign: Any) -> PyTree:
+    """`sign * tree`; None is 1."""
+    return tree if sign is None else scaled(tree, sign)
+
+
 def zero_after(tree: PyTree) -> jax.Array:
     """Zero, which no compiler can know before all of the first leaf."""
     summed = jax.tree.leaves(tree)[0].sum()
@@ -71,11 +69,6 @@ def inner(a: PyTree, b: PyTree, dtype: Any) -> jax.Array:
     """Σ a·b over all leaves, which may differ in width."""
     products = jax.tree.map(lambda x, y: jnp.sum(x * y).astype(dtype), a, b)
     return sum(jax.tree.leaves(products), jnp.zeros((), dtype))
-
-
-def gram(trees: Sequence[PyTree], dtype: Any) -> jax.Array:
-    """The inner products of all trees, each with each."""
-    return jnp.stack([jnp.stack([inner(a, b, dtype) for b in trees]) for a in trees])
 
 
 def rows(tree: PyTree) -> jax.Array:

@@ -1,14 +1,12 @@
 """Losses that are evaluated elsewhere: points are asked for, and their losses told.
 
-An update is a pure function of its losses, which it knows by the number of the draw.
-So it runs twice: once with a loss that only writes down where it is wanted, and once
-with one that looks up what was found there.
+An update is a pure function of J losses. So it runs twice: once to see at which points
+they are wanted, and once with what was found there.
 """
 
 from __future__ import annotations
 
 import operator
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,8 +17,8 @@ import numpy.typing as npt
 import optax
 
 from lejax._internal.checks import positive_count, untraced
-from lejax._internal.loss import DrawNumber
-from lejax._internal.types import LossFn, PyTree, Scalar
+from lejax._internal.types import PyTree, Scalar
+from lejax._tracing.loss import OutsideLoss
 
 # One for each point in their order, or by the numbers of some.
 Losses: TypeAlias = npt.ArrayLike | Mapping[int, Scalar]
@@ -66,7 +64,7 @@ class AskTell(NamedTuple):
         >>> points = search.ask(state, x)
         >>> losses = {j: 3 * float(points[j]) for j in range(99)}
         >>> gradient, state = search.tell(points, losses, state, x)
-        >>> print(points.shape, bool(2 < gradient < 4))
+        >>> print(points.shape, bool(1 < gradient < 5))
         (100,) True
     """
 
@@ -148,65 +146,41 @@ def ask_tell(
         )
     max_failures = positive_count("max_failures", max_failures)
     tx = optax.with_extra_args_support(tx)
-    alone = threading.Lock()
-    noted: list[tuple[np.ndarray, PyTree]] = []
 
-    def note(number: jax.Array, point: PyTree) -> np.ndarray:
-        axes = np.ndim(number)  # those of vmap
-        noted.append(
-            jax.tree.map(
-                lambda leaf: np.array(leaf).reshape(-1, *np.shape(leaf)[axes:]),
-                (number, point),
-            )
-        )
-        return np.zeros(np.shape(number), np.float32)
-
-    def wanted(point: PyTree, number: Any) -> jax.Array:
-        found = jax.ShapeDtypeStruct((), jnp.float32)
-        return jax.pure_callback(
-            note, found, number, point, vmap_method="broadcast_all"
-        )
-
-    def update(value_fn: LossFn, state: PyTree, params: PyTree) -> PyTree:
+    def update(
+        losses_of: Callable[[PyTree], jax.Array], state: PyTree, params: PyTree
+    ) -> PyTree:
         zeros = optax.tree.zeros_like(params)
-        batch = DrawNumber()
-        return tx.update(zeros, state, params, value_fn=value_fn, batch=batch)
+        loss = OutsideLoss(losses_of)
+        return tx.update(zeros, state, params, value_fn=loss, batch=None)
 
     @jax.jit
     def asked(state: PyTree, params: PyTree) -> PyTree:
-        return update(wanted, state, params)
+        wanted: list[PyTree] = []
+
+        def note(points: PyTree) -> jax.Array:
+            wanted.append(points)
+            return jnp.zeros(len(jax.tree.leaves(points)[0]))
+
+        update(note, state, params)
+        if len(wanted) != 1:
+            much = "losses for more than one estimate" if wanted else "no loss"
+            raise ValueError(
+                f"tx evaluates {much}; pass lejax.local_entropy, heat or gaussian, or "
+                "a chain that begins with one of them and has no other."
+            )
+        return wanted[0]
 
     @jax.jit
     def told(losses: jax.Array, state: PyTree, params: PyTree) -> PyTree:
-        def known(point: PyTree, number: Any) -> jax.Array:
-            del point
-            return losses[number]
-
-        return update(known, state, params)
+        return update(lambda points: losses, state, params)
 
     def init(params: PyTree) -> AskTellState:
         return AskTellState(tx.init(params), jnp.zeros((), jnp.int32))
 
     def ask(state: AskTellState, params: PyTree) -> PyTree:
         untraced("ask", (state, params), "call it outside jax.jit and jax.vmap.")
-        with alone:
-            noted.clear()
-            jax.block_until_ready(asked(state.inner, params))
-            if not noted:
-                raise ValueError(
-                    "tx evaluates no loss; pass lejax.local_entropy, heat or gaussian, "
-                    "or a chain that begins with one."
-                )
-            numbers, points = jax.tree.map(lambda *parts: np.concatenate(parts), *noted)
-        # In their order, and once: what is pure may be called again.
-        _, first, which = np.unique(numbers, return_index=True, return_inverse=True)
-        for leaf in jax.tree.leaves(points):
-            if not np.array_equal(leaf, leaf[first][which]):
-                raise ValueError(
-                    "tx evaluates losses for more than one estimate; keep one of "
-                    "lejax.local_entropy, heat or gaussian in it."
-                )
-        return jax.tree.map(lambda leaf: leaf[first], points)
+        return jax.device_get(asked(state.inner, params))
 
     def tell(
         points: PyTree, losses: Losses, state: AskTellState, params: PyTree

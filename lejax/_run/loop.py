@@ -70,7 +70,7 @@ def make_loop(
             return record(info, square, nothing)
         found = certificate(info._replace(gradient=gradient), updates)
         certain = (found.decrease > 0).astype(nothing.dtype)
-        certain = jnp.where(is_known(info.signal_error), certain, nothing)
+        certain = jnp.where(is_known(info.signal_standard_error), certain, nothing)
         return record(info, square, certain)
 
     def start(params: PyTree) -> Run:

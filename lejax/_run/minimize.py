@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -19,7 +20,6 @@ from lejax._internal.checks import (
     positive_count,
     untraced,
 )
-from lejax._internal.loss import without_aux
 from lejax._internal.types import LossFn, PyTree, Scalar, ScalarOrSchedule
 from lejax._run.advice import advice
 from lejax._run.batches import Feed, make_feed
@@ -32,6 +32,7 @@ from lejax._samplers.gradient import check_sampler
 from lejax._samplers.importance import importance
 from lejax._samplers.sampler import Sampler, check_smoothing
 from lejax._schedules.target_share import ShareController, first_tau
+from lejax._tracing.loss import check_loss
 from lejax._transforms.heat import heat
 from lejax._transforms.local_entropy import local_entropy
 
@@ -150,7 +151,7 @@ def minimize(
     check_progress(progress)
     feed = make_feed(batch, batches, num_updates, size)
     loop = make_loop(
-        without_aux(value_fn) if has_aux else value_fn,
+        _without_aux(value_fn) if has_aux else value_fn,
         smooth,
         _optimizer(optimizer),
         make_rules(target_value, patience, sampler),
@@ -236,6 +237,12 @@ def _smoothing(
         assert not isinstance(tau, ShareController)  # `first_tau` refuses it
         return heat(sampler, tau, key=key, displacement=displacement)
     return local_entropy(sampler, tau, key=key, beta=beta, displacement=displacement)
+
+
+def _without_aux(value_fn: LossFn) -> LossFn:
+    return functools.wraps(value_fn)(
+        lambda *args: check_loss(value_fn(*args), has_aux=True)[0]
+    )
 
 
 def _optimizer(optimizer: Any) -> optax.GradientTransformation:

@@ -46,7 +46,7 @@ class MinimizeResult(NamedTuple):
         >>> print(result.reason, result.num_updates, result.num_evaluations)
         num_updates 20 21000
         >>> print(result.history.objective[[0, 5, 20]].round(1))
-        [3.1 0.2 0.2]
+        [3.2 0.3 0.2]
     """
 
     params: PyTree

@@ -34,7 +34,7 @@ def make_rules(target_value: Any, patience: Any, sampler: Sampler) -> Rules:
         else number("target_value", target_value, traced=False),
         None if patience is None else positive_count("patience", patience, least=2),
     )
-    if sampler.name == "sgld" and rules != Rules(None, None):
+    if not sampler.traits.tells_objective and rules != Rules(None, None):
         raise ValueError(
             f"target_value={target_value!r} and patience={patience!r} go by the "
             "objective, which sgld does not estimate; leave them out and let callback "

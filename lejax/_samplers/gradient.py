@@ -7,14 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from lejax._info import Info
-from lejax._internal.checks import loss_function
-from lejax._internal.loss import call, check_objective, first_batch, without_aux
+from lejax._internal.checks import positive
 from lejax._internal.trees import all_finite, scaled
-from lejax._internal.types import LossFn, PyTree
-from lejax._samplers.sampler import Regularization, Sampler
+from lejax._internal.types import PyTree
+from lejax._samplers.sampler import Regularization, Sampler, check_smoothing
+from lejax._tracing.loss import Loss, OutsideLoss
 
 
 def check_sampler(sampler: Any, *regularizations: Regularization) -> None:
@@ -38,39 +37,36 @@ def estimate_gradient(
     key: jax.Array,
     state: PyTree,
     params: PyTree,
+    loss: Loss | OutsideLoss,
+    tau: Any,
+    beta: Any,
     *,
-    value_fn: LossFn,
-    batch: PyTree,
-    tau: ArrayLike,
-    beta: ArrayLike,
-    has_aux: bool,
     displacement: bool = False,
-) -> tuple[PyTree, PyTree, Info]:
+    learns: Any = None,
+) -> tuple[PyTree, PyTree, Info, PyTree]:
     """-δ̂/(βτ) in the dtypes of params, zero where it would not be finite.
 
     -δ̂ with `displacement`: half precision holds it where it may not hold the gradient.
+    Also the state, the info, and what a covariance learns from.
     """
-    aux, loss = None, loss_function(value_fn)
-    if has_aux:
-        centre = first_batch(batch) if sampler.inner_batches else batch
-        check_objective(value_fn, params, centre, has_aux=True)
-        _, aux = call(value_fn, params, centre)
-        loss = without_aux(value_fn)
-
-    step, state, info = sampler.step(
-        key, state, params, value_fn=loss, batch=batch, tau=tau, beta=beta
+    check_smoothing(sampler, positive("tau", tau), beta)
+    step, state, info, products = sampler.run(
+        key, state, params, loss, tau, beta, learns
     )
     # The sampler may have chosen another β than was passed.
     factor = 1 if displacement else 1 / (info.beta_used * info.tau_used)
-    grads = jax.tree.map(
-        lambda g, p: g.astype(p.dtype),
-        scaled(step, -factor),
-        params,
-    )
-    finite = all_finite(grads)
-    info = info._replace(
-        effective_sample_size=jnp.where(finite, info.effective_sample_size, 0),
-        num_evaluations=info.num_evaluations + int(has_aux),
-        aux=aux,
-    )
-    return optax.tree.where(finite, grads, optax.tree.zeros_like(grads)), state, info
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), scaled(step, -factor), params)
+    # What a sampler returns is finite, and so it is as wide.
+    if any(
+        jnp.finfo(g.dtype).bits < jnp.finfo(d.dtype).bits
+        for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(step), strict=True)
+    ):
+        finite = all_finite(grads)
+        grads = optax.tree.where(finite, grads, optax.tree.zeros_like(grads))
+        effective = jnp.where(finite, info.effective_sample_size, 0)
+        info = info._replace(effective_sample_size=effective)
+    if isinstance(loss, Loss) and loss.aux is not None:
+        info = info._replace(
+            aux=loss.aux_at(params), num_evaluations=info.num_evaluations + 1
+        )
+    return grads, state, info, products

@@ -2,58 +2,53 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._estimators import accumulator as _accumulator
-from lejax._estimators.draws import (
-    Draws,
-    Plan,
-    default_signs,
-    fold_draws,
-    own_evaluations,
+from lejax._estimators.draws import Draws, combine
+from lejax._estimators.effective_sample_size import beta_for_share
+from lejax._estimators.fitness_shaping import Shaping, check_shaping, shaped
+from lejax._estimators.losses import losses_of, losses_with_credit
+from lejax._estimators.noise import Noise, noise_of_groups, noise_of_units
+from lejax._estimators.units import Plan, Units, default_signs, make_units
+from lejax._estimators.weights import (
+    Weights,
+    average,
+    credit_factor,
+    importance_weights,
+    pareto_shape,
 )
-from lejax._estimators.effective_sample_size import (
-    adapted,
-    beta_in_use,
-    keeping,
-    no_beta,
-    nothing_kept,
-)
-from lejax._estimators.fitness_shaping import Shaping, check_shaping, shaped_losses
-from lejax._estimators.moments import mean_info
-from lejax._estimators.weights import estimate, noise_of_groups
 from lejax._info import TRUSTED_SAMPLE_SIZE, Info, make_info, unknown
-from lejax._internal.checks import fraction, optional_count, positive_count, sign_count
-from lejax._internal.mesh_axes import gathered, make_axes, mean_over
+from lejax._internal.blocks import Blocks
+from lejax._internal.checks import counts_of, fraction
+from lejax._internal.mesh_axes import mean_over
 from lejax._internal.trees import all_finite, compute_dtype, inner, is_large, scaled
 from lejax._internal.types import PyTree, Scalar
-from lejax._samplers.sampler import Sampler, as_passed, make_sampler, stateless
-from lejax._spaces.control_variate import add_control_variate, sums_by_leaf, zero_sums
-from lejax._spaces.reduced import space_maker
+from lejax._samplers.sampler import Estimate, Sampler, Traits
+from lejax._spaces.reduced import reduced_space
 from lejax._spaces.space import Space, null_space_noise
+from lejax._tracing.loss import Loss
 
 # Sums for a covariance of more numbers are not kept by groups of draws.
 GROUPED_PRODUCTS = 2**18
 
 
-def importance(
-    num_samples: int,
-    *,
-    chunk_size: int | None = None,
-    antithetic: bool = True,
-    axis_name: str | None = None,
-    data_axis_name: str | None = None,
-    signs_per_draw: int | None = None,
-    reduction: bool = True,
-    sample_complement: bool = False,
-    credit: bool | None = None,
-    target_share: Scalar | None = None,
-    shaping: Shaping | None = None,
-) -> Sampler:
+class AdaptedState(NamedTuple):
+    """The state of `importance` with a `beta_share`.
+
+    Attributes:
+        next_beta: the β of the next update; 0 before the first.
+    """
+
+    next_beta: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class importance(Sampler):
     """Importance sampling of E_q[X]: gradient-free, parallel (Algorithm 4).
 
     With φ = N(x, τI) and weights w = exp(-βf),
@@ -97,11 +92,11 @@ def importance(
             It takes one evaluation more, at x. By default with pairs, unless
             `sample_complement` asks for the noise of plain sampling. Plain draws that
             are to have it get centred weights, w_j/Σw - 1/J, of the same mean as well.
-        target_share: the ESS/J that is wanted, between 0 and 1; β is then that of
-            `beta_for_share` on the losses of the update before, kept for this, and the
-            `beta` that is passed that of the first update. It costs no evaluation; as β
-            is known before the draws, they estimate what they did. Where nothing is
-            learnt, as every loss failed or all are equal, β stays.
+        beta_share: the ESS/J that is wanted, between 0 and 1; β is then that of
+            `beta_for_share` on the losses of the update before, and the `beta` that is
+            passed that of the first update. It costs no evaluation; as β is known
+            before the draws, they estimate what they did. Where nothing is learnt, as
+            every loss failed or all are equal, β stays.
         shaping: "ranks" puts the rank of a loss among the J of the update in its place,
             from -½ to ½, equal ones sharing theirs; "standardized" (f - mean)/deviation
             over the J. As in evolution strategies the scale of f is then of no account,
@@ -112,21 +107,20 @@ def importance(
             changes with x, standardised that at β/deviation, known after the draws. The
             info's `objective` is then F^H, the mean of the losses as they are,
             `squared_error` takes the shaping as given, and no `certificate` is given,
-            as `signal_error` is NaN. Draws are made twice, losses evaluated once and
-            kept, J numbers; there is no credit by example.
+            as `signal_standard_error` is NaN. There is no credit by example.
 
     Returns:
         A `Sampler` for `local_entropy`. Its info tells the β that was used, and
         estimates every other field, from two units on. The noise it does not know where
         credit by example meets `data_axis_name`, as members do not know each other's
         examples, or more than 2²² numbers in a draw, for want of memory; without credit
-        but `signal_error` is missing there.
+        but `signal_standard_error` is missing there.
 
     Raises:
         ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
-            integer, `signs_per_draw` is above 32, `target_share` is not between 0 and
-            1, `shaping` is another word or meets `credit=True` or a `target_share`, an
-            axis is not bound, or both are the same.
+            integer, `signs_per_draw` is above 32, `beta_share` is not between 0 and 1,
+            `shaping` is another word or meets `credit=True` or a `beta_share`, an axis
+            is not bound, or both are the same.
 
     Example:
         The step on f(x) = x²/2 is -τ/(1 + τ) x, here -1/3 of x:
@@ -141,157 +135,207 @@ def importance(
         Garcia Trillos, Kaplan, Sanz-Alonso, *Variational characterizations of local
         entropy and heat regularization in deep learning*, section 5.1.2, Algorithm 4.
     """
-    num_samples = positive_count("num_samples", num_samples)
-    chunk_size = optional_count("chunk_size", chunk_size)
-    signs_per_draw = sign_count(signs_per_draw)
-    adapts = target_share is not None
-    if adapts:
-        fraction("target_share", target_share)
-    # The paper's samples are independent.
-    may_share = antithetic and not sample_complement
-    check_shaping(shaping, credit, target_share)
-    if credit is None:
-        credit = may_share and shaping is None
 
-    def run(
+    num_samples: int
+    _: dataclasses.KW_ONLY
+    chunk_size: int | None = None
+    antithetic: bool = True
+    axis_name: str | None = None
+    data_axis_name: str | None = None
+    signs_per_draw: int | None = None
+    reduction: bool = True
+    sample_complement: bool = False
+    credit: bool | None = None
+    beta_share: Scalar | None = None
+    shaping: Shaping | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts_of(self, num_samples=1, chunk_size=1, signs_per_draw=1)
+        if self.beta_share is not None:
+            fraction("beta_share", self.beta_share)
+        check_shaping(self.shaping, self.credit, self.beta_share)
+
+    @property
+    def traits(self) -> Traits:
+        """What it can do, and what it needs."""
+        follows = self.beta_share is not None or self.shaping is not None
+        return Traits(
+            "local entropy",
+            tells_noise=True,
+            values_suffice=True,
+            # Ranks of f + T log φ would never become equal.
+            learns_covariance=self.shaping is None,
+            # What follows the share itself does not tell it to others; that of shaped
+            # losses does not depend on τ.
+            weighted_samples=None if follows else self.num_samples,
+        )
+
+    def first_state(self, params: PyTree) -> PyTree:
+        """The β to come."""
+        if self.beta_share is None:
+            return ()
+        return AdaptedState(jnp.zeros((), compute_dtype(params)))
+
+    def beta_in_use(self, state: PyTree, beta: jax.Array) -> jax.Array:
+        """The β that the last update found; before the first the one that is passed."""
+        if self.beta_share is None:
+            return beta
+        found = state.next_beta.astype(beta.dtype)
+        return jnp.where(found > 0, found, beta)
+
+    @property
+    def may_share(self) -> bool:
+        """Whether draws may share their numbers: the paper's are independent."""
+        return self.antithetic and not self.sample_complement
+
+    def space(self, loss: Loss, params: PyTree) -> Space:
+        """The directions that the loss sees, and credit by example."""
+        credit = self.credit
+        if credit is None:
+            credit = self.may_share and self.shaping is None
+        return reduced_space(
+            loss,
+            params,
+            self.data_axis_name,
+            reduction=self.reduction,
+            credit=credit,
+        )
+
+    def in_space(
+        self,
         key: jax.Array,
         state: PyTree,
         space: Space,
         tau: jax.Array,
         beta: jax.Array,
-    ) -> tuple[PyTree, PyTree, Info]:
-        dtype = compute_dtype(space.zeros)
-        shared = signs_per_draw or (
-            default_signs(space.zeros, num_samples // 2)
+        learns: Any,
+    ) -> Estimate:
+        """Losses, weights, and the sum of the draws times these weights."""
+        draws = self.draws(key, space, tau, learns)
+        units, control = draws.units, space.control_variate
+        found = losses_of(draws) if control is None else losses_with_credit(draws)
+        values = [value if control is None else value[0] for value in found.values]
+        losses = units.all_of(values)
+        weights = importance_weights(
+            shaped(self.shaping, units.filled(losses)) if self.shaping else losses,
+            units,
+            beta,
+        )
+        centred = learns is not None or (control is not None and not self.antithetic)
+        by_units = control is None and not is_large(space.zeros)
+        grouped = self.grouped(space, learns)
+        credit = begin = None
+        if control is not None:
+            summed = units.all_of([value[1] for value in found.values])
+            factor = credit_factor(weights, summed, units, centred=centred)
+            sums = jax.vmap(control.as_blocks)(found.sums)
+            credit = weighed(mean_over(sums, self.data_axis_name), factor)
+            if not grouped:  # large, so that there is no room for it beside
+                begin = jax.tree.map(lambda block: block.sum(0), credit)
+        combined = combine(
+            draws,
+            found.noise,
+            weights.centred(units) if centred else weights.shares,
+            weights.shares if by_units else None,
+            learns,
+            begin,
+        )
+        groups = combined.groups
+        if credit is not None and grouped:
+            groups = optax.tree.add(groups, credit)
+        total = jax.tree.map(lambda block: block.sum(0), groups)
+        combined = combined._replace(groups=())
+        if self.axis_name is not None:
+            total, combined = jax.lax.psum((total, combined), self.axis_name)
+        noise = Noise(*2 * (unknown(losses.dtype),))
+        if grouped:
+            noise = noise_of_groups(groups, total, weights.shares, units)
+        if control is None:
+            square = noise_of_units(combined, total, weights.shares, units)
+            noise = noise._replace(square=square)
+        info = self.info(weights, losses, units, noise, control is not None)
+        if self.beta_share is not None:
+            beta = beta_for_share(units.filled(losses), self.beta_share, default=beta)
+            state = AdaptedState(beta.astype(state.next_beta.dtype))
+        beside = None
+        if self.sample_complement and space.to_null_space is not None:
+            # Of one draw in what the loss does not see: the same weights as elsewhere.
+            squares = jnp.square(units.signed(weights.shares)).sum()
+            key = jax.random.fold_in(key, self.num_samples)
+            beside = scaled(null_space_noise(key, space), jnp.sqrt(tau * squares))
+            square = info.squared_error + inner(beside, beside, losses.dtype)
+            info = info._replace(squared_error=square)
+        return Estimate(total, state, info, beside, combined.products)
+
+    def draws(self, key: jax.Array, space: Space, tau: jax.Array, learns: Any) -> Draws:
+        """The plan of the update."""
+        signs = self.signs_per_draw
+        if signs is None:
             # Under other signs the squares are the same, which a covariance sees.
-            if may_share and space.products is None
-            else 1
-        )
-
-        plan = Plan(num_samples, antithetic, chunk_size, shared)
-        by_example = space.control_variate
-        shaped = (
-            None if shaping is None else shaped_losses(shaping, key, space, tau, plan)
-        )
-
-        def evaluate(displacement: PyTree, sign: float, number: jax.Array) -> PyTree:
-            if shaped is not None:
-                return jnp.zeros((), dtype)  # all are known
-            if by_example is None:
-                return _accumulator.log_weights(
-                    space.value_fn(displacement, number, sign=sign), beta
-                )
-            value, seen = by_example.examine(displacement, sign=sign)
-            return _accumulator.log_weights(value, beta), seen
-
-        def absorb(
-            total: _accumulator.WeightedAccumulator, draws: Draws
-        ) -> _accumulator.WeightedAccumulator:
-            if shaped is not None:
-                known = _accumulator.log_weights(shaped.losses[draws.numbers], beta)
-                draws = draws._replace(outputs=known)
-            if by_example is None:
-                found = _accumulator.summarise(draws, space.products)
-                return _accumulator.merge(total, found)
-            weights, seen = draws.outputs
-            at_origin = mean_over(by_example.baselines.sum(), by_example.data_axis_name)
-            # Nothing beside the sum: a constant would hide the losses from the fit.
-            losses = mean_over(seen.losses.sum(-1), by_example.data_axis_name)
-            found = _accumulator.with_losses(
-                draws._replace(outputs=weights),
-                losses - at_origin,
-                centred=not antithetic,
+            may_share = self.may_share and learns is None
+            signs = (
+                default_signs(space.zeros, self.num_samples // 2) if may_share else 1
             )
-            credit = add_control_variate(
-                by_example,
-                total.credit,
-                draws.displacements,
-                draws.signs,
-                draws.valid,
-                seen,
-            )
-            total = _accumulator.merge(total._replace(credit=None), found)
-            return total._replace(credit=credit)
+        units = make_units(
+            Plan(self.num_samples, self.antithetic, self.chunk_size, signs),
+            space.zeros,
+            self.axis_name,
+            groups=self.grouped(space, learns),
+            exact=space.exact,
+        )
+        return Draws(key, space, jnp.sqrt(tau), units)
 
-        empty = _accumulator.empty(space.zeros, dtype, space.products)
-        if by_example is not None:
-            sums = zero_sums(by_example, common=True)
-            empty = _accumulator.empty_with_credit(empty, sums, centred=not antithetic)
-        # Of groups, large sums would be there at once, and many be sent.
-        whole = is_large(space.zeros) or (
-            by_example is not None and by_example.data_axis_name is not None
-        )
-        if space.products is not None:
-            whole = whole or optax.tree.size(empty.products) > GROUPED_PRODUCTS
-        fold, initial = absorb, empty
-        if adapts:
-            fold = keeping(absorb, lambda of: of if by_example is None else of[0])
-            room = own_evaluations(plan, space.axis_name, of_groups=not whole)
-            initial = nothing_kept(empty, room, dtype)
-        folded = fold_draws(
-            key, space, tau, evaluate, fold, initial, plan, groups=not whole
-        )
-        if adapts:
-            logs = gathered(folded.log_weights, space.axis_name)
-            state, folded = adapted(state, logs, beta, target_share), folded.total
-        if by_example is not None:
-            lift = functools.partial(sums_by_leaf, by_example)
-            sums = (lift if whole else jax.vmap(lift))(folded.credit)
-            sums = mean_over(sums, by_example.data_axis_name)
-            folded = folded._replace(credit=sums)
-        groups = None if whole else folded
-        total = folded if whole else _accumulator.merge_groups(folded)
-        if space.axis_name is not None:
-            total = _accumulator.agreed(total, space.axis_name)
-        elif by_example is not None:
-            total = _accumulator.with_credit(total, all_finite(total.credit))
-        noise = None if groups is None else noise_of_groups(total, groups)
-        if space.axis_name is not None:
-            total, noise = _accumulator.summed(total, noise, space.axis_name)
-        found = estimate(total, noise)
+    def grouped(self, space: Space, learns: Any) -> bool:
+        """Whether sums are kept by groups: large ones would be there at once."""
+        if learns is not None:
+            one = jax.tree.map(lambda leaf: leaf[None], space.tree(space.zeros))
+            shapes = jax.eval_shape(
+                learns, one, one, jnp.zeros(1, compute_dtype(space.zeros))
+            )
+            if sum(leaf.size for leaf in jax.tree.leaves(shapes)) > GROUPED_PRODUCTS:
+                return False
+        parts = space.control_variate is not None and self.data_axis_name is not None
+        return not is_large(space.zeros) and not parts
+
+    def info(
+        self,
+        weights: Weights,
+        losses: jax.Array,
+        units: Units,
+        noise: Noise,
+        at_x: bool,
+    ) -> Info:
+        """What the weights tell."""
+        dtype = losses.dtype
         info = make_info(
             dtype,
-            num_samples + (by_example is not None),
-            objective=-found.log_mean / beta,
+            self.num_samples + at_x,
+            objective=weights.free_energy,
             standard_error=jnp.where(
-                found.effective_sample_size < TRUSTED_SAMPLE_SIZE,
+                weights.effective_sample_size < TRUSTED_SAMPLE_SIZE,
                 unknown(dtype),
-                found.log_mean_error / beta,
+                weights.standard_error,
             ),
-            effective_sample_size=found.effective_sample_size,
-            nonfinite_fraction=found.failed_fraction,
-            squared_error=found.squared_error,
-            norm_error=found.norm_error,
-        )._replace(products=found.excess)
-        if shaped is not None:
-            of_losses = mean_info(shaped.moments, num_samples)
-            info = info._replace(
-                objective=of_losses.objective,
-                standard_error=of_losses.standard_error,
-                signal_error=of_losses.signal_error,  # which nobody knows
-            )
-        displacement = space.lift(found.displacement)
-        if sample_complement and space.to_null_space is not None:
-            noise = null_space_noise(jax.random.fold_in(key, num_samples), space)
-            noise = scaled(noise, jnp.sqrt(tau * found.squared_weights))
-            displacement = optax.tree.add(displacement, noise)
-            error = info.squared_error + inner(noise, noise, dtype)
-            info = info._replace(squared_error=error)
-        return displacement, state, info
+            effective_sample_size=weights.effective_sample_size,
+            nonfinite_fraction=weights.failed_fraction,
+            squared_error=noise.square,
+            signal_standard_error=noise.norm_error,
+            pareto_k=pareto_shape(weights.shares, units),
+        )
+        if self.shaping is None:
+            return info
+        of_losses = average(losses, units)
+        return info._replace(
+            objective=of_losses.objective,
+            standard_error=of_losses.standard_error,
+            signal_standard_error=unknown(dtype),
+        )
 
-    return make_sampler(
-        run,
-        "importance",
-        "local entropy",
-        space_maker=space_maker(reduction, credit),
-        knows_noise=True,
-        axes=make_axes(axis_name, data_axis_name),
-        init=no_beta if adapts else stateless,
-        # What follows the share itself does not tell it to others; that of shaped
-        # losses does not depend on τ.
-        num_samples=None if adapts or shaping else num_samples,
-        beta_in_use=beta_in_use if adapts else as_passed,
-        # Ranks of f + T log φ would never become equal.
-        learns=shaping is None,
-        numbers=True,
+
+def weighed(sums: Blocks, factor: jax.Array) -> Blocks:
+    """The control variate's sums times a factor; 0 where they are not finite."""
+    kept = all_finite(sums)
+    return jax.tree.map(
+        lambda block: jnp.where(kept, block * factor.astype(block.dtype), 0), sums
     )

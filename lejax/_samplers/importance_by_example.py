@@ -2,72 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from lejax._estimators.accumulator import log_weights
-from lejax._estimators.draws import Draws, Plan, default_signs, fold_draws
-from lejax._estimators.moments import (
-    LossMoments,
-    empty_moments,
-    loss_moments,
-    merge_moments,
-    of_members,
-    pooled,
-)
+from lejax._estimators.draws import Chunk, Draws, evaluate
+from lejax._estimators.losses import by_unit
+from lejax._estimators.units import Plan, default_signs, make_units
+from lejax._estimators.weights import Weights, error_of_sum, importance_weights
 from lejax._info import TRUSTED_SAMPLE_SIZE, Info, make_info, unknown
-from lejax._internal.checks import optional_count, positive_count, sign_count
-from lejax._internal.mesh_axes import make_axes, mean_over, varying
-from lejax._internal.trees import all_finite, compute_dtype
-from lejax._internal.types import LossFn, PyTree
-from lejax._samplers.sampler import Sampler, make_sampler
-from lejax._spaces.control_variate import sums_by_leaf, zero_sums
-from lejax._spaces.per_example_noise import per_example_space, per_example_sums
+from lejax._internal.blocks import Blocks
+from lejax._internal.checks import counts_of
+from lejax._internal.mesh_axes import mean_over
+from lejax._internal.types import PyTree
+from lejax._samplers.sampler import Estimate, Sampler, Traits
+from lejax._spaces.per_example_noise import add_per_example, per_example_space
 from lejax._spaces.space import Space
+from lejax._tracing.loss import Loss
 
 
-class Weights(NamedTuple):
-    """The sums of every example's weights, relative to exp(max_log_weight).
-
-    Attributes:
-        max_log_weight: (B,); finite, as in `_accumulator.WeightedAccumulator`.
-        weight: (B,), Σw.
-        square: (B,), Σw².
-        failed: the number of draws of an example whose loss was not finite.
-    """
-
-    max_log_weight: jax.Array
-    weight: jax.Array
-    square: jax.Array
-    failed: jax.Array
-
-
-class Moved(NamedTuple):
-    """Sums over draws and examples with the centred weights w/Σw - 1/J.
-
-    Attributes:
-        moments: of J times their mean over the examples, by unit.
-        credit: by example.
-        common: of what all examples share.
-    """
-
-    moments: LossMoments
-    credit: PyTree
-    common: PyTree
-
-
-def importance_by_example(
-    num_samples: int,
-    *,
-    chunk_size: int | None = None,
-    antithetic: bool = True,
-    axis_name: str | None = None,
-    data_axis_name: str | None = None,
-    signs_per_draw: int | None = None,
-) -> Sampler:
+@dataclasses.dataclass(frozen=True, repr=False)
+class importance_by_example(Sampler):
     """Importance sampling of the mean over examples of each one's local entropy.
 
     For a loss f = (1/B) Σᵢ fᵢ over the examples of a batch this smooths
@@ -131,182 +88,127 @@ def importance_by_example(
         Sanz-Alonso, *Variational characterizations of local entropy and heat
         regularization in deep learning*, section 5.1.2, on minibatches.
     """
-    num_samples = positive_count("num_samples", num_samples, least=2)
-    chunk_size = optional_count("chunk_size", chunk_size)
-    signs_per_draw = sign_count(signs_per_draw)
 
-    def run(
-        key: jax.Array, state: PyTree, space: Space, tau: Any, beta: Any
-    ) -> tuple[PyTree, PyTree, Info]:
-        assert space.control_variate is not None
-        examples, dtype = space.control_variate, compute_dtype(space.zeros)
-        count, data = examples.baselines.size, examples.data_axis_name
-        units = num_samples // 2 if antithetic else num_samples
-        shared = signs_per_draw or default_signs(space.zeros, units, count)
-        plan = Plan(num_samples, antithetic, chunk_size, shared)
+    num_samples: int
+    _: dataclasses.KW_ONLY
+    chunk_size: int | None = None
+    antithetic: bool = True
+    axis_name: str | None = None
+    data_axis_name: str | None = None
+    signs_per_draw: int | None = None
 
-        def evaluate(displacement: PyTree, sign: float, number: jax.Array) -> PyTree:
-            del number
-            _, seen = examples.examine(displacement, sign=sign)
-            # What is in the loss beside the sum is in that of every example.
-            losses = count * seen.losses + mean_over(seen.rest_of_loss, data)
-            return log_weights(losses, beta), seen.bases
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts_of(self, num_samples=2, chunk_size=1, signs_per_draw=1)
 
-        found = fold_draws(
-            key,
-            space,
-            tau,
-            evaluate,
-            _weigh,
-            varying(_no_weights(count, dtype), data),
-            plan,
-        )
-        weights = found if space.axis_name is None else _of_all(found, space.axis_name)
-        some = weights.weight > 0
-        size = jnp.asarray(num_samples, dtype)
+    @property
+    def traits(self) -> Traits:
+        """What it can do, and what it needs."""
+        return Traits("local entropy", weighted_samples=self.num_samples)
 
-        def absorb(total: Moved, draws: Draws) -> Moved:
-            (logs, spans), (noises, others) = draws.outputs, draws.displacements
-            relative = _relative(logs, weights.max_log_weight)
-            centred = relative / jnp.where(some, weights.weight, 1) - 1 / size
-            centred = jnp.where(draws.valid[..., None] & some, centred, 0) / count
-            sums = per_example_sums(examples, noises, draws.signs, centred, spans)
-            of_all = mean_over(centred.sum(-1), data)
-            valid = jnp.broadcast_to(draws.valid, of_all.shape)
-            moments = loss_moments(size * of_all, valid, draws.valid)
-            common = draws._replace(displacements=others).moment(of_all)
-            return Moved(
-                merge_moments(total.moments, moments),
-                jax.tree.map(jnp.add, total.credit, sums),
-                optax.tree.add(total.common, common),
+    def space(self, loss: Loss, params: PyTree) -> Space:
+        """Noise of every example's own, where it finds the examples of the batch."""
+        space = per_example_space(loss, params, self.data_axis_name)
+        control = space.control_variate
+        if control is None or control.baselines.size not in loss.batch_sizes:
+            raise ValueError(
+                "value_fn is no sum over the examples of the batch, by which alone it "
+                "depends on a dense layer that they see apart: no example has a loss "
+                "of its own; lejax.reduction_report may say why, and lejax.importance "
+                "smooths any loss."
             )
+        return space
 
-        moved = fold_draws(
-            key,
-            space,
-            tau,
-            evaluate,
-            absorb,
-            Moved(
-                empty_moments(dtype), zero_sums(examples, common=False), space.zeros[1]
+    def in_space(
+        self,
+        key: jax.Array,
+        state: PyTree,
+        space: Space,
+        tau: jax.Array,
+        beta: jax.Array,
+        learns: Any,
+    ) -> Estimate:
+        """Losses of every example, their weights, and the draws times these."""
+        del learns
+        control = space.control_variate
+        assert control is not None
+        count, data = control.baselines.size, control.data_axis_name
+        pairs = self.num_samples // 2 if self.antithetic else self.num_samples
+        signs = self.signs_per_draw or default_signs(space.zeros, pairs, count)
+        units = make_units(
+            Plan(self.num_samples, self.antithetic, self.chunk_size, signs),
+            space.zeros,
+            self.axis_name,
+            exact=space.exact,
+        )
+        draws = Draws(key, space, jnp.sqrt(tau), units)
+
+        def losses(u: Blocks, sign: Any) -> jax.Array:
+            _, examples = control.examine(u, sign, True)
+            # What is in the loss beside the sum is in that of every example.
+            return count * examples.losses + mean_over(examples.rest_of_loss, data)
+
+        flat = units.all_of(evaluate(draws, losses, by_unit).values)
+        weights = jax.vmap(lambda own: importance_weights(own, units, beta), 1)(flat)
+        centred = jax.vmap(lambda own: own.centred(units), out_axes=1)(weights) / count
+        of_all = mean_over(centred.sum(1), data)
+
+        def moved(total: PyTree, chunk: Chunk) -> tuple[PyTree, tuple[()]]:
+            own, common = (jnp.moveaxis(leaf, 1, 0) for leaf in chunk.beside)
+            noises = jax.vmap(jax.vmap(space.tree))(chunk.u)[0]
+            either = (chunk.signs[..., None] * common).sum(0)
+            sums, others = total
+            others = tuple(
+                block + jnp.tensordot(either.astype(u.dtype), u, 2)
+                for block, u in zip(others, chunk.u[1:], strict=True)
+            )
+            sums = add_per_example(
+                control, sums, noises, chunk.signs, own, chunk.outputs
+            )
+            return (sums, others), ()
+
+        found = evaluate(
+            draws,
+            lambda u, sign: control.examine(u, sign)[1].bases,
+            moved,
+            (control.no_sums(), space.zeros[1:]),
+            beside=list(zip(units.own(centred), units.own(of_all), strict=True)),
+        )
+        sums, others = jax.tree.map(lambda leaf: leaf.sum(0), found.sums)
+        total = control.as_blocks(sums)
+        if self.axis_name is not None:
+            total, others = jax.lax.psum((total, others), self.axis_name)
+        total = mean_over(total, data)
+        if others:
+            leaves = enumerate(space.tree((space.zeros[0], *others))[1])
+            parts = {place: leaf for place, leaf in leaves if leaf is not None}
+            total = control.with_parts(total, parts)
+        error = error_of_sum(of_all, of_all.sum() / self.num_samples, units, 1 / beta)
+        return Estimate(total, state, self.info(weights, error, data))
+
+    def info(self, weights: Weights, error: jax.Array, data: str | None) -> Info:
+        """What the weights of all examples tell."""
+        dtype = weights.shares.dtype
+        some = weights.effective_sample_size > 0
+        # An example without any weight has nothing but its failures.
+        square = 1 / jnp.where(some, weights.effective_sample_size, 1)
+        any_weight, objective, square, failed = mean_over(
+            (
+                some.any().astype(dtype),
+                weights.free_energy.mean(),
+                square.mean(),
+                weights.failed_fraction.mean(),
             ),
-            plan,
+            data,
         )
-        moved = moved._replace(credit=sums_by_leaf(examples, moved.credit))
-        if space.axis_name is not None:
-            moments = pooled(of_members(moved.moments, space.axis_name))
-            sums = jax.lax.psum((moved.credit, moved.common), space.axis_name)
-            moved = Moved(moments, *sums)
-        displacement = space.lift((mean_over(moved.credit, data), moved.common))
-        displacement = optax.tree.where(
-            all_finite(displacement), displacement, optax.tree.zeros_like(displacement)
+        effective = jnp.where(any_weight > 0, 1 / square, 0)
+        return make_info(
+            dtype,
+            2 * self.num_samples,
+            objective=objective,
+            standard_error=jnp.where(
+                effective < TRUSTED_SAMPLE_SIZE, unknown(dtype), error
+            ),
+            effective_sample_size=effective,
+            nonfinite_fraction=failed,
         )
-
-        return (
-            displacement,
-            state,
-            _info(weights, moved.moments, num_samples, beta, data),
-        )
-
-    return make_sampler(
-        run,
-        "importance_by_example",
-        "local entropy",
-        space_maker=_space,
-        axes=make_axes(axis_name, data_axis_name),
-        num_samples=num_samples,
-    )
-
-
-def _space(value_fn: LossFn, params: PyTree, batch: PyTree, *options: Any) -> Space:
-    """`per_example_space`, where it finds the examples of the batch."""
-    space = per_example_space(value_fn, params, batch, *options)
-    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf)}
-    examples = space.control_variate
-    if examples is None or examples.baselines.size not in sizes:
-        raise ValueError(
-            "value_fn is no sum over the examples of the batch, by which alone it "
-            "depends on a dense layer that they see apart: no example has a loss of "
-            "its own; lejax.reduction_report may say why, and lejax.importance smooths "
-            "any loss."
-        )
-    return space
-
-
-def _info(
-    weights: Weights,
-    moments: LossMoments,
-    num_samples: int,
-    beta: jax.Array,
-    data_axis_name: str | None,
-) -> Info:
-    """What the weights of all examples tell."""
-    some, dtype = weights.weight > 0, weights.weight.dtype
-    # An example without any weight has nothing but its failures.
-    square = jnp.where(some, weights.square / weights.weight**2, 1)
-    infinite = jnp.where(weights.max_log_weight > 0, jnp.inf, -jnp.inf)
-    log_mean = jnp.where(
-        some, weights.max_log_weight + jnp.log(weights.weight / num_samples), infinite
-    )
-    any_weight, log_mean, square, failed = mean_over(
-        (
-            some.any().astype(dtype),
-            log_mean.mean(),
-            square.mean(),
-            weights.failed.astype(dtype) / (num_samples * some.size),
-        ),
-        data_axis_name,
-    )
-    effective = jnp.where(any_weight > 0, 1 / square, 0)
-    return make_info(
-        dtype,
-        2 * num_samples,
-        objective=-log_mean / beta,
-        standard_error=jnp.where(
-            effective < TRUSTED_SAMPLE_SIZE,
-            unknown(dtype),
-            moments.standard_error() / beta,
-        ),
-        effective_sample_size=effective,
-        nonfinite_fraction=failed,
-    )
-
-
-def _no_weights(count: int, dtype: Any) -> Weights:
-    zeros, none = jnp.zeros(count, dtype), jnp.zeros((), jnp.int32)
-    return Weights(jnp.full(count, jnp.finfo(dtype).min, dtype), zeros, zeros, none)
-
-
-def _relative(log_weights: jax.Array, top: jax.Array) -> jax.Array:
-    """exp(ℓ - m); 0 where ℓ is not finite."""
-    finite = jnp.isfinite(log_weights)
-    return jnp.where(finite, jnp.exp(jnp.where(finite, log_weights, top) - top), 0)
-
-
-def _weigh(total: Weights, draws: Draws) -> Weights:
-    """The sums with these draws, of which the log-weights are (k, p, g, B)."""
-    log_weights, _ = draws.outputs
-    real = jnp.broadcast_to(draws.valid[..., None], log_weights.shape)
-    limits = jnp.finfo(log_weights.dtype)
-    # A loss of -inf has all the weight, which no average can bear.
-    clipped = jnp.where(real & ~jnp.isnan(log_weights), log_weights, limits.min)
-    top = clipped.clip(limits.min, limits.max).max((0, 1, 2))
-    w = jnp.where(real, _relative(log_weights, top), 0)
-    failed = (real & ~jnp.isfinite(log_weights)).sum(dtype=jnp.int32)
-    found = Weights(top, w.sum((0, 1, 2)), (w * w).sum((0, 1, 2)), failed)
-    top = jnp.maximum(total.max_log_weight, found.max_log_weight)
-    both = jax.tree.map(jnp.add, _rescaled(total, top), _rescaled(found, top))
-    return both._replace(max_log_weight=top)
-
-
-def _of_all(weights: Weights, axis_name: str) -> Weights:
-    top = jax.lax.pmax(weights.max_log_weight, axis_name)
-    total = jax.lax.psum(_rescaled(weights, top), axis_name)
-    return total._replace(max_log_weight=top)
-
-
-def _rescaled(weights: Weights, top: jax.Array) -> Weights:
-    factor = jnp.exp(weights.max_log_weight - top)
-    return weights._replace(
-        weight=weights.weight * factor, square=weights.square * factor**2
-    )

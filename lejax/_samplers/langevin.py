@@ -1,4 +1,4 @@
-"""One Langevin chain: where the loss sees it, and the law of the rest."""
+"""One Langevin chain: in the coordinates of the loss, and the law of the rest."""
 
 from __future__ import annotations
 
@@ -8,42 +8,60 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._estimators.draws import largest_divisor
+from lejax._estimators.units import largest_divisor
+from lejax._internal.blocks import Blocks
 from lejax._internal.mesh_axes import varying
-from lejax._internal.trees import all_finite, compute_dtype, scaled
+from lejax._internal.trees import all_finite, compute_dtype
 from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
 from lejax._spaces import null_space
 from lejax._spaces.null_space import NullSpaceMean, NullSpacePoint
 from lejax._spaces.space import Space
 
 
-class Langevin(NamedTuple):
-    """What is run.
+class Moves(NamedTuple):
+    """The numbers of all points of a chain, known before it runs; (J,) each.
 
     Attributes:
-        num_steps: J, the points.
-        step_size: ε_j, a number or a schedule.
-        temperature: T_j, likewise.
-        warm_start: whether the chain starts at a given position, or at x.
-        sample_complement: whether its mean is drawn where the loss does not see it.
-        averaging: α of an exponential average; None for weights ε_j.
-        noise_at_once: how many moves' noise is drawn together.
+        j: from 0.
+        share: by how much the mean of the points moves to this one.
+        size: ε_j; NaN where the chain would diverge.
+        noise: √(T_j ε_j).
     """
 
-    num_steps: int
-    step_size: ScalarOrSchedule
-    temperature: ScalarOrSchedule
-    warm_start: bool
-    sample_complement: bool
-    averaging: Scalar | None
-    noise_at_once: int
+    j: jax.Array
+    share: jax.Array
+    size: jax.Array
+    noise: jax.Array
 
 
-class ChainPoint(NamedTuple):
-    """A point of the chain: where the loss sees it, and the law of the rest."""
+def at_steps(value: ScalarOrSchedule, steps: jax.Array, dtype: Any) -> jax.Array:
+    """A number, or a schedule, at every step."""
+    found = jax.vmap(value)(steps) if callable(value) else value
+    return jnp.broadcast_to(jnp.asarray(found, dtype), steps.shape)
 
-    seen: PyTree
-    unseen: NullSpacePoint
+
+def make_moves(
+    num_steps: int,
+    step_size: ScalarOrSchedule,
+    temperature: ScalarOrSchedule,
+    averaging: Scalar | None,
+    tau: jax.Array,
+) -> Moves:
+    """The moves at this τ.
+
+    `averaging` is the α of an exponential average; None weighs points by ε_j.
+    """
+    steps = jnp.arange(num_steps, dtype=jnp.int32)
+    sizes = at_steps(step_size, steps, tau.dtype)
+    spread = at_steps(temperature, steps, tau.dtype)
+    if averaging is None:
+        share = sizes / jnp.cumsum(sizes)
+    else:
+        share = jnp.where(steps == 0, 1, jnp.asarray(averaging, tau.dtype))
+    # Where τ is traced, only here is it seen that a chain would diverge. A move that is
+    # not stable is no number, and so refused.
+    moves = jnp.where(sizes < 4 * tau, sizes, jnp.nan)
+    return Moves(steps, share, moves, jnp.sqrt(spread * moves))
 
 
 class Chain(NamedTuple):
@@ -53,35 +71,33 @@ class Chain(NamedTuple):
         candidate: where the chain would go.
         point: where it is.
         gradient: of the loss, there.
-        mean: of the points so far, where the loss sees them.
-        unseen_mean: the law of the rest of that mean.
-        weight: Σ_j ε_j over them.
+        mean: of the points so far.
         started: whether a start was accepted.
         refused: the number of points that were not finite.
+        beside: the laws of candidate, point and mean in the null space; None without.
     """
 
-    candidate: ChainPoint
-    point: ChainPoint
-    gradient: PyTree
-    mean: PyTree
-    unseen_mean: NullSpaceMean
-    weight: jax.Array
+    candidate: Blocks
+    point: Blocks
+    gradient: Blocks
+    mean: Blocks
     started: jax.Array
     refused: jax.Array
+    beside: tuple[NullSpacePoint, NullSpacePoint, NullSpaceMean] | None
 
 
 class Outcome(NamedTuple):
     """What a chain leaves.
 
     Attributes:
-        mean: of its points, where the loss sees it.
-        unseen_mean: the rest of it; None where it is not drawn.
-        end: its last point, as parameters.
+        mean: of its points.
+        beside: that of what the loss does not see; None where it is not drawn.
+        end: its last point, as parameters; None where nobody wants it.
         refused: the number of points that were not finite.
     """
 
-    mean: PyTree
-    unseen_mean: PyTree
+    mean: Blocks
+    beside: PyTree
     end: PyTree
     refused: jax.Array
 
@@ -92,99 +108,107 @@ def run_chain(
     space: Space,
     tau: jax.Array,
     beta: jax.Array,
-    plan: Langevin,
+    moves: Moves,
+    *,
+    noise_at_once: int,
+    sample_complement: bool,
+    axis_name: str | None,
 ) -> Outcome:
-    """Run a chain from `position`, with `warm_start`, or from x."""
-    dtype = compute_dtype(space.zeros)
+    """Run a chain from `position`, or from x, where that is None.
 
-    def at(value: ScalarOrSchedule, j: jax.Array) -> jax.Array:
-        return jnp.asarray(value(j) if callable(value) else value, dtype)
+    The noise of so many moves is drawn together.
+    """
+    dtype, num_steps = compute_dtype(space.zeros), moves.j.size
+    warm = position is not None
+    # In the null space there is something to know of the end, or of the mean.
+    follows = space.to_null_space is not None and (warm or sample_complement)
 
-    def evaluate(point: ChainPoint, j: Any) -> tuple[PyTree, jax.Array]:
-        """The gradient of the loss at a point, and whether all there is finite."""
-        value, gradient = space.value_and_grad(point.seen, j)
-        return gradient, all_finite((point, value, gradient))
-
-    def stable(step: jax.Array) -> jax.Array:
-        """Where τ is traced, only here is it seen that a chain would diverge."""
-        return step < 4 * tau
-
-    def visit(chain: Chain, inputs: tuple[jax.Array, PyTree]):
-        j, noise = inputs
-        there, finite = evaluate(chain.candidate, j)
-        (y, unseen), gradient = optax.tree.where(
-            finite, (chain.candidate, there), (chain.point, chain.gradient)
+    def visit(chain: Chain, inputs: tuple[Moves, Blocks]) -> tuple[Chain, None]:
+        move, noise = inputs
+        value, gradient = space.value_and_grad(chain.candidate, move.j)
+        finite = all_finite((chain.candidate, value, gradient))
+        y, gradient = optax.tree.where(
+            finite, (chain.candidate, gradient), (chain.point, chain.gradient)
         )
         # Until a start is accepted the candidate is x itself.
         started = chain.started | finite
-        step, heat = at(plan.step_size, j), at(plan.temperature, j)
-        weight = chain.weight + step
-        share = step / weight
-        if plan.averaging is not None:
-            share = jnp.where(j == 0, 1, jnp.asarray(plan.averaging, dtype))
-        mean = optax.tree.add(chain.mean, scaled(optax.tree.sub(y, chain.mean), share))
-        unseen, unseen_mean = null_space.visited(unseen, chain.unseen_mean, share)
-        drift = optax.tree.add(scaled(gradient, beta), scaled(y, 1 / tau))
-        # A move that is not stable is no number, and so refused.
-        move = jnp.where(stable(step), step, jnp.nan)
-        candidate = ChainPoint(
-            jax.tree.map(
-                lambda y, drift, noise: y + drift + noise,
-                y,
-                scaled(drift, -move / 2),
-                scaled(noise, jnp.sqrt(heat * move)),
-            ),
-            null_space.moved(unseen, 1 - move / (2 * tau), heat * move),
-        )
-        candidate = optax.tree.where(started, candidate, at_x)
-        refused = chain.refused + jnp.where(finite, 0, 1).astype(dtype)
-        point = ChainPoint(y, unseen)
+
+        def moved(y: jax.Array, gradient: jax.Array, noise: jax.Array) -> jax.Array:
+            one, slope, pull, spread = (
+                number.astype(y.dtype)
+                for number in (move.size / 2, beta, 1 / tau, move.noise)
+            )
+            candidate = y - one * (slope * gradient + pull * y) + spread * noise
+            return jnp.where(started, candidate, 0)
+
+        beside = chain.beside
+        if beside is not None:
+            candidate, point, mean = beside
+            point = optax.tree.where(finite, candidate, point)
+            point, mean = null_space.visited(point, mean, move.share)
+            candidate = null_space.moved(
+                point, 1 - move.size / (2 * tau), move.noise**2
+            )
+            nowhere = null_space.point(0, dtype)
+            beside = optax.tree.where(started, candidate, nowhere), point, mean
         return Chain(
-            candidate, point, gradient, mean, unseen_mean, weight, started, refused
+            candidate=jax.tree.map(moved, y, gradient, noise),
+            point=y,
+            gradient=gradient,
+            mean=jax.tree.map(
+                lambda mean, y: mean + move.share.astype(y.dtype) * (y - mean),
+                chain.mean,
+                y,
+            ),
+            started=started,
+            refused=chain.refused + jnp.where(finite, 0, 1).astype(dtype),
+            beside=beside,
         ), None
 
-    at_x = ChainPoint(space.zeros, null_space.point(0, dtype))
-    first, first_unseen = at_x, optax.tree.zeros_like(space.origin)
-    if plan.warm_start:
-        left = optax.tree.sub(position, space.origin)
-        if space.to_null_space is not None:
-            first_unseen = space.to_null_space(left)
-        first = ChainPoint(space.lower(left), null_space.point(1, dtype))
-        # A chain that cannot move must not pull x to where it was left.
-        first_step = at(plan.step_size, jnp.zeros((), jnp.int32))
-        first = optax.tree.where(stable(first_step), first, at_x)
-
-    def block(chain: Chain, steps: jax.Array):
+    def block(chain: Chain, moves: Moves) -> tuple[Chain, None]:
         # Many small draws at once are faster than one by one.
-        keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(steps)
-        noise = jax.vmap(lambda key: space.noise(key, 1))(keys)
-        noise = jax.tree.map(lambda leaf: leaf[:, 0], noise)
-        return jax.lax.scan(visit, chain, (steps, noise))
+        keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(moves.j)
+        noise = jax.vmap(lambda key: space.noise(key, 1).normals)(keys)
+        return jax.lax.scan(visit, chain, (moves, noise))
 
+    first, left, decay = space.zeros, None, 0
+    if warm:
+        left = optax.tree.sub(position, space.origin)
+        # A chain that cannot move must not pull x to where it was left.
+        can_move = jnp.isfinite(moves.size[0])
+        left = jax.tree.map(lambda leaf: jnp.where(can_move, leaf, 0), left)
+        first, decay = space.lower(left), 1
+    nowhere = null_space.point(0, dtype)
     chain = Chain(
         candidate=first,
-        point=at_x,
+        point=space.zeros,
         gradient=space.zeros,
         mean=space.zeros,
-        unseen_mean=null_space.no_mean(dtype),
-        weight=jnp.zeros((), dtype),
         started=jnp.zeros((), bool),
         refused=jnp.zeros((), dtype),
+        beside=(null_space.point(decay, dtype), nowhere, null_space.no_mean(dtype))
+        if follows
+        else None,
     )
-    size = largest_divisor(plan.num_steps, plan.noise_at_once)
-    steps = jnp.arange(plan.num_steps, dtype=jnp.int32).reshape(-1, size)
-    chain, _ = jax.lax.scan(block, varying(chain, space.axis_name), steps)
-    end, unseen_mean = space.lift(chain.point.seen), None
-    if space.to_null_space is not None and (plan.warm_start or plan.sample_complement):
-        unseen_end, mean = null_space.draw(
-            jax.random.fold_in(key, plan.num_steps),
+    size = largest_divisor(num_steps, noise_at_once)
+    blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, size), moves)
+    chain, _ = jax.lax.scan(block, varying(chain, axis_name), blocks)
+    end, beside = (space.lift(chain.point) if warm else None), None
+    if chain.beside is not None:
+        assert space.to_null_space is not None
+        _, point, mean = chain.beside
+        zeros = optax.tree.zeros_like(space.origin)
+        beside_end, beside = null_space.draw(
+            jax.random.fold_in(key, num_steps),
             space,
-            first_unseen,
-            chain.point.unseen,
-            chain.unseen_mean if plan.sample_complement else None,
+            zeros if left is None else space.to_null_space(left),
+            point,
+            mean if sample_complement else None,
         )
-        end = optax.tree.add(end, unseen_end)
-        if plan.sample_complement:
-            unseen_mean = mean
-    end = optax.tree.add(space.origin, end)
-    return Outcome(chain.mean, unseen_mean, end, chain.refused)
+        if warm:
+            end = optax.tree.add(end, beside_end)
+    if warm:
+        end = optax.tree.add(space.origin, end)
+    return Outcome(
+        chain.mean, beside if sample_complement else None, end, chain.refused
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +12,12 @@ import jax.numpy as jnp
 from lejax._info import Info
 from lejax._internal.types import LossFn, PyTree, Scalar
 from lejax._samplers.gradient import check_sampler
-from lejax._samplers.sampler import Sampler
-from lejax._spaces.space import Products
+from lejax._samplers.sampler import Sampler, Traits
+from lejax._tracing.loss import Loss, OutsideLoss, traced
 
 
-def parallel(
-    sampler: Sampler,
-    mesh: jax.sharding.Mesh | None = None,
-    *,
-    axis_name: str = "samples",
-    data_axis_name: str | None = None,
-) -> Sampler:
+@dataclasses.dataclass(frozen=True, repr=False)
+class parallel(Sampler):
     """The same sampler, its draws or chains shared by all devices.
 
     Of importance weights w, L devices and J draws, say, each device sums J/L:
@@ -71,92 +67,142 @@ def parallel(
     References:
         Garcia Trillos, Kaplan, Sanz-Alonso, section 5.1.2 (draws on parallel hardware).
     """
-    check_sampler(sampler, "local entropy", "heat")
-    if mesh is None:
-        auto = (jax.sharding.AxisType.Auto,)
-        mesh = jax.make_mesh((jax.device_count(),), (axis_name,), axis_types=auto)
-    for argument, name in (
-        ("axis_name", axis_name),
-        ("data_axis_name", data_axis_name),
-    ):
-        if name not in (*mesh.axis_names, None):
-            raise ValueError(
-                f"{argument}={name!r} is no axis of the mesh, which has "
-                f"{mesh.axis_names}; pass one of these."
-            )
-    shared = sampler.over(axis_name, data_axis_name)
-    whole, split = jax.P(), jax.P(axis_name)
-    of_batch = jax.P(*(None,) * sampler.inner_batches, data_axis_name)
 
-    def in_parts(batch: PyTree) -> PyTree:
-        place, size = int(sampler.inner_batches), mesh.shape[data_axis_name]
+    sampler: Sampler
+    mesh: jax.sharding.Mesh | None = None
+    _: dataclasses.KW_ONLY
+    axis_name: str = "samples"
+    data_axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        check_sampler(self.sampler, "local entropy", "heat")
+        if self.mesh is None:
+            auto = (jax.sharding.AxisType.Auto,)
+            mesh = jax.make_mesh(
+                (jax.device_count(),), (self.axis_name,), axis_types=auto
+            )
+            object.__setattr__(self, "mesh", mesh)
+        super().__post_init__()
+        for argument in ("axis_name", "data_axis_name"):
+            name = getattr(self, argument)
+            if name not in (*self._mesh.axis_names, None):
+                raise ValueError(
+                    f"{argument}={name!r} is no axis of the mesh, which has "
+                    f"{self._mesh.axis_names}; pass one of these."
+                )
+
+    @property
+    def _mesh(self) -> jax.sharding.Mesh:
+        assert self.mesh is not None
+        return self.mesh
+
+    @property
+    def of_member(self) -> Sampler:
+        """The sampler of one device."""
+        axes = {"axis_name": self.axis_name, "data_axis_name": self.data_axis_name}
+        return dataclasses.replace(self.sampler, **axes)
+
+    @property
+    def traits(self) -> Traits:
+        """Those of the sampler."""
+        return self.sampler.traits
+
+    @property
+    def name(self) -> str:
+        """That of the sampler."""
+        return self.sampler.name
+
+    def check(self, tau: float) -> None:
+        """As the sampler."""
+        self.sampler.check(tau)
+
+    def first_state(self, params: PyTree) -> PyTree:
+        """That of all devices."""
+        member = self.of_member
+        of_state = self._places(jax.eval_shape(member.first_state, params))
+        return self._on_mesh(member.first_state, (jax.P(),), of_state)(params)
+
+    def loss(
+        self,
+        value_fn: LossFn | Loss | OutsideLoss,
+        params: PyTree,
+        batch: PyTree,
+        *,
+        has_aux: bool = False,
+    ) -> Loss | OutsideLoss:
+        """The loss on the whole batch: a device reads its own again."""
+        if isinstance(value_fn, OutsideLoss):
+            return super().loss(value_fn, params, batch)
+        inner = self.traits.batches_take_turns
+        return traced(value_fn, params, batch, inner_batches=inner, has_aux=has_aux)
+
+    def run(
+        self,
+        key: jax.Array,
+        state: PyTree,
+        params: PyTree,
+        loss: Loss | OutsideLoss,
+        tau: Scalar,
+        beta: Scalar,
+        learns: Any = None,
+    ) -> tuple[PyTree, PyTree, Info, PyTree]:
+        """The sampler's, on every device."""
+        assert isinstance(loss, Loss)
+        value_fn, batch = loss.source
+
+        def of_device(
+            key: jax.Array, state: PyTree, params: PyTree, *part: PyTree
+        ) -> tuple[PyTree, PyTree, Info, PyTree]:
+            member = self.of_member
+            # A whole batch may hold more than arrays.
+            own = member.loss(
+                value_fn,
+                params,
+                part[0] if part else batch,
+                has_aux=loss.aux is not None,
+            )
+            return member.run(key, state, params, own, tau, beta, learns)
+
+        split = self.data_axis_name is not None and batch is not None
+        part = (self._in_parts(batch),) if split else ()
+        whole, of_state = jax.P(), self._places(state)
+        in_specs = (whole, of_state, whole, *(self._of_batch for _ in part))
+        out_specs = whole, of_state, whole, whole
+        return self._on_mesh(of_device, in_specs, out_specs)(key, state, params, *part)
+
+    @property
+    def _of_batch(self) -> jax.P:
+        return jax.P(*(None,) * self.traits.batches_take_turns, self.data_axis_name)
+
+    def _in_parts(self, batch: PyTree) -> PyTree:
+        place = int(self.traits.batches_take_turns)
+        size = self._mesh.shape[self.data_axis_name]
         for leaf in jax.tree.leaves(batch):
             shape = jnp.shape(leaf)
             if len(shape) <= place or shape[place] % size:
                 raise ValueError(
                     f"batch has a leaf of shape {shape}, whose axis {place} cannot be "
                     f"split into {size} equal parts along data_axis_name="
-                    f"{data_axis_name!r}; pass a multiple of {size} rows."
+                    f"{self.data_axis_name!r}; pass a multiple of {size} rows."
                 )
-        if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+        if jax.sharding.AxisType.Explicit not in self._mesh.axis_types:
             return batch
         # Then the way in which an array is split is part of its type.
-        return jax.sharding.reshard(batch, jax.NamedSharding(mesh, of_batch))
+        of_batch = jax.NamedSharding(self._mesh, self._of_batch)
+        return jax.sharding.reshard(batch, of_batch)
 
-    def on_mesh(fn: Callable[..., Any], in_specs: Any, out_specs: Any):
-        names = {axis_name, data_axis_name} - {None}
+    def _on_mesh(self, fn: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
+        names = {self.axis_name, self.data_axis_name} - {None}
         return jax.shard_map(
-            fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names
+            fn,
+            mesh=self._mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            axis_names=names,
         )
 
-    def places(state: PyTree) -> PyTree:
+    def _places(self, state: PyTree) -> PyTree:
         """Chains are split; what is one number is the same for all."""
-        return jax.tree.map(lambda leaf: split if leaf.ndim else whole, state)
-
-    def init(params: PyTree) -> PyTree:
-        of_state = places(jax.eval_shape(shared.init, params))
-        return on_mesh(shared.init, (whole,), of_state)(params)
-
-    def step(
-        key: jax.Array,
-        state: PyTree,
-        params: PyTree,
-        *,
-        value_fn: LossFn,
-        batch: PyTree = None,
-        tau: Scalar,
-        beta: Scalar = 1.0,
-    ) -> tuple[PyTree, PyTree, Info]:
-        def of_member(key, state, params, *part):
-            return shared.step(
-                key,
-                state,
-                params,
-                value_fn=value_fn,
-                # A whole batch may hold more than arrays.
-                batch=part[0] if part else batch,
-                tau=tau,
-                beta=beta,
-            )
-
-        part = () if data_axis_name is None or batch is None else (in_parts(batch),)
-        of_state = places(state)
-        in_specs = (whole, of_state, whole, *(of_batch for _ in part))
-        run = on_mesh(of_member, in_specs, (whole, of_state, whole))
-        return run(key, state, params, *part)
-
-    def learning(products: Products) -> Sampler:
-        assert sampler.learning is not None
-        return parallel(
-            sampler.learning(products),
-            mesh,
-            axis_name=axis_name,
-            data_axis_name=data_axis_name,
+        return jax.tree.map(
+            lambda leaf: jax.P(self.axis_name) if leaf.ndim else jax.P(), state
         )
-
-    return sampler._replace(
-        init=init,
-        step=step,
-        over=shared.over,
-        learning=sampler.learning and learning,
-    )

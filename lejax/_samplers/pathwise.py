@@ -2,151 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from lejax._estimators.draws import Draws, Plan, fold_draws
-from lejax._estimators.moments import (
-    LossMoments,
-    empty_moments,
-    loss_moments,
-    mean_info,
-    merge_moments,
-    noise_of_sum,
-    of_members,
-    pooled,
-)
-from lejax._estimators.second_moments import no_products, slopes
-from lejax._info import Info
-from lejax._internal.checks import optional_count, positive_count
-from lejax._internal.mesh_axes import make_axes
-from lejax._internal.trees import all_finite, compute_dtype, inner, scaled
-from lejax._internal.types import PyTree, Scalar
-from lejax._samplers.sampler import Sampler, make_sampler
-from lejax._spaces.reduced import space_maker
-from lejax._spaces.space import Products, Space
+from lejax._estimators.draws import Draws
+from lejax._estimators.gradients import curvature, mean_gradient
+from lejax._estimators.units import Plan, make_units
+from lejax._internal.checks import counts_of
+from lejax._internal.trees import scaled
+from lejax._internal.types import PyTree
+from lejax._samplers.sampler import Estimate, Sampler, Traits
+from lejax._spaces.reduced import reduced_space
+from lejax._spaces.space import Space
+from lejax._tracing.loss import Loss
 
 
-class MeanGradient(NamedTuple):
-    """Moments of the losses, and the sum of their gradients.
-
-    Attributes:
-        moments: of the losses whose gradient is finite as well.
-        total: Σ∇f.
-        square: Σ|uᵤ|² over the units, each of which adds uᵤ to that sum.
-        products: Σu∇fᵀ, as far as a covariance is to learn from it; else None.
-        offset: Σu of the draws that count, likewise.
-    """
-
-    moments: LossMoments
-    total: PyTree
-    square: jax.Array
-    products: PyTree = None
-    offset: PyTree = None
-
-    def mean(self) -> PyTree:
-        """The average of the finite gradients; 0 where there are none."""
-        size = jnp.maximum(self.moments.size, 1).astype(self.moments.mean.dtype)
-        return scaled(self.total, 1 / size)
-
-    def curvature(self, products: Products) -> PyTree:
-        """The covariance of u and ∇f over the draws that count, as `products` has it.
-
-        Where some failed, u has a mean, which says nothing about ∇²f.
-        """
-        size = jnp.maximum(self.moments.size, 1).astype(self.moments.mean.dtype)
-        one, other = (
-            jax.tree.map(lambda leaf: leaf[None], tree)
-            for tree in (self.offset, self.total)
-        )
-        of_means = products(one, other, 1 / size[None])
-        return scaled(optax.tree.sub(self.products, of_means), 1 / size)
-
-    def squared_error(self, factor: jax.Array) -> jax.Array:
-        """The noise in that average times a factor, by independent units."""
-        dtype, mean = self.square.dtype, self.mean()
-        size = jnp.maximum(self.moments.size, 1).astype(dtype)
-        shares = self.moments.size_square.astype(dtype) / size**2
-        square, total = self.square / size**2, inner(mean, mean, dtype)
-        return noise_of_sum(factor**2 * square, factor**2 * total, shares)
-
-
-def mean_gradient(
-    key: jax.Array,
-    space: Space,
-    centre: PyTree,
-    variance: Scalar,
-    plan: Plan,
-) -> MeanGradient:
-    """Average ∇f over N(centre, variance), leaving out draws that are not finite."""
-    dtype = compute_dtype(space.zeros)
-
-    def evaluate(
-        displacement: PyTree, sign: float, number: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
-        del number
-        return space.value_and_grad(optax.tree.add_scale(centre, sign, displacement))
-
-    def absorb(found: MeanGradient, draws: Draws) -> MeanGradient:
-        values, grads = draws.outputs
-        finite = jax.vmap(jax.vmap(jax.vmap(all_finite)))((values, grads))
-        kept = finite & draws.valid
-
-        def of_units(leaf: jax.Array) -> jax.Array:
-            mask = kept.reshape(kept.shape + (1,) * (leaf.ndim - 3))
-            return jnp.where(mask, leaf, 0).sum((0, 2))
-
-        moments = loss_moments(values, kept, draws.valid)
-        units = jax.tree.map(of_units, grads)
-        products, offset = found.products, found.offset
-        if space.products is not None:
-            more = slopes(space.products, draws, kept, grads)
-            products = optax.tree.add(products, more)
-            offset = optax.tree.add(offset, draws.moment(kept.astype(dtype)))
-        total = jax.tree.map(lambda leaf: leaf.sum(0), units)
-        return MeanGradient(
-            merge_moments(found.moments, moments),
-            optax.tree.add(found.total, total),
-            found.square + inner(units, units, dtype),
-            products,
-            offset,
-        )
-
-    nothing = no_products(space.products, space.zeros)
-    found = fold_draws(
-        key,
-        space,
-        variance,
-        evaluate,
-        absorb,
-        MeanGradient(
-            empty_moments(dtype),
-            space.zeros,
-            jnp.zeros((), dtype),
-            nothing,
-            None if nothing is None else space.zeros,
-        ),
-        plan,
-    )
-    if space.axis_name is None:
-        return found
-    moments = pooled(of_members(found.moments, space.axis_name))
-    sums = jax.lax.psum(found[1:], space.axis_name)
-    return MeanGradient(moments, *sums)
-
-
-def pathwise(
-    num_samples: int,
-    *,
-    chunk_size: int | None = None,
-    antithetic: bool = True,
-    axis_name: str | None = None,
-    data_axis_name: str | None = None,
-    reduction: bool = True,
-) -> Sampler:
+@dataclasses.dataclass(frozen=True, repr=False)
+class pathwise(Sampler):
     """The gradient of the heat-regularised loss as an average of gradients.
 
         ∇F^H_τ(x) = E_φ ∇f(X) ≈ (1/J) Σ_j ∇f(X_j),   X_j ~ φ = N(x, τI).
@@ -185,34 +60,48 @@ def pathwise(
         Kingma, Welling, *Auto-encoding variational Bayes* (the pathwise derivative);
         Garcia Trillos, Kaplan, Sanz-Alonso, end of section 5.2.
     """
-    plan = Plan(
-        positive_count("num_samples", num_samples),
-        antithetic,
-        optional_count("chunk_size", chunk_size),
-    )
 
-    def run(
+    num_samples: int
+    _: dataclasses.KW_ONLY
+    chunk_size: int | None = None
+    antithetic: bool = True
+    axis_name: str | None = None
+    data_axis_name: str | None = None
+    reduction: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts_of(self, num_samples=1, chunk_size=1)
+
+    @property
+    def traits(self) -> Traits:
+        """What it can do, and what it needs."""
+        return Traits(
+            "heat", tells_noise=True, needs_gradient=True, learns_covariance=True
+        )
+
+    def space(self, loss: Loss, params: PyTree) -> Space:
+        """The directions that the loss sees."""
+        return reduced_space(
+            loss, params, self.data_axis_name, reduction=self.reduction
+        )
+
+    def in_space(
+        self,
         key: jax.Array,
         state: PyTree,
         space: Space,
         tau: jax.Array,
         beta: jax.Array,
-    ) -> tuple[PyTree, PyTree, Info]:
+        learns: Any,
+    ) -> Estimate:
+        """The mean of the gradients, times -τ."""
         del beta  # heat has none
-        found = mean_gradient(key, space, space.zeros, tau, plan)
+        plan = Plan(self.num_samples, self.antithetic, self.chunk_size)
+        units = make_units(plan, space.zeros, self.axis_name, exact=space.exact)
+        draws = Draws(key, space, jnp.sqrt(tau), units)
+        found = mean_gradient(draws, space.zeros, learns)
         error = found.squared_error(tau)
-        info = mean_info(found.moments, num_samples)._replace(squared_error=error)
-        if space.products is not None:
-            info = info._replace(products=found.curvature(space.products))
-        return space.lift(scaled(found.mean(), -tau)), state, info
-
-    return make_sampler(
-        run,
-        "pathwise",
-        "heat",
-        space_maker=space_maker(reduction),
-        knows_noise=True,
-        axes=make_axes(axis_name, data_axis_name),
-        differentiable=True,
-        learns=True,
-    )
+        info = found.of_losses.info(self.num_samples, squared_error=error)
+        products = None if learns is None else curvature(found, space, learns)
+        return Estimate(scaled(found.mean, -tau), state, info, None, products)

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-import optax
 
-from lejax._estimators.draws import Plan
-from lejax._estimators.moments import mean_info
-from lejax._info import Info
-from lejax._internal.checks import (
-    optional_count,
-    positive,
-    positive_count,
-    positive_or_schedule,
-)
-from lejax._internal.mesh_axes import make_axes
-from lejax._internal.trees import all_finite, compute_dtype, scaled
+from lejax._estimators.draws import Draws
+from lejax._estimators.gradients import mean_gradient
+from lejax._estimators.units import Plan, make_units
+from lejax._info import make_info
+from lejax._internal.blocks import Blocks
+from lejax._internal.checks import counts_of, positive, positive_or_schedule
+from lejax._internal.trees import all_finite, compute_dtype
 from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
-from lejax._samplers.pathwise import mean_gradient
-from lejax._samplers.sampler import Sampler, make_sampler
-from lejax._spaces.reduced import space_maker
+from lejax._samplers.langevin import at_steps
+from lejax._samplers.sampler import Estimate, Sampler, Traits
+from lejax._spaces.reduced import reduced_space
 from lejax._spaces.space import Space
+from lejax._tracing.loss import Loss
 
 
-def robbins_monro(
-    num_steps: int,
-    num_samples: int,
-    step_size: ScalarOrSchedule,
-    *,
-    smoothing: Scalar | None = None,
-    chunk_size: int | None = None,
-    antithetic: bool = True,
-    axis_name: str | None = None,
-    data_axis_name: str | None = None,
-    reduction: bool = True,
-) -> Sampler:
+@dataclasses.dataclass(frozen=True, repr=False)
+class robbins_monro(Sampler):
     """Robbins-Monro for argmin_x KL(φ_{x,τ} ‖ q_{x_k,τ}) (Algorithm 5).
 
     The minimiser solves x = x_k - τ ∇F^H_τ(x): an implicit gradient step. From y = x_k,
@@ -87,50 +76,79 @@ def robbins_monro(
     References:
         Garcia Trillos, Kaplan, Sanz-Alonso, section 5.2, Algorithm 5.
     """
-    num_steps = positive_count("num_steps", num_steps)
-    positive_or_schedule("step_size", step_size)
-    if smoothing is not None:
-        positive("smoothing", smoothing)
-    plan = Plan(
-        positive_count("num_samples", num_samples),
-        antithetic,
-        optional_count("chunk_size", chunk_size),
-    )
 
-    def run(
+    num_steps: int
+    num_samples: int
+    step_size: ScalarOrSchedule
+    _: dataclasses.KW_ONLY
+    smoothing: Scalar | None = None
+    chunk_size: int | None = None
+    antithetic: bool = True
+    axis_name: str | None = None
+    data_axis_name: str | None = None
+    reduction: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts_of(self, num_steps=1, num_samples=1, chunk_size=1)
+        positive_or_schedule("step_size", self.step_size)
+        if self.smoothing is not None:
+            positive("smoothing", self.smoothing)
+
+    @property
+    def traits(self) -> Traits:
+        """What it can do, and what it needs."""
+        return Traits("heat", needs_gradient=True)
+
+    def space(self, loss: Loss, params: PyTree) -> Space:
+        """The directions that the loss sees."""
+        return reduced_space(
+            loss, params, self.data_axis_name, reduction=self.reduction
+        )
+
+    def in_space(
+        self,
         key: jax.Array,
         state: PyTree,
         space: Space,
         tau: jax.Array,
         beta: jax.Array,
-    ) -> tuple[PyTree, PyTree, Info]:
-        del beta  # heat has none
+        learns: Any,
+    ) -> Estimate:
+        """The last iterate."""
+        del beta, learns  # heat has none
         dtype = compute_dtype(space.zeros)
-        variance = tau if smoothing is None else smoothing
+        variance = tau if self.smoothing is None else jnp.asarray(self.smoothing, dtype)
+        plan = Plan(self.num_samples, self.antithetic, self.chunk_size)
+        units = make_units(plan, space.zeros, self.axis_name, exact=space.exact)
+        steps = jnp.arange(self.num_steps, dtype=jnp.int32)
+        shares = at_steps(self.step_size, steps, dtype)
 
-        def move(y: PyTree, j: jax.Array):
-            found = mean_gradient(jax.random.fold_in(key, j), space, y, variance, plan)
-            a = step_size(j) if callable(step_size) else step_size
-            drift = optax.tree.add(y, scaled(found.mean(), tau))
-            proposal = optax.tree.sub(y, scaled(drift, jnp.asarray(a, dtype)))
-            accept = all_finite(proposal) & (found.moments.size > 0)
-            failed = jnp.where(accept, found.moments.failed_fraction(), 1)
-            return optax.tree.where(accept, proposal, y), (found.moments, failed)
+        def move(y: Blocks, step: tuple[jax.Array, jax.Array]) -> tuple[Blocks, Any]:
+            j, share = step
+            own = jax.random.fold_in(key, j)
+            draws = Draws(own, space, jnp.sqrt(variance), units)
+            found = mean_gradient(draws, y)
+            proposal = jax.tree.map(
+                lambda y, g: y - share.astype(y.dtype) * (y + tau.astype(y.dtype) * g),
+                y,
+                found.mean,
+            )
+            of_losses = found.of_losses
+            accept = all_finite(proposal) & (of_losses.size > 0)
+            failed = jnp.where(accept, of_losses.failed_fraction, 1)
+            y = jax.tree.map(lambda new, old: jnp.where(accept, new, old), proposal, y)
+            told = of_losses.objective, of_losses.standard_error, of_losses.size, failed
+            return y, told
 
-        steps = jnp.arange(num_steps, dtype=jnp.int32)
-        end, (moments, failed) = jax.lax.scan(move, space.zeros, steps)
-        at_start = jax.tree.map(lambda leaf: leaf[0], moments)
-        info = mean_info(at_start, num_steps * num_samples)._replace(
-            effective_sample_size=moments.size.sum().astype(dtype),
+        end, told = jax.lax.scan(move, space.zeros, (steps, shares))
+        objective, error, size, failed = told
+        info = make_info(
+            dtype,
+            self.num_steps * self.num_samples,
+            objective=objective[0],
+            standard_error=error[0],
+            effective_sample_size=size.sum(),
             nonfinite_fraction=failed.mean(),
         )
-        return space.lift(end), state, info
-
-    return make_sampler(
-        run,
-        "robbins_monro",
-        "heat",
-        space_maker=space_maker(reduction),
-        axes=make_axes(axis_name, data_axis_name),
-        differentiable=True,
-    )
+        return Estimate(end, state, info)

@@ -2,151 +2,144 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from lejax._info import Info, is_known, unknown
+from lejax._internal.blocks import Blocks
 from lejax._internal.checks import float_leaves, positive, typed_key
-from lejax._internal.loss import DrawNumber, check_objective, first_batch
-from lejax._internal.mesh_axes import Axes, check_bound, make_axes, varying
+from lejax._internal.mesh_axes import check_axes, check_bound, varying
 from lejax._internal.trees import compute_dtype, inner
 from lejax._internal.types import LossFn, PyTree, Scalar
-from lejax._spaces.space import Products, Space, full_space, over_axes
+from lejax._spaces.space import Space, full_space, over_data
+from lejax._tracing.loss import Loss, OutsideLoss, traced
 
 Regularization = Literal["local entropy", "heat"]
 
 
-class Sampler(NamedTuple):
-    """A way to estimate the step of one regularisation: pure functions and their name.
+class Traits(NamedTuple):
+    """What a sampler can do, and what it needs.
+
+    Attributes:
+        regularization: what it samples.
+        tells_noise: whether its info may tell `squared_error` and `signal`.
+        tells_objective: whether its info tells `objective`.
+        needs_gradient: whether it differentiates the loss.
+        values_suffice: whether J losses are all that it needs, as for `ask_tell`.
+        learns_covariance: whether `gaussian` can use it.
+        batches_take_turns: whether a batch is a stack of inner batches.
+        weighted_samples: the J of which `effective_sample_size` tells how many count at
+            a τ and β; None where it tells something else, or nothing.
+    """
+
+    regularization: Regularization
+    tells_noise: bool = False
+    tells_objective: bool = True
+    needs_gradient: bool = False
+    values_suffice: bool = False
+    learns_covariance: bool = False
+    batches_take_turns: bool = False
+    weighted_samples: int | None = None
+
+
+class Estimate(NamedTuple):
+    """What a sampler finds in its coordinates.
+
+    Attributes:
+        displacement: the estimate of x_{k+1} - x_k, as blocks.
+        state: the next state.
+        info: what it tells about itself; of the errors those of the displacement.
+        beside: what is added to the displacement, in the shapes of the parameters:
+            noise that the loss does not see; None if there is none.
+        products: what a covariance learns from; None if none does.
+    """
+
+    displacement: Blocks
+    state: PyTree
+    info: Info
+    beside: PyTree = None
+    products: PyTree = None
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Sampler:
+    """A way to estimate the step of one regularisation, by its settings alone.
 
     A sampler is not callable itself: it goes to `local_entropy`, `heat`, `step_fn` or
-    `value_and_grad`, or is run by hand.
+    `value_and_grad`, or is run by hand. It is a frozen dataclass: compared by its
+    settings, hashable where they are, and changed by `dataclasses.replace`.
 
     Over several devices `parallel` shares its work. Under a `jax.pmap`, `jax.shard_map`
-    or `jax.vmap` of one's own, two arguments of the samplers name the axes that are
+    or `jax.vmap` of one's own, two settings of the samplers name the axes that are
     bound there. The members of `axis_name` share the draws, or the chains of `sgld`:
-    each makes its part, and the sums are merged. All of them must hold the same
+    each makes its part, and the losses are gathered. All of them must hold the same
     parameters, batch and key. The members of `data_axis_name` hold equal parts of the
     batch, and the same of all else: f is the mean of theirs. The two must differ.
 
     Attributes:
-        init: `init(params) -> state`.
-        step: `step(key, state, params, *, value_fn, batch=None, tau, beta=1.0) ->
-            (displacement, state, info)`: the estimate of x_{k+1} - x_k, of the shapes
-            of `params` and at least float32; `tau` is a variance, `beta` an inverse
-            temperature (1 for heat).
-        name: what made it.
         regularization: what it samples, `"local entropy"` or `"heat"`.
-        check: `check(tau)` raises where the sampler cannot work at this τ.
-        inner_batches: whether a batch is a stack of batches that take turns.
-        over: `over(axis_name, data_axis_name)` is the same sampler for the members of
-            named axes, as if it had been made with these arguments.
-        learning: `learning(products)` is the same sampler, which draws every parameter
-            and whose info also tells what a covariance learns from: E_q uuᵀ - I of
-            local entropy, E u∇f(X)ᵀ of heat, u = X - x at τ = 1, as `products` has
-            them. None where it cannot.
-        knows_noise: whether its info may tell `squared_error` and `signal`.
-        num_samples: the J of which `effective_sample_size` tells how many count at the
-            τ and β that are passed; None where it tells something else, or nothing.
+        name: what makes it.
 
     Example:
         By hand: the displacement of f(x) = x²/2 is -τ/(1 + τ) x.
 
         >>> import jax, jax.numpy as jnp, lejax
         >>> sampler, x = lejax.importance(20_000), jnp.array(3.0)
-        >>> displacement, _, _ = sampler.step(
+        >>> displacement, _, _ = sampler.estimate(
         ...     jax.random.key(0), (), x, value_fn=lambda x: x**2 / 2, tau=0.5
         ... )
-        >>> print(sampler.name, sampler.regularization, f"{displacement:.1f}")
-        importance local entropy -1.0
+        >>> print(sampler, sampler.regularization, f"{displacement:.1f}")
+        importance(20000) local entropy -1.0
     """
 
-    init: Callable[[PyTree], PyTree]
-    step: Callable[..., tuple[PyTree, PyTree, Info]]
-    name: str
-    regularization: Regularization
-    check: Callable[[float], None]
-    inner_batches: bool
-    over: Callable[[str | None, str | None], Sampler]
-    knows_noise: bool
-    num_samples: int | None = None
-    learning: Callable[[Products], Sampler] | None = None
+    @property
+    def traits(self) -> Traits:
+        """What it can do, and what it needs."""
+        raise NotImplementedError
 
+    @property
+    def regularization(self) -> Regularization:
+        """What it samples."""
+        return self.traits.regularization
 
-def stateless(params: PyTree, axes: Axes) -> tuple[()]:
-    """The `init` of a sampler that remembers nothing."""
-    del params, axes
-    return ()
+    @property
+    def name(self) -> str:
+        """What makes it."""
+        return type(self).__name__
 
+    @property
+    def axes(self) -> tuple[str | None, str | None]:
+        """The axis whose members share its draws, and that of parts of the batch."""
+        return getattr(self, "axis_name", None), getattr(self, "data_axis_name", None)
 
-def any_tau(tau: float) -> None:
-    """The `check` of a sampler that works at every τ."""
-    del tau
+    def __post_init__(self) -> None:
+        check_axes(*self.axes)
 
+    def __repr__(self) -> str:
+        given = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING:
+                given.append(f"{value!r}")
+            elif value is not field.default:
+                given.append(f"{field.name}={value!r}")
+        return f"{self.name}({', '.join(given)})"
 
-def as_passed(state: PyTree, beta: jax.Array) -> jax.Array:
-    """The `beta_in_use` of a sampler that leaves β to its caller."""
-    del state
-    return beta
+    def check(self, tau: float) -> None:
+        """Raise where the sampler cannot work at this τ."""
 
+    def init(self, params: PyTree) -> PyTree:
+        """The state before the first estimate."""
+        return self.first_state(float_leaves(params))
 
-def make_sampler(
-    run: Callable[..., tuple[PyTree, PyTree, Info]],
-    name: str,
-    regularization: Regularization,
-    *,
-    axes: Axes,
-    init: Callable[[PyTree, Axes], PyTree] = stateless,
-    check: Callable[[float], None] = any_tau,
-    space_maker: Callable[..., Space],
-    differentiable: bool = False,
-    inner_batches: bool = False,
-    knows_noise: bool = False,
-    num_samples: int | None = None,
-    beta_in_use: Callable[[PyTree, jax.Array], jax.Array] = as_passed,
-    learns: bool = False,
-    numbers: bool = False,
-    products: Products | None = None,
-) -> Sampler:
-    """A sampler from `run(key, state, space, tau, beta)`.
-
-    `run` works in the coordinates `space`, which `space_maker` makes, and lifts the
-    displacement that it returns; its β is that of `beta_in_use(state, beta)`. This is
-    the one place where arguments are checked.
-    """
-
-    again = functools.partial(
-        make_sampler,
-        run,
-        name,
-        regularization,
-        init=init,
-        check=check,
-        differentiable=differentiable,
-        inner_batches=inner_batches,
-        knows_noise=knows_noise,
-        num_samples=num_samples,
-        beta_in_use=beta_in_use,
-        learns=learns,
-        numbers=numbers,
-    )
-
-    def over(axis_name: str | None, data_axis_name: str | None) -> Sampler:
-        axes = make_axes(axis_name, data_axis_name)
-        return again(axes=axes, space_maker=space_maker, products=products)
-
-    def learning(products: Products) -> Sampler:
-        return again(axes=axes, space_maker=full_space, products=products)
-
-    def checked_init(params: PyTree) -> PyTree:
-        return init(float_leaves(params), axes)
-
-    def step(
+    def estimate(
+        self,
         key: jax.Array,
         state: PyTree,
         params: PyTree,
@@ -156,47 +149,131 @@ def make_sampler(
         tau: Scalar,
         beta: Scalar = 1.0,
     ) -> tuple[PyTree, PyTree, Info]:
+        """The estimate of x_{k+1} - x_k, the next state, and an info.
+
+        Args:
+            key: a typed key.
+            state: of `init`, or of the estimate before.
+            params: x_k.
+            value_fn: the loss, `value_fn(params, batch)`.
+            batch: of the loss; None where it takes none.
+            tau: τ, a variance.
+            beta: β, an inverse temperature; 1 for heat.
+
+        Returns:
+            The displacement, of the shapes of `params` and at least float32, 0 where it
+            would not be finite; the state; the `Info`.
+        """
         typed_key(key)
-        numbered = isinstance(batch, DrawNumber)
-        if numbered and (any(axes) or not numbers):
-            over_what = " over an axis" if numbers else ""
-            raise ValueError(
-                f"ask_tell needs a sampler of losses alone, on one device, got {name}"
-                f"{over_what}; pass importance or score_function, and let what is "
-                "outside be parallel."
-            )
-        check_bound(axes)
-        check_smoothing(sampler, positive("tau", tau), beta)
+        check_smoothing(self, positive("tau", tau), beta)
         params = float_leaves(params)
-        first = first_batch(batch) if inner_batches else batch
-        check_objective(value_fn, params, first, differentiable=differentiable)
-        # The loss is read as it will be run: at points that differ over the axes.
-        read_at = varying(varying(params, axes.samples), axes.data)
-        make = full_space if numbered else space_maker
-        space = make(value_fn, read_at, batch, inner_batches, axes.data)
-        space = over_axes(space, params, axes)._replace(products=products)
+        loss = self.loss(value_fn, params, batch)
+        return self.run(key, state, params, loss, tau, beta)[:3]
+
+    def loss(
+        self,
+        value_fn: LossFn | Loss | OutsideLoss,
+        params: PyTree,
+        batch: PyTree,
+        *,
+        has_aux: bool = False,
+    ) -> Loss | OutsideLoss:
+        """The loss, traced as it will be run: at points that differ over the axes."""
+        if isinstance(value_fn, OutsideLoss):
+            if not self.traits.values_suffice or any(self.axes):
+                raise ValueError(
+                    "ask_tell needs a sampler of losses alone, on one device, got "
+                    f"{self!r}; pass importance or score_function, and let what is "
+                    "outside be parallel."
+                )
+            return value_fn
+        check_bound(*self.axes)
+        if isinstance(value_fn, Loss):
+            return value_fn
+        return traced(
+            value_fn,
+            self.varying(params),
+            batch,
+            inner_batches=self.traits.batches_take_turns,
+            has_aux=has_aux,
+            differentiable=self.traits.needs_gradient,
+        )
+
+    def run(
+        self,
+        key: jax.Array,
+        state: PyTree,
+        params: PyTree,
+        loss: Loss | OutsideLoss,
+        tau: Scalar,
+        beta: Scalar,
+        learns: Any = None,
+    ) -> tuple[PyTree, PyTree, Info, PyTree]:
+        """`estimate` of a traced loss, and what a covariance learns from.
+
+        That is Σ c uuᵀ as `learns(u, v, c)` has it, of all parameters.
+        """
+        if isinstance(loss, OutsideLoss) or learns is not None:
+            space = full_space(loss, params)
+        else:
+            space = self.space(loss, self.varying(params))
+        space = over_data(space, params, self.axes[1])
         # One rounding of τ and β for all that is made of them.
         dtype = compute_dtype(space.zeros)
         tau = jnp.asarray(tau, dtype)
-        beta = beta_in_use(state, jnp.asarray(beta, dtype))
-        displacement, state, info = run(key, state, space, tau, beta)
-        info = with_signal(info, displacement)
-        info = info._replace(tau_used=tau, beta_used=beta)
-        return displacement, state, info
+        beta = self.beta_in_use(state, jnp.asarray(beta, dtype))
+        found = self.in_space(key, state, space, tau, beta, learns)
+        blocks, info = found.displacement, found.info
+        # The gradient, as well, must fit; and a direction of many numbers, in one.
+        size = sum(block.size for block in blocks)
+        limit = jnp.finfo(dtype).max * jnp.minimum(beta * tau, 1) / max(size, 1)
+        fits = [(jnp.abs(block) < limit.astype(block.dtype)).all() for block in blocks]
+        finite = functools.reduce(jnp.logical_and, fits)
+        blocks = tuple(jnp.where(finite, block, 0) for block in blocks)
+        displacement = space.lift(blocks)
+        square = inner(blocks, blocks, dtype)
+        if found.beside is not None:
+            displacement = optax.tree.add(displacement, found.beside)
+            square += inner(found.beside, found.beside, dtype)
+        info = with_signal(info, square)._replace(
+            effective_sample_size=jnp.where(finite, info.effective_sample_size, 0),
+            tau_used=tau,
+            beta_used=beta,
+        )
+        return displacement, found.state, info, found.products
 
-    sampler = Sampler(
-        checked_init,
-        step,
-        name,
-        regularization,
-        check,
-        inner_batches,
-        over,
-        knows_noise,
-        num_samples,
-        learning if learns else None,
-    )
-    return sampler
+    def varying(self, params: PyTree) -> PyTree:
+        """The same numbers, as those of displaced parameters over the axes."""
+        axis_name, data_axis_name = self.axes
+        return varying(varying(params, axis_name), data_axis_name)
+
+    # What a sampler is made of.
+
+    def first_state(self, params: PyTree) -> PyTree:
+        """The state before the first estimate at these arrays."""
+        del params
+        return ()
+
+    def beta_in_use(self, state: PyTree, beta: jax.Array) -> jax.Array:
+        """The β of an estimate that is passed this one."""
+        del state
+        return beta
+
+    def space(self, loss: Loss, params: PyTree) -> Space:
+        """The coordinates in which it draws."""
+        return full_space(loss, params)
+
+    def in_space(
+        self,
+        key: jax.Array,
+        state: PyTree,
+        space: Space,
+        tau: jax.Array,
+        beta: jax.Array,
+        learns: Any,
+    ) -> Estimate:
+        """The estimate in these coordinates; `learns` is a covariance's products."""
+        raise NotImplementedError
 
 
 def check_smoothing(sampler: Sampler, tau: float, beta: Scalar) -> None:
@@ -211,17 +288,19 @@ def check_smoothing(sampler: Sampler, tau: float, beta: Scalar) -> None:
         )
 
 
-def with_signal(info: Info, displacement: PyTree) -> Info:
-    """The info with the share of the displacement that is no noise, and its error."""
-    dtype = info.squared_error.dtype
-    square = inner(displacement, displacement, dtype)
+def with_signal(info: Info, square: jax.Array) -> Info:
+    """The info with the share of the displacement that is no noise, and its error.
+
+    `square` is |δ̂|², and `info.signal_standard_error` that of |δ̂|² - V.
+    """
     moved = square > 0
 
     def of_square(part: jax.Array, source: jax.Array) -> jax.Array:
         known = moved & is_known(source)
-        return jnp.where(known, part / jnp.where(moved, square, 1), unknown(dtype))
+        return jnp.where(known, part / jnp.where(moved, square, 1), unknown(part.dtype))
 
+    noise, error = info.squared_error, info.signal_standard_error
     return info._replace(
-        signal=of_square(square - info.squared_error, info.squared_error),
-        signal_error=of_square(info.signal_error, info.signal_error),
+        signal=of_square(square - noise, noise),
+        signal_standard_error=of_square(error, error),
     )

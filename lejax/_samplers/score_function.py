@@ -2,122 +2,32 @@
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._estimators.draws import NUM_GROUPS, Draws, Plan, default_signs, fold_draws
-from lejax._estimators.moments import (
-    LossMoments,
-    empty_moments,
-    loss_moments,
-    mean_info,
-    merge_moments,
-    noise_of_sum,
-    of_members,
-    pooled,
-)
-from lejax._info import Info
-from lejax._internal.checks import optional_count, positive_count, sign_count
-from lejax._internal.mesh_axes import make_axes, mean_over, members, varying
-from lejax._internal.trees import compute_dtype, gram, inner, scaled
+from lejax._estimators.draws import Chunk, Draws, combine, evaluate
+from lejax._estimators.losses import losses_of
+from lejax._estimators.units import NUM_GROUPS, Plan, Units, default_signs, make_units
+from lejax._estimators.weights import Average, average, noise_of_sum
+from lejax._internal.blocks import Blocks
+from lejax._internal.checks import counts_of
+from lejax._internal.mesh_axes import mean_over, members, varying
+from lejax._internal.random import Noise
+from lejax._internal.trees import compute_dtype, inner, scaled
 from lejax._internal.types import PyTree
-from lejax._samplers.sampler import Sampler, make_sampler
-from lejax._spaces.control_variate import squared_norm, sums_by_leaf, zero_sums
-from lejax._spaces.per_example_noise import per_example_space, per_example_sums
-from lejax._spaces.reduced import space_maker
+from lejax._samplers.sampler import Estimate, Sampler, Traits
+from lejax._spaces.per_example_noise import add_per_example, per_example_space
+from lejax._spaces.reduced import reduced_space
 from lejax._spaces.space import Space
+from lejax._tracing.loss import Loss
 
 
-class Covariance(NamedTuple):
-    """Moments of the losses, and their co-moment with the displacements.
-
-    Attributes:
-        moments: of the finite losses; μ is their mean.
-        comoment: Σ(f - μ)(X - x).
-        offset: Σ(X - x), which complete pairs cancel.
-        unpaired: the number of finite losses without the one of the other sign.
-        products: Σ over units of the inner products, each with each, of what they add
-            to the co-moment and to the offset.
-        credit: for the leaves that the examples see apart, Σ(sᵢ - bᵢ) times what they
-            saw; the others are those of the displacements.
-        credit_square: Σ|c|² over groups of draws, each of which adds c to that sum.
-        group_square: Σ of the squares of the groups' numbers of finite losses.
-    """
-
-    moments: LossMoments
-    comoment: PyTree
-    offset: PyTree
-    unpaired: jax.Array
-    products: jax.Array
-    credit: PyTree = None
-    credit_square: jax.Array | None = None
-    group_square: jax.Array | None = None
-
-
-def _covariance(draws: Draws) -> Covariance:
-    values = draws.outputs
-    kept = jnp.isfinite(values) & draws.valid
-    moments = loss_moments(values, kept, draws.valid)
-    centred = jnp.where(kept, values - moments.mean, 0)
-    ones = kept.astype(values.dtype)
-    unpaired = jnp.abs(draws.signed(ones)).sum().astype(jnp.int32)
-    units = [draws.unit_moments(centred), draws.unit_moments(ones)]
-    comoment, offset = jax.tree.map(lambda leaf: leaf.sum(0), units)
-    return Covariance(moments, comoment, offset, unpaired, gram(units, values.dtype))
-
-
-def _about(mean: jax.Array, c: Covariance) -> tuple[PyTree, jax.Array]:
-    """The co-moment, and the inner products, about another mean."""
-    shift = c.moments.mean - mean
-    turn = jnp.eye(2, dtype=shift.dtype).at[0, 1].set(shift)
-    moved = optax.tree.add(c.comoment, scaled(c.offset, shift))
-    return moved, turn @ c.products @ turn.T
-
-
-def _merge(a: Covariance, b: Covariance) -> Covariance:
-    moments = merge_moments(a.moments, b.moments)
-    comoment, products = jax.tree.map(
-        jnp.add, _about(moments.mean, a), _about(moments.mean, b)
-    )
-    a, b = (c._replace(comoment=None, products=None) for c in (a, b))
-    return jax.tree.map(jnp.add, a, b)._replace(
-        moments=moments, comoment=comoment, products=products
-    )
-
-
-def _merge_over(c: Covariance, axis_name: str) -> Covariance:
-    moments = pooled(of_members(c.moments, axis_name))
-    comoment, products = _about(moments.mean, c)
-    sums = c._replace(comoment=comoment, products=products)
-    return jax.lax.psum(sums, axis_name)._replace(moments=moments)
-
-
-def _squared_error(c: Covariance, displacement: PyTree, factor: jax.Array) -> jax.Array:
-    """The noise in factor times the co-moment, by independent units."""
-    dtype = factor.dtype
-    size = jnp.maximum(c.moments.size, 1).astype(dtype)
-    return noise_of_sum(
-        c.products[0, 0] * factor**2,
-        inner(displacement, displacement, dtype),
-        c.moments.size_square.astype(dtype) / size**2,
-    )
-
-
-def score_function(
-    num_samples: int,
-    *,
-    chunk_size: int | None = None,
-    antithetic: bool = True,
-    axis_name: str | None = None,
-    data_axis_name: str | None = None,
-    signs_per_draw: int | None = None,
-    reduction: bool = True,
-    credit: bool = True,
-) -> Sampler:
+@dataclasses.dataclass(frozen=True, repr=False)
+class score_function(Sampler):
     """The gradient of the heat-regularised loss without gradients of the loss.
 
         ∇F^H_τ(x) = E_φ[(f(X) - b)(X - x)] / τ = Cov_φ(f(X), X) / τ,   φ = N(x, τI).
@@ -173,111 +83,143 @@ def score_function(
         Williams, *Simple statistical gradient-following algorithms for connectionist
         reinforcement learning* (score function and baseline).
     """
-    num_samples = positive_count("num_samples", num_samples, least=2)
-    chunk_size = optional_count("chunk_size", chunk_size)
-    signs_per_draw = sign_count(signs_per_draw)
 
-    def run(
+    num_samples: int
+    _: dataclasses.KW_ONLY
+    chunk_size: int | None = None
+    antithetic: bool = True
+    axis_name: str | None = None
+    data_axis_name: str | None = None
+    signs_per_draw: int | None = None
+    reduction: bool = True
+    credit: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts_of(self, num_samples=2, chunk_size=1, signs_per_draw=1)
+
+    @property
+    def traits(self) -> Traits:
+        """What it can do, and what it needs."""
+        return Traits("heat", tells_noise=True, values_suffice=True)
+
+    def space(self, loss: Loss, params: PyTree) -> Space:
+        """Noise of every example's own, or the directions that the loss sees."""
+        make = per_example_space if self.credit else reduced_space
+        return make(loss, params, self.data_axis_name, reduction=self.reduction)
+
+    def in_space(
+        self,
         key: jax.Array,
         state: PyTree,
         space: Space,
         tau: jax.Array,
         beta: jax.Array,
-    ) -> tuple[PyTree, PyTree, Info]:
-        del beta  # heat has none
-        by_example = space.control_variate
-        draws = num_samples // 2 if antithetic else num_samples
-        examples = 1 if by_example is None else by_example.baselines.size
-        shared = signs_per_draw or default_signs(space.zeros, draws, examples)
-        none = empty_moments(compute_dtype(space.zeros))
-        products = jnp.zeros((2, 2), none.mean.dtype)
-        if by_example is None:
-            empty = Covariance(none, space.zeros, space.zeros, none.size, products)
-        else:
-            others = space.zeros[1]
-            sums = zero_sums(by_example, common=False)
-            square_of_none = varying(none.mean, by_example.data_axis_name)
-            empty = Covariance(
-                *(none, others, others, none.size, products),
-                *(sums, square_of_none, none.mean),
-            )
-
-        def evaluate(displacement: PyTree, sign: float, number: jax.Array) -> PyTree:
-            if by_example is None:
-                return space.value_fn(displacement, number, sign=sign)
-            return by_example.examine(displacement, sign=sign)
-
-        def absorb(total: Covariance, draws: Draws) -> Covariance:
-            if by_example is None:
-                return _merge(total, _covariance(draws))
-            (values, seen), (noises, others) = draws.outputs, draws.displacements
-            kept = jnp.isfinite(values) & draws.valid
-            losses = jnp.where(kept[..., None], seen.losses - by_example.baselines, 0)
-            sums = per_example_sums(by_example, noises, draws.signs, losses, seen.bases)
-            found = _covariance(draws._replace(outputs=values, displacements=others))
-            return _merge(
-                total,
-                found._replace(
-                    credit=sums,
-                    credit_square=squared_norm(by_example, sums, values.dtype),
-                    group_square=jnp.square(found.moments.size.astype(values.dtype)),
-                ),
-            )
-
-        found = fold_draws(
-            key,
-            space,
-            tau,
-            evaluate,
-            absorb,
-            empty,
-            Plan(
-                num_samples,
-                antithetic,
-                chunk_size,
-                shared,
-                1 if by_example is None else NUM_GROUPS,
-            ),
+        learns: Any,
+    ) -> Estimate:
+        """Losses, their mean, and the sum of the draws times what they are above it."""
+        del beta, learns  # heat has none
+        control = space.control_variate
+        pairs = self.num_samples // 2 if self.antithetic else self.num_samples
+        examples = 1 if control is None else control.baselines.size
+        signs = self.signs_per_draw or default_signs(space.zeros, pairs, examples)
+        units = make_units(
+            Plan(self.num_samples, self.antithetic, self.chunk_size, signs),
+            space.zeros,
+            self.axis_name,
+            least_chunks=1 if control is None else NUM_GROUPS,
+            exact=space.exact,
         )
-        if by_example is not None:
-            sums = sums_by_leaf(by_example, found.credit)
-            found = found._replace(credit=sums)
-        if space.axis_name is not None:
-            found = _merge_over(found, space.axis_name)
-        dtype, size = found.moments.mean.dtype, found.moments.size
-        share = found.unpaired.astype(dtype) / jnp.maximum(size, 1).astype(dtype)
-        degrees = size.astype(dtype) - share
-        factor = jnp.where(degrees > 0, -1 / jnp.where(degrees > 0, degrees, 1), 0)
-        info = mean_info(found.moments, num_samples + (by_example is not None))
-        displacement = scaled(found.comoment, factor)
-        error = _squared_error(found, displacement, factor)
-        if by_example is not None:
-            assert found.credit_square is not None
-            assert found.group_square is not None
-            each = -1 / jnp.maximum(size, 1).astype(dtype)
-            mine = scaled(found.credit, each)
-            of_credit = noise_of_sum(
-                found.credit_square * each**2,
-                inner(mine, mine, dtype),
-                found.group_square * each**2,
-            )
-            # Other members of a data axis have other examples, with draws of their own.
-            data = by_example.data_axis_name
-            error = error + mean_over(of_credit, data) / members(data)
-            displacement = mean_over(mine, data), displacement
-        info = info._replace(squared_error=error)
-        return space.lift(displacement), state, info
+        draws = Draws(key, space, jnp.sqrt(tau), units)
+        if control is not None:
+            return _by_example(draws, state, self.num_samples)
+        found = losses_of(draws)
+        of_losses = average(units.all_of(found.values), units)
+        total, error = _weighed(draws, of_losses, found.noise)
+        info = of_losses.info(self.num_samples, squared_error=error)
+        return Estimate(total, state, info)
 
-    return make_sampler(
-        run,
-        "score_function",
-        "heat",
-        space_maker=(
-            functools.partial(per_example_space, reduction=reduction)
-            if credit
-            else space_maker(reduction)
-        ),
-        knows_noise=True,
-        numbers=True,
-        axes=make_axes(axis_name, data_axis_name),
-    )
+
+def _factor(of_losses: Average, units: Units) -> jax.Array:
+    """-1/(J - p), p being the share of it that draws without a partner have.
+
+    These spend it on the baseline, which cancels in pairs.
+    """
+    size, dtype = of_losses.size, of_losses.centred.dtype
+    unpaired = jnp.abs(units.signed(of_losses.counts.astype(dtype))).sum()
+    degrees = size - unpaired / jnp.maximum(size, 1)
+    return jnp.where(degrees > 0, -1 / jnp.where(degrees > 0, degrees, 1), 0)
+
+
+def _by_example(draws: Draws, state: PyTree, num_samples: int) -> Estimate:
+    """The estimate by noise of every example's own: its coefficient is its own loss."""
+    space, units, control = draws.space, draws.units, draws.space.control_variate
+    assert control is not None
+    data, dtype = control.data_axis_name, compute_dtype(space.zeros)
+
+    def absorb(total: PyTree, chunk: Chunk) -> tuple[PyTree, PyTree]:
+        values, examples = chunk.outputs
+        counts = jnp.isfinite(values)
+        counts = counts if chunk.real is None else counts & chunk.real
+        losses = jnp.where(counts[..., None], examples.losses - control.baselines, 0)
+        noises = jax.vmap(jax.vmap(space.tree))(chunk.u)[0]
+        sums = add_per_example(
+            control, control.no_sums(), noises, chunk.signs, losses, examples.bases
+        )
+        size = jnp.square(counts.sum().astype(dtype))
+        square = control.squared_norm(sums).astype(dtype)
+        added = optax.tree.add(total, (sums, square, size))
+        return added, jnp.moveaxis(values, 0, 1)
+
+    none = jnp.zeros((), dtype)
+    zeros = control.no_sums(), varying(none, data), none
+    found = evaluate(draws, control.examine, absorb, zeros)
+    sums, square, sizes = jax.tree.map(lambda leaf: leaf.sum(0), found.sums)
+    total = control.as_blocks(sums)
+    if units.axis_name is not None:
+        total, square, sizes = jax.lax.psum((total, square, sizes), units.axis_name)
+    of_losses = average(units.all_of(found.values), units)
+    each = -1 / jnp.maximum(of_losses.size, 1)
+    total = scaled(total, each)
+    # By chunks of draws. Other members of a data axis have other examples, with draws
+    # of their own.
+    error = noise_of_sum(square * each**2, inner(total, total, dtype), sizes * each**2)
+    error = error if data is None else mean_over(error, data) / members(data)
+    total = mean_over(total, data)
+    if len(space.zeros) > 1:
+        moved, of_others = _of_others(draws, of_losses)
+        total, error = control.with_parts(total, moved), error + of_others
+    info = of_losses.info(num_samples + 1, squared_error=error)
+    return Estimate(total, state, info)
+
+
+def _of_others(
+    draws: Draws, of_losses: Average
+) -> tuple[dict[int, jax.Array], jax.Array]:
+    """The displacement of leaves whose draws all examples share, and its noise."""
+    space = draws.space
+
+    def noise(key: jax.Array, copies: int) -> Noise:
+        drawn = space.noise(key, copies)
+        return Noise(drawn.normals[1:], drawn.words and drawn.words[1:])
+
+    zeros = space.zeros[1:]
+    draws = draws._replace(space=space._replace(zeros=zeros, noise=noise))
+    total, square = _weighed(draws, of_losses, [None] * len(draws.units.parts))
+    leaves = space.tree((space.zeros[0], *total))[1]
+    parts = {place: leaf for place, leaf in enumerate(leaves) if leaf is not None}
+    return parts, square
+
+
+def _weighed(
+    draws: Draws, of_losses: Average, noise: list[Noise | None]
+) -> tuple[Blocks, jax.Array]:
+    """The draws times what the losses are above their mean, and the noise of that."""
+    units = draws.units
+    combined = combine(draws, noise, of_losses.centred * _factor(of_losses, units))
+    total = jax.tree.map(lambda block: block.sum(0), combined.groups)
+    square = combined.square
+    if units.axis_name is not None:
+        total, square = jax.lax.psum((total, square), units.axis_name)
+    length = inner(total, total, square.dtype)
+    return total, noise_of_sum(square, length, of_losses.shares)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from lejax._estimators.draws import chunk_limit
-from lejax._info import Info, make_info
-from lejax._internal.checks import at_most_one, positive_count, positive_or_schedule
-from lejax._internal.mesh_axes import Axes, is_bound, make_axes, member, members
+from lejax._estimators.units import chunk_limit
+from lejax._info import make_info
+from lejax._internal.checks import (
+    at_most_one,
+    counts_of,
+    first_value,
+    positive,
+    positive_or_schedule,
+)
+from lejax._internal.mesh_axes import is_bound, member, members
 from lejax._internal.trees import compute_dtype, widen
 from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
-from lejax._samplers.langevin import Langevin, run_chain
-from lejax._samplers.sampler import Sampler, make_sampler
-from lejax._spaces.reduced import space_maker
+from lejax._samplers.langevin import make_moves, run_chain
+from lejax._samplers.sampler import Estimate, Sampler, Traits
+from lejax._spaces.reduced import reduced_space
 from lejax._spaces.space import Space
+from lejax._tracing.loss import Loss
 
 
 class SGLDState(NamedTuple):
@@ -31,7 +38,7 @@ class SGLDState(NamedTuple):
         >>> import jax, jax.numpy as jnp, lejax
         >>> sampler = lejax.sgld(50, 0.1, num_chains=2)
         >>> state = sampler.init(jnp.ones(3))
-        >>> _, state, _ = sampler.step(
+        >>> _, state, _ = sampler.estimate(
         ...     jax.random.key(0), state, jnp.ones(3), value_fn=jnp.sum, tau=1.0
         ... )
         >>> print(state.position.shape)
@@ -41,20 +48,8 @@ class SGLDState(NamedTuple):
     position: PyTree
 
 
-def sgld(
-    num_steps: int,
-    step_size: ScalarOrSchedule,
-    *,
-    temperature: ScalarOrSchedule = 1.0,
-    averaging: Scalar | None = None,
-    num_chains: int = 1,
-    warm_start: bool = True,
-    inner_batches: bool = False,
-    axis_name: str | None = None,
-    data_axis_name: str | None = None,
-    reduction: bool = True,
-    sample_complement: bool = False,
-) -> Sampler:
+@dataclasses.dataclass(frozen=True, repr=False)
+class sgld(Sampler):
     """Langevin dynamics for E_q[X]: a chain of gradient steps (Algorithm 3).
 
         x_{j+1} = x_j - (ε_j/2) [β∇f(x_j) + (x_j - x)/τ] + η_j,   η_j ~ N(0, T_j ε_j I),
@@ -121,111 +116,146 @@ def sgld(
         Garcia Trillos, Kaplan, Sanz-Alonso, section 5.1.1, Algorithm 3; Chaudhari et
         al., *Entropy-SGD* (thermal noise, averaging).
     """
-    num_steps = positive_count("num_steps", num_steps)
-    num_chains = positive_count("num_chains", num_chains)
-    first_step_size = positive_or_schedule("step_size", step_size)
-    positive_or_schedule("temperature", temperature)
-    if averaging is not None:
-        reason = "; it is the share of a new point in the average: "
-        at_most_one("averaging", averaging, example=0.75, reason=reason)
 
-    def check(tau: float) -> None:
-        if first_step_size >= 4 * tau:
+    num_steps: int
+    step_size: ScalarOrSchedule
+    _: dataclasses.KW_ONLY
+    temperature: ScalarOrSchedule = 1.0
+    averaging: Scalar | None = None
+    num_chains: int = 1
+    warm_start: bool = True
+    inner_batches: bool = False
+    axis_name: str | None = None
+    data_axis_name: str | None = None
+    reduction: bool = True
+    sample_complement: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts_of(self, num_steps=1, num_chains=1)
+        positive_or_schedule("step_size", self.step_size)
+        positive_or_schedule("temperature", self.temperature)
+        if self.averaging is not None:
+            reason = "; it is the share of a new point in the average: "
+            at_most_one("averaging", self.averaging, example=0.75, reason=reason)
+
+    @property
+    def traits(self) -> Traits:
+        """What it can do, and what it needs."""
+        return Traits(
+            "local entropy",
+            tells_objective=False,
+            needs_gradient=True,
+            batches_take_turns=self.inner_batches,
+        )
+
+    def check(self, tau: float) -> None:
+        """Refuse a first step at which the quadratic part of the drift diverges."""
+        first = positive(*first_value("step_size", self.step_size))
+        if first >= 4 * tau:
             raise ValueError(
-                f"step_size starts at {first_step_size}, but a Langevin chain diverges "
+                f"step_size starts at {first}, but a Langevin chain diverges "
                 f"unless it is below 4 * tau = {4 * tau}; lower step_size or raise tau."
             )
 
-    def lone(axis_name: str | None) -> bool:
-        return num_chains == 1 and axis_name is None
+    @property
+    def lone(self) -> bool:
+        """Whether the state has no axis of chains."""
+        return self.num_chains == 1 and self.axis_name is None
 
-    def share(axis_name: str | None) -> int:
+    def share(self, axis_name: str | None) -> int:
         """How many chains a member runs; where the numbers end, some do not count."""
-        return -(-num_chains // members(axis_name))
+        return -(-self.num_chains // members(axis_name))
 
-    def init(params: PyTree, axes: Axes) -> PyTree:
-        if not warm_start:
+    def first_state(self, params: PyTree) -> PyTree:
+        """Chains at x."""
+        if not self.warm_start:
             return ()
         position = widen(params)
-        if lone(axes.samples):
+        if self.lone:
             return SGLDState(position)
-        inside = axes.samples is not None and is_bound(axes.samples)
-        chains = share(axes.samples if inside else None)
+        inside = self.axis_name is not None and is_bound(self.axis_name)
+        chains = self.share(self.axis_name if inside else None)
         return SGLDState(
             jax.tree.map(
                 lambda leaf: jnp.broadcast_to(leaf, (chains, *leaf.shape)), position
             )
         )
 
-    def run(
+    def space(self, loss: Loss, params: PyTree) -> Space:
+        """The directions that the loss sees."""
+        return reduced_space(
+            loss, params, self.data_axis_name, reduction=self.reduction
+        )
+
+    def in_space(
+        self,
         key: jax.Array,
         state: PyTree,
         space: Space,
         tau: jax.Array,
         beta: jax.Array,
-    ) -> tuple[PyTree, PyTree, Info]:
-        dtype = compute_dtype(space.zeros)
-        chains = share(space.axis_name)
-
+        learns: Any,
+    ) -> Estimate:
+        """The mean of the points of all chains."""
+        del learns
+        dtype, chains = compute_dtype(space.zeros), self.share(self.axis_name)
         own = jnp.arange(chains, dtype=jnp.int32)
-        numbers = member(space.axis_name) * chains + own
+        numbers = member(self.axis_name) * chains + own
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
-        positions = state.position if warm_start else None
-        if lone(space.axis_name):
+        moves = make_moves(
+            self.num_steps, self.step_size, self.temperature, self.averaging, tau
+        )
+        found = jax.vmap(
+            lambda key, position: run_chain(
+                key,
+                position,
+                space,
+                tau,
+                beta,
+                moves,
+                noise_at_once=max(1, chunk_limit(space.zeros) // chains),
+                sample_complement=self.sample_complement,
+                axis_name=self.axis_name,
+            )
+        )(keys, self.positions(state, space, chains))
+        counts = (numbers < self.num_chains).astype(dtype) / self.num_chains
+        mean, beside, refused = jax.tree.map(
+            lambda leaf: jnp.tensordot(counts.astype(leaf.dtype), leaf, 1),
+            (found.mean, found.beside, found.refused),
+        )
+        if self.axis_name is not None:
+            mean, beside, refused = jax.lax.psum(
+                (mean, beside, refused), self.axis_name
+            )
+        info = make_info(
+            dtype,
+            self.num_steps * self.num_chains,
+            nonfinite_fraction=refused / self.num_steps,
+        )
+        if self.warm_start:
+            end = found.end
+            if self.lone:
+                end = jax.tree.map(lambda leaf: leaf[0], end)
+            state = SGLDState(end)
+        return Estimate(mean, state, info, beside)
+
+    def positions(self, state: PyTree, space: Space, chains: int) -> PyTree:
+        """Where this member's chains start, on a leading axis; None is x."""
+        if not self.warm_start:
+            return None
+        positions = state.position
+        if self.lone:
             positions = jax.tree.map(lambda leaf: leaf[None], positions)
         for leaf, x in zip(
-            jax.tree.leaves(positions), jax.tree.leaves(space.origin), strict=False
+            jax.tree.leaves(positions), jax.tree.leaves(space.origin), strict=True
         ):
             if leaf.shape != (chains, *x.shape):
                 raise ValueError(
                     f"state holds a position of shape {leaf.shape}, not {chains} of "
-                    f"the num_chains={num_chains} of shape {x.shape}; take the state "
-                    "that init returns where update is called, or split the leading "
-                    "axis of another over axis_name, num_chains being a multiple of "
-                    "its members."
+                    f"the num_chains={self.num_chains} of shape {x.shape}; take the "
+                    "state that init returns where update is called, or split the "
+                    "leading axis of another over axis_name, num_chains being a "
+                    "multiple of its members."
                 )
-        plan = Langevin(
-            num_steps,
-            step_size,
-            temperature,
-            warm_start,
-            sample_complement,
-            averaging,
-            noise_at_once=max(1, chunk_limit(space.zeros) // chains),
-        )
-        found = jax.vmap(
-            lambda key, position: run_chain(key, position, space, tau, beta, plan)
-        )(keys, positions)
-        counts = (numbers < num_chains).astype(dtype) / num_chains
-        mean, unseen_mean, refused = jax.tree.map(
-            lambda leaf: jnp.tensordot(counts.astype(leaf.dtype), leaf, 1),
-            (found.mean, found.unseen_mean, found.refused),
-        )
-        if space.axis_name is not None:
-            mean, unseen_mean, refused = jax.lax.psum(
-                (mean, unseen_mean, refused), space.axis_name
-            )
-        displacement = space.lift(mean)
-        if unseen_mean is not None:
-            displacement = optax.tree.add(displacement, unseen_mean)
-        info = make_info(
-            dtype, num_steps * num_chains, nonfinite_fraction=refused / num_steps
-        )
-        if warm_start:
-            end = found.end
-            if lone(space.axis_name):
-                end = jax.tree.map(lambda leaf: leaf[0], end)
-            state = SGLDState(end)
-        return displacement, state, info
-
-    return make_sampler(
-        run,
-        "sgld",
-        "local entropy",
-        init=init,
-        check=check,
-        axes=make_axes(axis_name, data_axis_name),
-        differentiable=True,
-        inner_batches=inner_batches,
-        space_maker=space_maker(reduction),
-    )
+        return positions

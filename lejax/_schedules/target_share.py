@@ -85,7 +85,7 @@ def target_share(
             is not above 0 and at most 1, `max_change` or `max_ratio` is not above 1. In
             use: the sampler does not tell such a share (`sgld` and those of heat), or
             follows one itself, or has the same at every τ (`importance` with a
-            `target_share` or a `shaping`).
+            `beta_share` or a `shaping`).
 
     Example:
         From τ = 1e-6 to where half of the samples are effective:
@@ -126,11 +126,11 @@ def first_tau(tau: ScalarOrSchedule | ShareController, sampler: Sampler) -> floa
     """
     if not isinstance(tau, ShareController):
         return positive_or_schedule("tau", tau)
-    if sampler.num_samples is None:
+    if sampler.traits.weighted_samples is None:
         raise ValueError(
             "tau by target_share goes by the share of the samples that are effective, "
             f"which {sampler.name} does not tell, or follows itself; pass a number or "
-            "a schedule, or lejax.importance without a target_share of its own and "
+            "a schedule, or lejax.importance without a beta_share and "
             "without shaping."
         )
     return positive("init_value", tau.init_value)
@@ -181,7 +181,9 @@ def _divergences(
     dtype, share = info.tau_used.dtype, controller.share
     share = share(step) if callable(share) else share
     tiny, eps = jnp.finfo(dtype).tiny, jnp.finfo(dtype).eps
-    found = info.effective_sample_size / jnp.asarray(sampler.num_samples, dtype)
+    found = info.effective_sample_size / jnp.asarray(
+        sampler.traits.weighted_samples, dtype
+    )
     # Nothing effective, or nothing known of it, is the least share.
     found = jnp.where(found > tiny, found, tiny)
     # A schedule may leave what it should not.

@@ -15,13 +15,14 @@ their span. Node perturbation is a related method.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lejax._internal.blocks import Blocks, Layout
 from lejax._internal.mesh_axes import varying
-from lejax._internal.trees import compute_dtype, inner, is_large, zero_after
+from lejax._internal.trees import inner, zero_after
 from lejax._internal.types import PyTree
 from lejax._spaces.example_outputs import (
     ByLayer,
@@ -32,94 +33,37 @@ from lejax._spaces.example_outputs import (
 from lejax._spaces.row_span import (
     MatrixLayer,
     RowBasis,
-    add_to,
-    basis_of_sign,
     over_squared_norms,
     transposed_product,
 )
 from lejax._tracing.per_example import PerExampleLoss
 from lejax._tracing.program import Program
 
-# One entry for every leaf: None for a leaf in no layer.
-ByLeaf: TypeAlias = tuple[jax.Array | None, ...]
-
 
 class Sums(NamedTuple):
     """Sums over draws, in two parts.
 
-    The sum over a layer is turned into leaves only once, by Σ hᵢ vᵢᵀ, not for every
-    chunk of draws.
+    The sum over a layer whose rows are fixed becomes one of leaves only once, by
+    Σ hᵢ vᵢᵀ, not for every chunk of draws.
 
     Attributes:
-        leaves: by leaf.
+        blocks: of the leaves.
         layers: by layer, the vᵢ, (B, T, o); None if the rows differ between draws.
     """
 
-    leaves: ByLeaf
+    blocks: Blocks
     layers: ByLayer
-
-
-def zero_sums(control_variate: ControlVariate, *, common: bool) -> Sums:
-    """Sums of no draws; `common` is whether all examples share the draw of a leaf."""
-    rows_differ = {
-        leaf
-        for layer in control_variate.layers
-        if layer.fixed_basis is None
-        for leaf in layer.leaves
-    }
-    leaves = tuple(
-        zero if common or place in rows_differ else None
-        for place, zero in enumerate(control_variate.zeros)
-    )
-    layers = tuple(
-        None if layer.fixed_basis is None else layer.zeros
-        for layer in control_variate.layers
-    )
-    return varying(Sums(leaves, layers), control_variate.data_axis_name)
-
-
-def sums_by_leaf(control_variate: ControlVariate, sums: Sums) -> ByLeaf:
-    """The sums, with both parts as leaves."""
-    total = list(sums.leaves)
-    for layer, vectors in zip(control_variate.layers, sums.layers, strict=True):
-        if vectors is None:
-            continue
-        assert layer.fixed_basis is not None
-        zeros = tuple(control_variate.zeros[leaf] for leaf in layer.leaves)
-        parts = transposed_product(layer, layer.fixed_basis, vectors, zeros)
-        for leaf, part in zip(layer.leaves, parts, strict=True):
-            total[leaf] = add_to(total[leaf], part)
-    return tuple(total)
-
-
-def squared_norm(control_variate: ControlVariate, sums: Sums, dtype: Any) -> jax.Array:
-    """The squared norm of the sums as leaves, if no leaf is in both parts."""
-    total = inner(sums.leaves, sums.leaves, dtype)
-    for layer, vectors in zip(control_variate.layers, sums.layers, strict=True):
-        if vectors is None:
-            continue
-        assert layer.fixed_basis is not None
-        rows, ones, vectors = (
-            part.reshape(vectors.shape[0] * vectors.shape[1], -1)
-            for part in (layer.fixed_basis.rows, layer.fixed_basis.ones, vectors)
-        )
-        # |Σ hᵢ vᵢᵀ|² by inner products of the rows, if these are fewer than their
-        # numbers: the contraction takes the cheapest order.
-        square = jnp.einsum("an,bn,ao,bo->", rows, rows, vectors, vectors)
-        if len(layer.leaves) > 1:
-            square = square + jnp.square((ones * vectors).sum(0)).sum()
-        total = total + square.astype(dtype)
-    return total
 
 
 class ControlVariate(NamedTuple):
     """The control variate of a space, by example.
 
     Attributes:
-        examine: `examine(u, sign=1.0)`: the loss at the displacement ±u, and
+        examine: `examine(u, sign=None)`: the loss at the displacement ±u, and
             `ExampleOutputs`.
         layers: the layers whose noise an example meets only in its own rows.
-        zeros: a sum of no draws, by leaf.
+        layout: of the leaves of a sum.
+        zeros: the sum of no draws.
         baselines: the bᵢ, (B,): the losses of the examples at displacement 0.
         data_axis_name: the axis whose members hold parts of the examples, if any. A
             member sums over its own examples; the whole sum is the mean over members.
@@ -127,9 +71,79 @@ class ControlVariate(NamedTuple):
 
     examine: Callable[..., tuple[jax.Array, ExampleOutputs]]
     layers: tuple[MatrixLayer, ...]
-    zeros: ByLeaf
+    layout: Layout
+    zeros: Blocks
     baselines: jax.Array
     data_axis_name: str | None = None
+
+    def no_sums(self) -> Sums:
+        """The sums of no draws."""
+        layers = tuple(
+            None if layer.fixed_basis is None else layer.zeros for layer in self.layers
+        )
+        return varying(Sums(self.zeros, layers), self.data_axis_name)
+
+    def as_blocks(self, sums: Sums) -> Blocks:
+        """The sums, with both parts as blocks."""
+        parts: dict[int, jax.Array] = {}
+        for layer, vectors in zip(self.layers, sums.layers, strict=True):
+            if vectors is not None:
+                assert layer.fixed_basis is not None
+                parts |= self.parts(layer, layer.fixed_basis, vectors)
+        return self.with_parts(sums.blocks, parts)
+
+    def parts(
+        self, layer: MatrixLayer, basis: RowBasis, vectors: jax.Array
+    ) -> dict[int, jax.Array]:
+        """Σ hᵢ vᵢᵀ, by leaf."""
+        leaves = self.layout.leaves
+        found = transposed_product(
+            layer, basis, vectors, tuple(leaves[leaf] for leaf in layer.leaves)
+        )
+        return dict(zip(layer.leaves, found, strict=True))
+
+    def with_parts(self, blocks: Blocks, parts: dict[int, jax.Array]) -> Blocks:
+        """The blocks, with what is added to some leaves."""
+        if not parts:
+            return blocks
+        added = self.layout.some_blocks(parts)
+        return tuple(
+            block if part is None else block + part.astype(block.dtype)
+            for block, part in zip(blocks, added, strict=True)
+        )
+
+    def squared_norm(self, sums: Sums) -> jax.Array:
+        """The squared norm of the sums as blocks, if no leaf is in both parts."""
+        total = inner(sums.blocks, sums.blocks, self.layout.dtype)
+        for layer, vectors in zip(self.layers, sums.layers, strict=True):
+            if vectors is None:
+                continue
+            assert layer.fixed_basis is not None
+            rows, ones, vectors = (
+                part.reshape(vectors.shape[0] * vectors.shape[1], -1)
+                for part in (layer.fixed_basis.rows, layer.fixed_basis.ones, vectors)
+            )
+            # |Σ hᵢ vᵢᵀ|² by inner products of the rows, if these are fewer than their
+            # numbers: the contraction takes the cheapest order.
+            square = jnp.einsum("an,bn,ao,bo->", rows, rows, vectors, vectors)
+            if len(layer.leaves) > 1:
+                square = square + jnp.square((ones * vectors).sum(0)).sum()
+            total = total + square.astype(total.dtype)
+        return total
+
+    def in_layers(self, blocks: Blocks) -> Blocks:
+        """The blocks with 0 for what is in no layer."""
+        inside = {leaf for layer in self.layers for leaf in layer.leaves}
+        leaves = self.layout.leaves
+        if len(inside) == len(leaves):
+            return blocks
+        ones = self.layout.some_blocks(
+            {leaf: jnp.ones(leaves[leaf].shape, bool) for leaf in inside}
+        )
+        return tuple(
+            jnp.zeros_like(block) if kept is None else jnp.where(kept, block, 0)
+            for block, kept in zip(blocks, ones, strict=True)
+        )
 
 
 def make_control_variate(
@@ -137,33 +151,32 @@ def make_control_variate(
     layers: tuple[MatrixLayer, ...],
     program: Program,
     fixed_values: dict[int, Any],
-    zeros: PyTree,
+    layout: Layout,
+    zeros: Blocks,
     evaluate: Callable[..., ProgramValues],
-    origin: PyTree,
+    origin: Blocks,
 ) -> ControlVariate:
-    """The control variate of a loss, with sums in the shapes of the leaves of `zeros`.
+    """The control variate of a loss.
 
     Args:
         per_example: the loss as a sum over examples.
         layers: its layers as matrices.
         program: the program of the loss.
         fixed_values: the values that no displacement changes, by number.
-        zeros: the displacement 0 of the leaves.
-        evaluate: `evaluate(u, sign=1.0)`: the values of the program at ±u.
+        layout: of the leaves of its sums.
+        zeros: the sum of no draws.
+        evaluate: `evaluate(u, sign=None)`: the values of the program at ±u.
         origin: the u that displaces nothing.
     """
     examine = examine_examples(
-        per_example, layers, program, fixed_values, compute_dtype(zeros), evaluate
+        per_example, layers, program, fixed_values, layout.dtype, evaluate
     )
-    in_layers = {leaf for layer in layers for leaf in layer.leaves}
     baselines = examine(origin)[1].losses
     return ControlVariate(
         examine=examine,
         layers=layers,
-        zeros=tuple(
-            leaf if place in in_layers else None
-            for place, leaf in enumerate(jax.tree.leaves(zeros))
-        ),
+        layout=layout,
+        zeros=zeros,
         baselines=jnp.where(jnp.isfinite(baselines), baselines, 0),
     )
 
@@ -171,90 +184,85 @@ def make_control_variate(
 def add_control_variate(
     control_variate: ControlVariate,
     total: Sums,
-    displacements: Any,
+    draws: Blocks,
+    leaves: PyTree,
     signs: jax.Array,
-    valid: jax.Array,
+    real: jax.Array | None,
     outputs: ExampleOutputs,
 ) -> Sums:
-    """`total` + ΣC over draws under k signs; the leaves of a draw are (p, g, ...)."""
-    moves = jax.tree.leaves(displacements)
-    sign = signs.astype(outputs.losses.dtype).reshape(-1, 1, 1, 1)
-    # Failures are masked by example, so the others keep their part of C.
-    counts = jnp.isfinite(outputs.losses) & valid[..., None]
-    losses = outputs.losses - control_variate.baselines
-    signed_losses = jnp.where(counts, sign * losses, 0)
-    leaves, layers = list(total.leaves), list(total.layers)
-    for place, layer in enumerate(control_variate.layers):
-        leaf_parts, layer_part = _sums_of_layer(
-            layer,
-            tuple(moves[leaf] for leaf in layer.leaves),
-            signed_losses,
-            outputs.bases[place],
-            outputs.products[place],
-        )
-        if layer_part is not None:
-            layers[place] = add_to(layers[place], layer_part)
-        added = [
-            add_to(leaves[leaf], part)
-            for leaf, part in zip(layer.leaves, leaf_parts, strict=True)
-        ]
-        for leaf, leaf_sum in zip(layer.leaves, added, strict=True):
-            leaves[leaf] = leaf_sum
-        if is_large(control_variate.zeros):
-            # Layer by layer, so that not all sums of a chunk are in memory at once.
-            wait = zero_after(added[0])
-            moves = [move + wait.astype(move.dtype) for move in moves]
-    return Sums(tuple(leaves), tuple(layers))
+    """`total` + ΣC over draws (p, g) under signs (k, p or 1).
 
-
-def _sums_of_layer(
-    layer: MatrixLayer,
-    moves: tuple[jax.Array, ...],
-    signed_losses: jax.Array,
-    bases: RowBasis | None,
-    products: jax.Array | None,
-) -> tuple[list[jax.Array], jax.Array | None]:
-    """ΣC of one layer: the part by leaf, and the part by layer.
-
-    `signed_losses` are ±(sᵢ - bᵢ), (k, p, g, B).
+    Those that are `real` (k, p, g) count; `leaves` are the draws as leaves.
     """
+    moves = jax.tree.leaves(leaves)
+    # Failures are masked by example, so the others keep their part of C. An example
+    # whose rows are not finite in some layer has no part in any.
+    counts = jnp.isfinite(outputs.losses)
+    if real is not None:
+        counts &= real[..., None]
+    for layer, basis in zip(control_variate.layers, outputs.bases, strict=True):
+        basis = layer.fixed_basis or basis
+        assert basis is not None
+        counts &= basis.finite
+    losses = outputs.losses - control_variate.baselines
+    sign = signs.astype(losses.dtype)[..., None, None]
+    losses = jnp.where(counts, sign * losses, 0)
+    whole = losses.sum((0, 3))
+    added = control_variate.in_layers(
+        tuple(jnp.tensordot(whole.astype(block.dtype), block, 2) for block in draws)
+    )
+    blocks = jax.tree.map(jnp.add, total.blocks, added)
+    layers: list[Any] = list(total.layers)
+    for place, layer in enumerate(control_variate.layers):
+        own = tuple(moves[leaf] for leaf in layer.leaves)
+        if layer.fixed_basis is not None:
+            products = outputs.products[place]
+            found = _fixed_rows(layer, layer.fixed_basis, own, losses, products)
+            layers[place] = layers[place] + found
+            continue
+        basis = outputs.bases[place]
+        assert basis is not None
+        parts = control_variate.parts(layer, basis, _seen(layer, basis, own, losses))
+        blocks = control_variate.with_parts(blocks, parts)
+        if any(control_variate.layout.apart):
+            # Layer by layer, so that not all sums of a chunk are in memory at once.
+            wait = zero_after(parts)
+            moves = [move + wait.astype(move.dtype) for move in moves]
+    return Sums(blocks, tuple(layers))
+
+
+def _fixed_rows(
+    layer: MatrixLayer,
+    basis: RowBasis,
+    moves: tuple[jax.Array, ...],
+    losses: jax.Array,
+    products: jax.Array | None,
+) -> jax.Array:
+    """The vᵢ of a layer, (B, T, o), for losses ±(sᵢ - bᵢ), (k, p, g, B)."""
+    scaled = over_squared_norms(basis, -losses.sum(0)).astype(moves[0].dtype)
+    if products is None:
+        kernels = jax.vmap(jax.vmap(layer.matrix))(moves[0])
+        # One einsum, which picks the order with the fewest operations.
+        found = jnp.einsum("pgb,btn,pgno->bto", scaled, basis.rows, kernels)
+    else:  # those of u, whatever the sign
+        found = jnp.einsum("pgb,pgbo->bo", scaled, products[0])[:, None]
+    for bias in moves[1:]:
+        bias = jax.vmap(jax.vmap(layer.vector))(bias)
+        found = found + jnp.einsum("pgb,bt,pgo->bto", scaled, basis.ones, bias)
+    return found
+
+
+def _seen(
+    layer: MatrixLayer,
+    basis: RowBasis,
+    moves: tuple[jax.Array, ...],
+    losses: jax.Array,
+) -> jax.Array:
+    """The vᵢ of a layer whose rows differ between draws, (k, p, g, B, T, o)."""
     kernels = jax.vmap(jax.vmap(layer.matrix))(moves[0])
-    vectors = [jax.vmap(jax.vmap(layer.vector))(bias) for bias in moves[1:]]
-    basis = layer.fixed_basis
-    if basis is not None:
-        losses = jnp.where(basis.finite, signed_losses, 0).sum(0)
-        scaled = over_squared_norms(basis, -losses).astype(kernels.dtype)
-        if products is None:
-            # One einsum, which picks the order with the fewest operations.
-            projected = jnp.einsum("pgb,btn,pgno->bto", scaled, basis.rows, kernels)
-        else:  # those of u, whatever the sign
-            projected = jnp.einsum("pgb,pgbo->bo", scaled, products[0])[:, None]
-        for bias in vectors:
-            with_ones = jnp.einsum("pgb,bt,pgo->bto", scaled, basis.ones, bias)
-            projected = projected + with_ones
-        return _losses_times_draws(losses, moves), projected
-    assert bases is not None
-    total: list[jax.Array] = []
-    all_losses = jnp.zeros_like(signed_losses[0])
-    # Sign by sign: stacked, the rows would be copied.
-    for k, losses_of_sign in enumerate(signed_losses):
-        basis = basis_of_sign(bases, k)
-        losses = jnp.where(basis.finite, losses_of_sign, 0)
-        projected = jnp.einsum("pgbtn,pgno->pgbto", basis.rows, kernels)
-        for bias in vectors:
-            projected = projected + basis.ones[..., None] * bias[:, :, None, None]
-        scaled = over_squared_norms(basis, -losses).astype(projected.dtype)
-        projected = projected * scaled[..., None, None]
-        one_draw = tuple(move[0, 0] for move in moves)
-        parts = transposed_product(layer, basis, projected, one_draw)
-        total = list(map(jnp.add, total, parts)) if total else parts
-        all_losses = all_losses + losses
-    return list(map(jnp.add, _losses_times_draws(all_losses, moves), total)), None
-
-
-def _losses_times_draws(
-    losses: jax.Array, moves: tuple[jax.Array, ...]
-) -> list[jax.Array]:
-    """Σ over draws and examples of their losses, (p, g, B), times the draw."""
-    whole = losses.sum(-1)
-    return [jnp.tensordot(whole.astype(move.dtype), move, 2) for move in moves]
+    found = jnp.einsum("kpgbtn,pgno->kpgbto", basis.rows, kernels)
+    for bias in moves[1:]:
+        bias = jax.vmap(jax.vmap(layer.vector))(bias)
+        found = found + basis.ones[..., None] * bias[:, :, None, None]
+    scaled = over_squared_norms(basis, -losses).astype(found.dtype)
+    return found * scaled[..., None, None]

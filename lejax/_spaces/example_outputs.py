@@ -37,7 +37,7 @@ class ExampleOutputs(NamedTuple):
 
     Attributes:
         losses: the sᵢ, (B,).
-        rest_of_loss: the loss without the sᵢ.
+        rest_of_loss: the loss without the sᵢ; None where it is not asked for.
         bases: for every layer the basis of the rows Hᵢ; None if no displacement
             changes these.
         products: for every layer the hᵢᵀu, (B, o), if T = 1 and no displacement changes
@@ -45,7 +45,7 @@ class ExampleOutputs(NamedTuple):
     """
 
     losses: jax.Array
-    rest_of_loss: jax.Array
+    rest_of_loss: jax.Array | None
     bases: tuple[RowBasis | None, ...]
     products: ByLayer
 
@@ -58,7 +58,7 @@ def examine_examples(
     dtype: Any,
     evaluate: Callable[..., ProgramValues],
 ) -> Callable[..., tuple[jax.Array, ExampleOutputs]]:
-    """The function `examine(u, sign=1.0)`: the loss at ±u, and its `ExampleOutputs`.
+    """The function `examine(u, sign=None, rest=False)`: the loss at ±u, and the rest.
 
     The arguments are those of `make_control_variate`; losses have the given dtype.
     """
@@ -87,7 +87,7 @@ def examine_examples(
         return jnp.asarray(without[program.output]).astype(dtype)
 
     def examine(
-        displacement: PyTree, sign: float = 1.0
+        displacement: PyTree, sign: Any = None, rest: bool = False
     ) -> tuple[jax.Array, ExampleOutputs]:
         values, products = evaluate(displacement, sign=sign)
         losses = functools.reduce(
@@ -106,8 +106,8 @@ def examine_examples(
             _row_products(layer, matrix, products.get(layer.product))
             for layer, matrix in layers
         )
-        rest = rest_of_loss(values)
-        return value, ExampleOutputs(losses, rest, bases, row_products)
+        beside = rest_of_loss(values) if rest else None
+        return value, ExampleOutputs(losses, beside, bases, row_products)
 
     return examine
 

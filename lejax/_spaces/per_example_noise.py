@@ -12,74 +12,62 @@ is a related method.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lejax._internal.blocks import Blocks, layout_of
 from lejax._internal.mesh_axes import member
-from lejax._internal.random import standard_normals, translate
-from lejax._internal.trees import scaled, widen, zeros_alike
+from lejax._internal.random import Noise, standard_normals, translate
+from lejax._internal.trees import signed, widen
 from lejax._internal.types import PyTree
-from lejax._spaces.control_variate import (
-    ByLeaf,
-    ControlVariate,
-    Sums,
-    make_control_variate,
-)
+from lejax._spaces.control_variate import ControlVariate, Sums, make_control_variate
 from lejax._spaces.example_outputs import ProgramValues
-from lejax._spaces.reduced import space_maker
-from lejax._spaces.row_span import (
-    RowBasis,
-    add_to,
-    basis_of_sign,
-    make_matrix_layer,
-    products_of_noise,
-    transposed_product,
-)
+from lejax._spaces.reduced import reduced_space
+from lejax._spaces.row_span import RowBasis, make_matrix_layer, products_of_noise
 from lejax._spaces.space import Space
 from lejax._tracing.layers import PerExampleLayer
-from lejax._tracing.partial_eval import trace_leaf_uses
+from lejax._tracing.loss import Loss
 from lejax._tracing.per_example import PerExampleLoss, read_per_example, without_sums
-from lejax._tracing.program import Program
+from lejax._tracing.program import Program, program_of
 
 
 def per_example_space(
-    value_fn: Callable[..., Any],
+    loss: Loss,
     params: PyTree,
-    batch: PyTree,
-    inner_batches: bool,
     data_axis_name: str | None = None,
     *,
     reduction: bool = True,
 ) -> Space:
     """A draw has noise for every example and layer, and for every leaf in no layer.
 
-    `lift` takes the displacements of the leaves, those in layers and the others. If no
-    layer qualifies, the space is the reduced space, or with `reduction` off the full
-    space.
+    The first block is (B, ...), the noise of the examples in all layers; the others are
+    those of the other leaves. `lift` takes blocks of all leaves. If no layer qualifies,
+    the space is the reduced space, or with `reduction` off the full space.
     """
-    program, leaf_uses = trace_leaf_uses(value_fn, params, batch, inner_batches)
-    per_example = read_per_example(program, len(leaf_uses))
+    program = program_of(loss)
+    leaves = jax.tree.leaves(params)
+    per_example = read_per_example(program, len(leaves))
     per_example = per_example._replace(
         layers=_layers_through_sums_alone(program, per_example)
     )
     if not per_example.layers:
-        make = space_maker(reduction)
-        return make(value_fn, params, batch, inner_batches, data_axis_name)
-    leaves, structure = jax.tree.flatten(params)
+        return reduced_space(loss, params, data_axis_name, reduction=reduction)
     numbers = program.inputs[: len(leaves)]
     origin = widen(params)
-    leaf_zeros = tuple(jax.tree.leaves(zeros_alike(origin)))
+    whole = layout_of(origin)
     in_layers = {
         leaf for layer in per_example.layers for leaf in (layer.kernel, layer.bias)
     }
-    rest = tuple(
-        None if place in in_layers else zero for place, zero in enumerate(leaf_zeros)
+    others = tuple(
+        None if place in in_layers else leaf
+        for place, leaf in enumerate(jax.tree.leaves(origin))
     )
+    layout = layout_of(others)
     results = {layer.result: place for place, layer in enumerate(per_example.layers)}
-    moving = [n for n, zero in zip(numbers, rest, strict=True) if zero is not None]
+    moving = [n for n, leaf in zip(numbers, others, strict=True) if leaf is not None]
     differ = program.dependents([*moving, *results])  # between draws
     once = [op for op in program.operations if differ.isdisjoint(op.inputs)]
     per_draw = [op for op in program.operations if not differ.isdisjoint(op.inputs)]
@@ -90,31 +78,44 @@ def per_example_space(
     layers = tuple(
         make_matrix_layer(layer, program, fixed_values) for layer in per_example.layers
     )
-    zeros = tuple(layer.zeros for layer in layers), rest
     num_examples = len(layers[0].zeros)
+    sizes = [math.prod(layer.zeros.shape[1:]) for layer in layers]
+    dtype = jnp.result_type(*(layer.zeros.dtype for layer in layers))
+    zeros = jnp.zeros((num_examples, sum(sizes)), dtype), *layout.zeros(others)
 
-    def evaluate(displacement: PyTree, sign: float = 1.0) -> ProgramValues:
+    def noises(block: jax.Array) -> tuple[jax.Array, ...]:
+        """The noise of every layer, (B, T, o)."""
+        parts = jax.lax.split(block, sizes, axis=1)
+        return tuple(
+            part.reshape(layer.zeros.shape).astype(layer.zeros.dtype)
+            for part, layer in zip(parts, layers, strict=True)
+        )
+
+    def tree(u: Blocks) -> tuple[tuple[jax.Array, ...], PyTree]:
+        return noises(u[0]), layout.tree(u[1:])
+
+    def evaluate(u: Blocks, sign: Any = None) -> ProgramValues:
         """The values of the program at a displacement, by number."""
-        noises, moves = displacement
+        noise, moves = tree(u)
         at_u = dict(values)
 
         def add_noise(number: int) -> None:
             """Adds the noise of a layer, if this value is its result."""
             if number in results:
                 place = results[number]
-                layer, noise, before = layers[place], noises[place], at_u[number]
+                layer, before = layers[place], at_u[number]
                 basis = layer.fixed_basis or layer.basis_of(
                     at_u[per_example.layers[place].inputs]
                 )
-                signed = noise * jnp.asarray(sign, noise.dtype)
-                products = products_of_noise(basis, signed)
-                at_u[number] = before + per_example.layers[place].as_result(
-                    products, before.shape
+                # The sign comes last, so that ±u share the product.
+                products = products_of_noise(basis, noise[place])
+                at_u[number] = before + signed(
+                    per_example.layers[place].as_result(products, before.shape), sign
                 )
 
         for number, leaf, move in zip(numbers, leaves, moves, strict=True):
             if move is not None:
-                at_u[number] = translate(leaf, scaled(move, sign))
+                at_u[number] = translate(leaf, signed(move, sign))
         for number in results:
             if number in values:
                 add_noise(number)
@@ -125,41 +126,50 @@ def per_example_space(
         return ProgramValues(at_u, {})
 
     control_variate = make_control_variate(
-        per_example, layers, program, fixed_values, leaf_zeros, evaluate, zeros
+        per_example,
+        layers,
+        program,
+        fixed_values,
+        whole,
+        whole.zeros(origin),
+        evaluate,
+        zeros,
     )
 
-    def noise(key: jax.Array, copies: int) -> PyTree:
+    def noise(key: jax.Array, copies: int) -> Noise:
         # A key for each example, whichever member holds it. Other leaves are common.
         first = member(data_axis_name) * num_examples
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.fold_in(key, 1), first + jnp.arange(num_examples)
         )
-        noises = jax.vmap(
-            lambda key, zeros: standard_normals(key, zeros, copies), out_axes=1
+        own = jax.vmap(
+            lambda key, zeros: standard_normals(key, (zeros,), copies, pooled=True)
         )(keys, zeros[0])
-        if not jax.tree.leaves(rest):
-            return noises, rest
-        return noises, standard_normals(jax.random.fold_in(key, 0), rest, copies)
-
-    def loss(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
-        return control_variate.examine(displacement, sign=sign)[0]
-
-    def lift(displacements: tuple[ByLeaf, ByLeaf]) -> PyTree:
-        pairs = zip(*displacements, strict=True)
-        return structure.unflatten(
-            in_rest if in_layer is None else in_layer for in_layer, in_rest in pairs
+        if len(zeros) == 1:
+            return own
+        rest = standard_normals(
+            jax.random.fold_in(key, 0), zeros[1:], copies, pooled=layout.pooled
         )
+        return Noise(
+            own.normals + rest.normals,
+            None if own.words is None else own.words + (rest.words or ()),
+        )
+
+    def value_fn(u: Blocks, j: Any = 0, sign: Any = None) -> jax.Array:
+        return control_variate.examine(u, sign)[0]
 
     return Space(
         origin=origin,
         zeros=zeros,
         noise=noise,
-        value_fn=loss,
-        value_and_grad=jax.value_and_grad(loss),
-        lift=lift,
-        lower=lambda displacement: displacement,
+        value_fn=value_fn,
+        value_and_grad=jax.value_and_grad(value_fn),
+        tree=tree,
+        lift=whole.tree,
+        lower=whole.blocks,
         to_null_space=None,
         control_variate=control_variate,
+        exact=loss.calls_outside,
     )
 
 
@@ -183,40 +193,35 @@ def _layers_through_sums_alone(
     )
 
 
-def per_example_sums(
+def add_per_example(
     control_variate: ControlVariate,
+    total: Sums,
     noises: tuple[jax.Array, ...],
     signs: jax.Array,
     coefficients: jax.Array,
     bases: tuple[RowBasis | None, ...],
 ) -> Sums:
-    """Σ ±cᵢ Qᵢuᵢ over all draws, of which `noises` are the u (p, g, B, T, o).
+    """`total` + Σ ±cᵢ Qᵢuᵢ over draws, of which `noises` are the u (p, g, B, T, o).
 
     The columns of Qᵢ are the orthonormal rows that span Hᵢ. The `coefficients` c are
     (k, p, g, B), 0 for a draw that does not count.
     """
-    leaf_sums: list[jax.Array | None] = [None] * len(control_variate.zeros)
-    layer_sums: list[jax.Array | None] = []
-    signed = signs.astype(coefficients.dtype).reshape(-1, 1, 1, 1) * coefficients
-    for layer, layer_bases, noise in zip(
-        control_variate.layers, bases, noises, strict=True
-    ):
+    blocks = total.blocks
+    layers: list[Any] = list(total.layers)
+    signed = signs.astype(coefficients.dtype)[..., None, None] * coefficients
+    for place, layer in enumerate(control_variate.layers):
+        noise, basis = noises[place], bases[place]
         if layer.fixed_basis is not None:
             scales = _over_norms(layer.fixed_basis, signed).sum(0).astype(noise.dtype)
             # A product of matrices, which is several times faster than a sum.
-            layer_sums.append(jnp.einsum("pgb,pgbto->bto", scales, noise))
+            found = jnp.einsum("pgb,pgbto->bto", scales, noise)
+            layers[place] = layers[place] + found
             continue
-        layer_sums.append(None)
-        assert layer_bases is not None
-        zeros = tuple(control_variate.zeros[leaf] for leaf in layer.leaves)
-        for k, of_sign in enumerate(signed):
-            basis = basis_of_sign(layer_bases, k)
-            scales = _over_norms(basis, of_sign).astype(noise.dtype)
-            vectors = noise * scales[..., None, None]
-            parts = transposed_product(layer, basis, vectors, zeros)
-            for leaf, part in zip(layer.leaves, parts, strict=True):
-                leaf_sums[leaf] = add_to(leaf_sums[leaf], part)
-    return Sums(tuple(leaf_sums), tuple(layer_sums))
+        assert basis is not None
+        scales = _over_norms(basis, signed).astype(noise.dtype)
+        parts = control_variate.parts(layer, basis, noise * scales[..., None, None])
+        blocks = control_variate.with_parts(blocks, parts)
+    return Sums(blocks, tuple(layers))
 
 
 def _over_norms(basis: RowBasis, coefficients: jax.Array) -> jax.Array:

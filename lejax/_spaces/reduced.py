@@ -13,16 +13,16 @@ reparameterization trick*.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from lejax._internal.blocks import Blocks, layout_of
 from lejax._internal.mesh_axes import members
-from lejax._internal.random import standard_normals, translate
-from lejax._internal.trees import compute_dtype, scaled, widen, zeros_alike
+from lejax._internal.random import Noise, translate
+from lejax._internal.trees import signed, widen
 from lejax._internal.types import PyTree
 from lejax._spaces.basis import (
     Basis,
@@ -34,17 +34,19 @@ from lejax._spaces.basis import (
 from lejax._spaces.control_variate import make_control_variate
 from lejax._spaces.example_outputs import ProgramValues
 from lejax._spaces.row_span import MatrixLayer, make_matrix_layer
-from lejax._spaces.space import Space, full_space
+from lejax._spaces.space import Space, full_space, space_of
 from lejax._tracing.known_rows import LeafUse, RowGather, RowSource
 from lejax._tracing.layers import PerExampleLayer
+from lejax._tracing.loss import Loss
 from lejax._tracing.partial_eval import (
     PartialProgram,
+    leaf_uses_of,
     prepare,
     split,
-    trace_leaf_uses,
     worthwhile_use,
 )
 from lejax._tracing.per_example import read_per_example
+from lejax._tracing.program import program_of
 
 # Of every leaf (by number) and row source: the rows in the basis of the leaf.
 Coefficients: TypeAlias = dict[tuple[int, RowSource], jax.Array]
@@ -82,18 +84,9 @@ class ReducedLeaf(NamedTuple):
         return leaf - self.lift(self.lower(leaf))
 
 
-def space_maker(reduction: bool, credit: bool = False) -> Callable[..., Space]:
-    """The maker of the space for the options of a sampler."""
-    if not (reduction or credit):
-        return full_space
-    return functools.partial(reduced_space, reduction=reduction, credit=credit)
-
-
 def reduced_space(
-    value_fn: Callable[..., Any],
+    loss: Loss,
     params: PyTree,
-    batch: PyTree,
-    inner_batches: bool,
     data_axis_name: str | None = None,
     *,
     reduction: bool = True,
@@ -107,10 +100,11 @@ def reduced_space(
     If the members of an axis hold parts of the batch, the rows of all of them count:
     all must move the parameters in the same directions.
     """
+    if not (reduction or credit):
+        return full_space(loss, params)
     num_members = members(data_axis_name)
-    program, leaf_uses = trace_leaf_uses(
-        value_fn, params, batch, inner_batches, num_members
-    )
+    inner_batches, program = loss.batches is not None, program_of(loss)
+    leaf_uses = leaf_uses_of(program, params, loss.batches, num_members)
     leaves, structure = jax.tree.flatten(params)
     leaf_uses = [
         worthwhile_use(program, use, leaf, inner_batches) if reduction else "turned off"
@@ -119,11 +113,11 @@ def reduced_space(
     per_example = read_per_example(program, len(leaves)) if credit else None
     has_layers = per_example is not None and bool(per_example.layers)
     if all(isinstance(use, str) for use in leaf_uses) and not has_layers:
-        return full_space(value_fn, params, batch, inner_batches, data_axis_name)
+        return full_space(loss, params)
     plan = split(program, leaf_uses)
-    origin, dtype = widen(params), compute_dtype(params)
+    origin = widen(params)
     on_batch = program.dependents(program.inputs[len(leaves) :])
-    values, batch_values, rows = prepare(plan, leaves, batch if inner_batches else None)
+    values, batch_values, rows = prepare(plan, leaves, loss.batches)
     reduced_leaves, coefficients = _reduced_leaves(
         plan, jax.tree.leaves(origin), rows, data_axis_name
     )
@@ -158,31 +152,33 @@ def reduced_space(
             products[result] = product.reshape(program.shapes[result].shape)
         return products
 
-    def evaluate(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> ProgramValues:
+    def reduced_zeros(part: ReducedLeaf, leaf: jax.Array) -> jax.Array:
+        return jnp.zeros(part.leaf_use.reduced_shape(leaf.shape), leaf.dtype)
+
+    like = mapped(reduced_zeros, lambda leaf: leaf)(origin)
+    layout = layout_of(like)
+
+    def evaluate(u: Blocks, j: Any = 0, sign: Any = None) -> ProgramValues:
         """The values of the program at ±u, and what u itself adds to the products."""
         at_u = dict(values)
         at_u.update({n: on_nth_batch(n, value, j) for n, value in batch_values.items()})
         products = {}
-        moves = jax.tree.leaves(displacement)
-        for number, leaf, u in zip(plan.leaves, leaves, moves, strict=True):
-            if number not in plan.leaf_uses:
-                at_u[number] = translate(leaf, scaled(u, sign))
-                continue
-            products |= changes(number, leaf, u, j)
+        moves = jax.tree.leaves(layout.tree(u))
+        for number, leaf, move in zip(plan.leaves, leaves, moves, strict=True):
+            if number in plan.leaf_uses:
+                products |= changes(number, leaf, move, j)
+            else:
+                at_u[number] = translate(leaf, signed(move, sign))
         for result, change in products.items():
             # The sign comes last, so that ±u share the product.
-            at_u[result] = translate(at_u[result], change * sign)
+            at_u[result] = translate(at_u[result], signed(change, sign))
         program.run(plan.per_displacement, at_u)
         return ProgramValues(at_u, products)
 
-    def displaced(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
-        at_u = evaluate(displacement, j, sign).values
-        return jnp.asarray(at_u[program.output]).astype(dtype)
+    def displaced(u: Blocks, j: Any, sign: Any) -> jax.Array:
+        return evaluate(u, j, sign).values[program.output]
 
-    def reduced_zeros(part: ReducedLeaf, leaf: jax.Array) -> jax.Array:
-        return jnp.zeros(part.leaf_use.reduced_shape(leaf.shape), leaf.dtype)
-
-    zeros = mapped(reduced_zeros, lambda leaf: leaf)(zeros_alike(origin))
+    space = space_of(layout, origin, like, displaced, exact=loss.calls_outside)
     control_variate = None
     if per_example is not None and has_layers:
         # Products at x are among `values`, too, but move with their leaves.
@@ -198,20 +194,36 @@ def reduced_space(
 
         layers = tuple(map(as_matrix, per_example.layers))
         control_variate = make_control_variate(
-            per_example, layers, program, fixed_values, zeros, evaluate, zeros
+            per_example,
+            layers,
+            program,
+            fixed_values,
+            layout,
+            space.zeros,
+            evaluate,
+            space.zeros,
         )
-    mask = mapped(lambda part, u: part.basis.mask(u), lambda u: u)
-    return Space(
-        origin=origin,
-        zeros=zeros,
-        noise=lambda key, n: jax.vmap(mask)(standard_normals(key, zeros, n)),
-        value_fn=displaced,
-        value_and_grad=jax.value_and_grad(displaced),
-        lift=mapped(ReducedLeaf.lift, lambda u: u),
-        lower=mapped(ReducedLeaf.lower, lambda u: u),
-        to_null_space=mapped(ReducedLeaf.to_null_space, jnp.zeros_like)
-        if any(reduced_leaves)
-        else None,
+    if not any(reduced_leaves):
+        return space._replace(control_variate=control_variate)
+    mask = mapped(lambda part, ones: part.basis.mask(ones), lambda ones: ones)
+    lift = mapped(ReducedLeaf.lift, lambda u: u)
+    lower = mapped(ReducedLeaf.lower, lambda u: u)
+    padded = any(
+        part is not None and part.basis.valid is not None for part in reduced_leaves
+    )
+
+    def noise(key: jax.Array, copies: int) -> Noise:
+        drawn = space.noise(key, copies)
+        if not padded:
+            return drawn
+        kept = layout.blocks(mask(layout.tree(drawn.normals)))
+        return drawn._replace(normals=kept)
+
+    return space._replace(
+        noise=noise,
+        lift=lambda u: lift(layout.tree(u)),
+        lower=lambda tree: layout.blocks(lower(tree)),
+        to_null_space=mapped(ReducedLeaf.to_null_space, jnp.zeros_like),
         control_variate=control_variate,
     )
 

@@ -174,20 +174,10 @@ def _orthonormal(rows: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, count, add_row, jnp.zeros_like(rows))
 
 
-def basis_of_sign(bases: RowBasis, k: int) -> RowBasis:
-    """The basis under the k-th sign, of those stacked for all signs."""
-    return jax.tree.map(lambda leaf: leaf[k], bases)
-
-
 def over_squared_norms(basis: RowBasis, losses: jax.Array) -> jax.Array:
     """Losses (..., B), divided by the squared norm of the rows."""
     norms = jnp.where(basis.squared_norms > 0, basis.squared_norms, 1)
     return losses / norms.astype(losses.dtype)
-
-
-def add_to(total: jax.Array | None, part: jax.Array) -> jax.Array:
-    """`total + part`; `part` if there is no total yet."""
-    return part if total is None else total + part
 
 
 def transposed_product(
@@ -208,12 +198,10 @@ def transposed_product(
     return sums
 
 
-def _pull_back(
-    view: Callable[..., jax.Array], leaf: jax.Array, value: Any
-) -> jax.Array:
-    """The transpose of the linear `view`, at `value`; `leaf` is its argument."""
-    # Only the type of the leaf counts. It must vary over the mesh axes of the value.
-    leaf = leaf + 0 * value.ravel()[0].astype(leaf.dtype)
+def _pull_back(view: Callable[..., jax.Array], leaf: Any, value: Any) -> jax.Array:
+    """The transpose of the linear `view`, at `value`; `leaf` is like its argument."""
+    # It must vary over the mesh axes of the value.
+    leaf = jnp.zeros(leaf.shape, leaf.dtype) + 0 * value.ravel()[0].astype(leaf.dtype)
     shape = jax.eval_shape(view, leaf)
     (pulled_back,) = jax.linear_transpose(view, leaf)(value.astype(shape.dtype))
     return pulled_back

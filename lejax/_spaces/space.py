@@ -3,132 +3,149 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from lejax._internal.loss import DrawNumber, call, nth_batch
-from lejax._internal.mesh_axes import Axes, mean_over, varying
-from lejax._internal.random import standard_normals, translate
-from lejax._internal.trees import compute_dtype, scaled, widen, zeros_alike
+from lejax._internal.blocks import Blocks, Layout, layout_of
+from lejax._internal.mesh_axes import mean_over, varying
+from lejax._internal.random import Noise, standard_normals, translate
+from lejax._internal.trees import signed, widen
 from lejax._internal.types import PyTree
 from lejax._spaces.control_variate import ControlVariate, ExampleOutputs
-
-# The part of Σ c uvᵀ that a covariance keeps, for leaves (n, ...), coefficients (n,).
-Products: TypeAlias = Callable[[PyTree, PyTree, jax.Array], PyTree]
+from lejax._tracing.loss import Loss, OutsideLoss
 
 
 class Space(NamedTuple):
     """The coordinates in which a sampler draws, and the loss in them.
 
-    A sampler works with displacements u from x, in the shapes of `zeros`. Other
-    coordinates are another maker of this tuple. They may leave out the null space:
-    directions in which the loss is constant.
+    A sampler works with displacements u from x, as blocks in the shapes of `zeros`.
+    Other coordinates are another maker of this tuple. They may leave out the null
+    space: directions in which the loss is constant.
 
     Attributes:
         origin: x, in at least float32.
-        zeros: the displacement 0, with the shapes and dtypes of a draw.
-        noise: `noise(key, copies)`: draws of N(0, I) in these coordinates, on a leading
-            axis, that differ by random signs.
-        value_fn: `value_fn(u, j=0, sign=1.0)`: the loss at the displacement ±u. With
-            inner batches it is that on the j-th of them, in turn. If each draw is
-            evaluated once, j is the number of the draw.
+        zeros: the displacement 0.
+        noise: `noise(key, copies)`: a draw of N(0, I) in these coordinates.
+        value_fn: `value_fn(u, j=0, sign=None)`: the loss at the displacement ±u. With
+            inner batches it is that on the j-th of them, in turn.
         value_and_grad: `value_and_grad(u, j=0)`: the loss at u, and its gradient.
+        tree: the coordinates u as a tree.
         lift: a displacement in these coordinates as one of the parameters.
         lower: the converse, for a displacement that outlives one update.
         to_null_space: the projection of a displacement of the parameters onto the null
             space; None if no null space is left out.
-        axis_name: the axis whose members share the draws, if any.
         control_variate: the per-example control variate, if it is asked for and exists.
-        products: the part of uuᵀ that a covariance learns from, if one does.
+        exact: whether the loss must not be called where nobody asks for its value.
+        outside: the loss of displacements, on a leading axis, if it is evaluated
+            elsewhere.
     """
 
     origin: PyTree
-    zeros: PyTree
-    noise: Callable[[jax.Array, int], PyTree]
+    zeros: Blocks
+    noise: Callable[[jax.Array, int], Noise]
     value_fn: Callable[..., jax.Array]
-    value_and_grad: Callable[..., tuple[jax.Array, PyTree]]
-    lift: Callable[[PyTree], PyTree]
-    lower: Callable[[PyTree], PyTree]
+    value_and_grad: Callable[..., tuple[jax.Array, Blocks]]
+    tree: Callable[[Blocks], PyTree]
+    lift: Callable[[Blocks], PyTree]
+    lower: Callable[[PyTree], Blocks]
     to_null_space: Callable[[PyTree], PyTree] | None
-    axis_name: str | None = None
-    control_variate: ControlVariate | None = None
-    products: Products | None = None
+    control_variate: ControlVariate | None
+    exact: bool
+    outside: OutsideLoss | None = None
 
 
-def over_axes(space: Space, params: PyTree, axes: Axes) -> Space:
-    """The same coordinates for the members of named axes.
+def over_data(space: Space, params: PyTree, data_axis_name: str | None) -> Space:
+    """The same coordinates for the members of an axis that hold parts of the batch.
 
-    `space` was made at parameters that vary over the axes, as displaced parameters do;
-    `params` do not vary. The loss of a draw is the mean over the members that hold the
-    data. It is taken first, as weights are not linear in the loss.
+    `space` was made at parameters that vary over the axis, as displaced parameters do;
+    `params` do not vary. The loss of a draw is the mean over the members. It is taken
+    first, as weights are not linear in the loss.
     """
+    if data_axis_name is None:
+        return space
 
     def averaged(evaluate: Callable[..., Any]) -> Callable[..., Any]:
         # The mean is outside of `evaluate`, so a gradient is that of a member's own
         # loss and does not depend on the axis's rule for the gradient of a mean.
         return lambda u, *args, **kwargs: mean_over(
-            evaluate(varying(u, axes.data), *args, **kwargs), axes.data
+            evaluate(varying(u, data_axis_name), *args, **kwargs), data_axis_name
         )
 
     control_variate = space.control_variate
     if control_variate is not None:
         examine = control_variate.examine
 
-        def examined(u: PyTree, **kwargs: Any) -> tuple[jax.Array, ExampleOutputs]:
-            value, outputs = examine(varying(u, axes.data), **kwargs)
-            return mean_over(value, axes.data), outputs
+        def examined(u: Blocks, *args: Any) -> tuple[jax.Array, ExampleOutputs]:
+            value, outputs = examine(varying(u, data_axis_name), *args)
+            return mean_over(value, data_axis_name), outputs
 
         control_variate = control_variate._replace(
             examine=examined,
-            zeros=varying(control_variate.zeros, axes.data),
-            data_axis_name=axes.data,
+            zeros=varying(control_variate.zeros, data_axis_name),
+            data_axis_name=data_axis_name,
         )
     return space._replace(
         control_variate=control_variate,
         origin=widen(params),
-        zeros=zeros_alike(space.zeros),
+        zeros=optax.tree.zeros_like(space.zeros),
         value_fn=averaged(space.value_fn),
         value_and_grad=averaged(space.value_and_grad),
-        axis_name=axes.samples,
     )
 
 
 def null_space_noise(key: jax.Array, space: Space) -> PyTree:
     """A draw of N(0, I) in the null space, in the shapes of the parameters."""
     assert space.to_null_space is not None
-    noise = standard_normals(key, space.origin, 1)
-    return space.to_null_space(jax.tree.map(lambda leaf: leaf[0], noise))
+    layout = layout_of(space.origin)
+    noise = standard_normals(key, layout.zeros(space.origin), 1, pooled=layout.pooled)
+    return space.to_null_space(layout.tree(noise.normals))
 
 
-def full_space(
-    value_fn: Callable[..., Any],
-    params: PyTree,
-    batch: PyTree,
-    inner_batches: bool,
-    data_axis_name: str | None = None,
-) -> Space:
+def full_space(loss: Loss | OutsideLoss, params: PyTree) -> Space:
     """The full space: the coordinates are the parameters' own."""
-    del data_axis_name  # which only coordinates made of rows need
-    dtype = compute_dtype(params)
     origin = widen(params)
-    zeros = zeros_alike(origin)
+    layout = layout_of(origin)
+    if isinstance(loss, OutsideLoss):
+        return space_of(layout, origin, origin, None, exact=True)._replace(
+            outside=loss.after(lambda u: translate(params, layout.tree(u)))
+        )
 
-    def displaced(displacement: PyTree, j: Any = 0, sign: float = 1.0) -> jax.Array:
-        current = nth_batch(batch, j) if inner_batches else batch
-        if isinstance(batch, DrawNumber):
-            current = j
-        value = call(value_fn, translate(params, scaled(displacement, sign)), current)
-        return jnp.asarray(value).astype(dtype)
+    def displaced(u: Blocks, j: Any = 0, sign: Any = None) -> jax.Array:
+        moved = layout.tree(signed(u, sign))
+        return loss(translate(params, moved), j)
+
+    return space_of(layout, origin, origin, displaced, exact=loss.calls_outside)
+
+
+def space_of(
+    layout: Layout,
+    origin: PyTree,
+    like: PyTree,
+    displaced: Any,
+    *,
+    exact: bool,
+) -> Space:
+    """A space whose coordinates are a tree of this layout, `like` this one."""
+    zeros = layout.zeros(like)
+
+    def value_fn(u: Blocks, j: Any = 0, sign: Any = None) -> jax.Array:
+        return jnp.asarray(displaced(u, j, sign)).astype(layout.dtype)
 
     return Space(
         origin=origin,
         zeros=zeros,
-        noise=lambda key, copies: standard_normals(key, zeros, copies),
-        value_fn=displaced,
-        value_and_grad=jax.value_and_grad(displaced),
-        lift=lambda displacement: displacement,
-        lower=lambda displacement: displacement,
+        noise=lambda key, copies: standard_normals(
+            key, zeros, copies, pooled=layout.pooled
+        ),
+        value_fn=value_fn,
+        value_and_grad=jax.value_and_grad(value_fn),
+        tree=layout.tree,
+        lift=layout.tree,
+        lower=layout.blocks,
         to_null_space=None,
+        control_variate=None,
+        exact=exact,
     )

@@ -10,9 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from jax.extend import core
-
-from lejax._tracing.program import Operation, Program, trace
+from lejax._tracing.program import Operation, Program, read
 
 
 class ExamplesMixError(Exception):
@@ -204,10 +202,8 @@ def _custom(program: Program, op: Operation, axes: list[int | None]) -> int | No
     closed = op.params.get("call_jaxpr") or op.params.get("fun_jaxpr")
     if closed is None or len(op.outputs) != 1:
         return None
-    run = core.jaxpr_as_fun(closed)
-    body = trace(lambda *xs: run(*xs)[0], *(program.shapes[n] for n in op.inputs))
     try:
-        return _axis_in_result(body, axes)
+        return _axis_in_result(read(closed.jaxpr, closed.consts), axes)
     except ExamplesMixError:
         return None
 
@@ -229,10 +225,8 @@ def _scan(program: Program, op: Operation, axes: list[int | None]) -> list[int |
     first_carry = first_scanned - unscanned(op.outputs, closed.out_avals)
     if 0 in axes[first_scanned:]:
         raise ExamplesMixError("examples meet in scan, which takes them in turns")
-    run = core.jaxpr_as_fun(closed)
     bodies = [
-        trace(lambda *xs, i=i: run(*xs)[i], *closed.in_avals)
-        for i in range(len(op.outputs))
+        read(closed.jaxpr, closed.consts, output) for output in range(len(op.outputs))
     ]
     scanned = [a if a is None else a - 1 for a in axes[first_scanned:]]
     in_body = axes[:first_scanned] + scanned

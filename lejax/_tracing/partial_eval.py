@@ -6,13 +6,12 @@ with a leaf at x. A displacement u of the leaf adds A u to such a product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lejax._internal.loss import call, first_batch
 from lejax._internal.types import PyTree
 from lejax._tracing.known_rows import (
     LeafUse,
@@ -21,30 +20,20 @@ from lejax._tracing.known_rows import (
     RowValues,
     find_leaf_uses,
 )
-from lejax._tracing.program import Operation, Program, trace
+from lejax._tracing.program import Operation, Program
 
 
-def trace_leaf_uses(
-    value_fn: Callable[..., Any],
-    params: PyTree,
-    batch: PyTree,
-    inner_batches: bool,
-    num_members: int = 1,
-) -> tuple[Program, list[LeafUse | str]]:
-    """The program of the loss, and for every leaf its uses, or why it is not reduced.
+def leaf_uses_of(
+    program: Program, params: PyTree, batches: PyTree, num_members: int = 1
+) -> list[LeafUse | str]:
+    """For every leaf of the parameters its uses, or why it is not reduced.
 
-    `num_members` members hold parts of the batch; the rows of all of them count.
+    `num_members` members hold parts of the batch; the rows of all of them count, and so
+    do those of all inner batches.
     """
-    # A single batch is closed over, so that it may hold more than arrays.
-    first = (first_batch(batch),) if inner_batches else ()
-    program = trace(
-        lambda params, *inner: call(value_fn, params, inner[0] if inner else batch),
-        params,
-        *first,
-    )
-    num_batches = jnp.shape(jax.tree.leaves(batch)[0])[0] if inner_batches else 1
+    num_batches = 1 if batches is None else jnp.shape(jax.tree.leaves(batches)[0])[0]
     num_leaves = len(jax.tree.leaves(params))
-    return program, find_leaf_uses(program, num_leaves, num_batches, num_members)
+    return find_leaf_uses(program, num_leaves, num_batches, num_members)
 
 
 def worthwhile_use(

@@ -6,22 +6,18 @@ it was traced, also custom derivative rules and loops.
 
 from __future__ import annotations
 
-import gc
 import itertools
-import types
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax.core import Trace, Tracer, eval_jaxpr
+from jax.core import eval_jaxpr
 from jax.extend import core
+
+from lejax._tracing.loss import Loss
 
 # The names of the primitive of `jax.jit` in the versions of jax.
 _JIT = ("jit", "pjit")
-
-# Types that a custom rule refers to without holding their contents.
-_NEVER_SEARCHED = (Trace, type, types.ModuleType, jax.Array)
 
 
 class Operation(NamedTuple):
@@ -93,9 +89,14 @@ class Program(NamedTuple):
         return dependent
 
 
-def trace(fn: Callable[..., Any], *args: Any) -> Program:
-    """The program of a function of pytrees of arrays with one result."""
-    closed = jax.make_jaxpr(fn)(*args)
+def program_of(loss: Loss) -> Program:
+    """The program of a loss."""
+    program = read(loss.jaxpr, loss.constants)
+    return program._replace(obstacles=loss.obstacles)
+
+
+def read(jaxpr: core.Jaxpr, values: Iterable[Any], output: int = 0) -> Program:
+    """The program of one result of a jaxpr, with these constants."""
     numbers = itertools.count()
     constants: dict[int, Any] = {}
     shapes: dict[int, Any] = {}
@@ -111,10 +112,11 @@ def trace(fn: Callable[..., Any], *args: Any) -> Program:
         constants[number] = value
         return number
 
-    def walk(closed: Any, arguments: Iterable[int]) -> list[int]:
-        jaxpr = closed.jaxpr
+    def walk(
+        jaxpr: core.Jaxpr, values: Iterable[Any], arguments: Iterable[int]
+    ) -> list[int]:
         variables = dict(zip(jaxpr.invars, arguments, strict=True))
-        for variable, value in zip(jaxpr.constvars, closed.consts, strict=True):
+        for variable, value in zip(jaxpr.constvars, values, strict=True):
             variables[variable] = constant(variable.aval, value)
 
         def number_of(atom: Any) -> int:
@@ -126,7 +128,8 @@ def trace(fn: Callable[..., Any], *args: Any) -> Program:
         for equation in jaxpr.eqns:
             inputs = tuple(map(number_of, equation.invars))
             if equation.primitive.name in _JIT:
-                outputs = walk(equation.params["jaxpr"], inputs)
+                inner = equation.params["jaxpr"]
+                outputs = walk(inner.jaxpr, inner.consts, inputs)
             else:
                 outputs = [new(variable.aval) for variable in equation.outvars]
                 operations.append(
@@ -141,10 +144,10 @@ def trace(fn: Callable[..., Any], *args: Any) -> Program:
             variables.update(zip(equation.outvars, outputs, strict=True))
         return [number_of(atom) for atom in jaxpr.outvars]
 
-    inputs = [new(variable.aval) for variable in closed.jaxpr.invars]
-    (output,) = walk(closed, inputs)
+    inputs = [new(variable.aval) for variable in jaxpr.invars]
+    result = walk(jaxpr, values, inputs)[output]
 
-    needed = {output}
+    needed = {result}
     used: list[Operation] = []
     for operation in reversed(operations):
         if not needed.isdisjoint(operation.outputs):
@@ -155,53 +158,9 @@ def trace(fn: Callable[..., Any], *args: Any) -> Program:
         tuple(inputs),
         constants,
         shapes,
-        output,
-        frozenset(map(str, closed.jaxpr.effects)) | _obstacles(closed.jaxpr),
+        result,
+        frozenset(),
     )
-
-
-def _obstacles(jaxpr: core.Jaxpr) -> set[str]:
-    """Operations that name an axis, and custom rules that close over a tracer.
-
-    Not every operation that names an axis counts as an effect. A tracer is dead when
-    the rule is bound again.
-    """
-    obstacles = set()
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, list(equation.params.values())
-        if "axis_name" in equation.params:
-            obstacles.add(name)
-        if name.startswith("custom_") and _holds_tracer(params):
-            obstacles.add(f"{name} that closes over a traced value")
-        for value in jax.tree.leaves(params, is_leaf=_is_jaxpr):
-            if _is_jaxpr(value):
-                obstacles |= _obstacles(getattr(value, "jaxpr", value))
-    return obstacles
-
-
-def _is_jaxpr(value: Any) -> bool:
-    # jax 0.10 has a class for closed jaxprs, jax 0.12 has none.
-    return hasattr(value, "eqns")
-
-
-def _holds_tracer(value: Any) -> bool:
-    """Whether a tracer can be reached from a value, also through closures."""
-    unvisited, visited = [value], set()
-    while unvisited:
-        value = unvisited.pop()
-        if isinstance(value, Tracer):
-            return True
-        # A rule refers to its trace, and the trace to every tracer so far.
-        if id(value) in visited or isinstance(value, _NEVER_SEARCHED):
-            continue
-        visited.add(id(value))
-        if isinstance(value, types.FunctionType):
-            cells = value.__closure__ or ()
-            unvisited += (c.cell_contents for c in cells if c != types.CellType())
-            unvisited += value.__defaults__ or ()
-        elif not _is_jaxpr(value):
-            unvisited += gc.get_referents(value)
-    return False
 
 
 def _binding(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> Callable[..., list[Any]]:

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import jax
 
 from lejax._internal.checks import float_leaves
-from lejax._internal.loss import check_objective, first_batch, without_aux
 from lejax._internal.types import LossFn, PyTree
 from lejax._tracing.known_rows import LeafUse
-from lejax._tracing.partial_eval import trace_leaf_uses
+from lejax._tracing.loss import traced
+from lejax._tracing.partial_eval import leaf_uses_of
 from lejax._tracing.per_example import read_per_example
+from lejax._tracing.program import program_of
 
 
 class LeafReport(NamedTuple):
@@ -147,10 +148,9 @@ def reduction_report(
         trick*: a related idea.
     """
     params = float_leaves(params)
-    first = first_batch(batch) if inner_batches else batch
-    check_objective(value_fn, params, first, has_aux=has_aux)
-    loss = without_aux(value_fn) if has_aux else value_fn
-    program, leaf_uses = trace_leaf_uses(loss, params, batch, inner_batches)
+    loss = traced(value_fn, params, batch, inner_batches=inner_batches, has_aux=has_aux)
+    program = program_of(loss)
+    leaf_uses = leaf_uses_of(program, params, loss.batches)
     reasons = read_per_example(program, len(leaf_uses)).reasons
     if inner_batches:
         reasons = ("batches take turns",) * len(leaf_uses)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lejax._estimators.draws import NUM_GROUPS
+from lejax._estimators.units import NUM_GROUPS
 from lejax._info import TRUSTED_SAMPLE_SIZE, Info
 from lejax._internal.checks import number
 from lejax._internal.trees import inner
@@ -133,7 +133,7 @@ def certificate(
     error = jnp.sqrt(info.squared_error) / scale
     estimate = -along * info.signal - length / (2 * scale)
     # The jackknife's variance is that of 2<e, ĝ>; <e, ĝ> - V has at most half of it.
-    margin = jnp.abs(along) * info.signal_error / math.sqrt(2)
+    margin = jnp.abs(along) * info.signal_standard_error / math.sqrt(2)
     decrease = (
         estimate
         - _student(confidence, NUM_GROUPS - 1) * margin

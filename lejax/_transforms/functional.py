@@ -8,7 +8,7 @@ import jax
 import optax
 
 from lejax._info import Info
-from lejax._internal.checks import float_leaves, positive
+from lejax._internal.checks import float_leaves, positive, typed_key
 from lejax._internal.random import translate
 from lejax._internal.trees import all_finite
 from lejax._internal.types import LossFn, PyTree, Scalar
@@ -58,7 +58,7 @@ def step_fn(
 
     def step(params: PyTree, key: jax.Array, batch: PyTree = None) -> PyTree:
         params = float_leaves(params)
-        displacement, _, _ = sampler.step(
+        displacement, _, _ = sampler.estimate(
             key,
             sampler.init(params),
             params,
@@ -124,16 +124,10 @@ def value_and_grad(
         params: PyTree, key: jax.Array, batch: PyTree = None
     ) -> tuple[tuple[jax.Array, Info], PyTree]:
         params = float_leaves(params)
-        grads, _, info = estimate_gradient(
-            sampler,
-            key,
-            sampler.init(params),
-            params,
-            value_fn=value_fn,
-            batch=batch,
-            tau=tau,
-            beta=beta,
-            has_aux=has_aux,
+        typed_key(key)
+        loss = sampler.loss(value_fn, params, batch, has_aux=has_aux)
+        grads, _, info, _ = estimate_gradient(
+            sampler, key, sampler.init(params), params, loss, tau, beta
         )
         return (info.objective, info), grads
 

@@ -16,7 +16,6 @@ from lejax._covariance.update import (
     with_constant,
     within_reach,
 )
-from lejax._estimators.effective_sample_size import AdaptedState
 from lejax._info import Info, make_info
 from lejax._internal.checks import (
     above_one,
@@ -28,7 +27,6 @@ from lejax._internal.checks import (
     positive_count,
     typed_key,
 )
-from lejax._internal.loss import check_objective
 from lejax._internal.random import translate
 from lejax._internal.trees import (
     all_finite,
@@ -36,11 +34,12 @@ from lejax._internal.trees import (
     inner,
     scaled,
     widen,
-    zeros_alike,
 )
 from lejax._internal.types import Mask, PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.gradient import check_sampler, estimate_gradient
+from lejax._samplers.importance import AdaptedState
 from lejax._samplers.sampler import Sampler
+from lejax._tracing.loss import OutsideLoss, check_loss
 from lejax._transforms.smoothing import of_selected
 
 
@@ -127,7 +126,7 @@ def gaussian(
     Args:
         sampler: `importance`, for local entropy, or `pathwise`, for heat. They draw all
             parameters: reduction and credit by example do not apply. `importance` with
-            a `target_share` finds its β, here at most 1/T. No draw is shared under
+            a `beta_share` finds its β, here at most 1/T. No draw is shared under
             signs unless `signs_per_draw` says so, as their squares are the same.
         tau: τ, the variance that Σ begins with, Σ = τI, in squared units of the
             parameters.
@@ -141,7 +140,7 @@ def gaussian(
         rank: r, of "low_rank".
         beta: β > 0, the inverse temperature of a step, in inverse units of f, or a
             schedule of the number of updates so far. Where there is a temperature, at
-            most 1/T, at which q is p itself. With a `target_share` that of the first
+            most 1/T, at which q is p itself. With a `beta_share` that of the first
             update alone: begin low, as few effective samples give a bad start.
         temperature: T ≥ 0, in units of f, or a schedule.
         covariance_rate: ρ, above 0 and at most 1, or a schedule: Σ is that of about 1/ρ
@@ -160,7 +159,7 @@ def gaussian(
         exp(-f/T), or by `pathwise` E_φ[f + T log φ], which is above that; `tau_used` is
         the mean variance of the draws, and `squared_error` in units of Σ. Where nothing
         could be estimated, x and Σ stay. Where Σ keeps more than 2¹⁸ numbers
-        `signal_error` is not known.
+        `signal_standard_error` is not known.
 
     Raises:
         ValueError: `tau` or `beta` is not positive, `temperature` is negative or above
@@ -207,8 +206,7 @@ def gaussian(
         evolution strategy*.
     """
     check_sampler(sampler, "local entropy", "heat")
-    learning = sampler.learning
-    if learning is None:
+    if not sampler.traits.learns_covariance:
         raise ValueError(
             f"gaussian needs a sampler that a covariance can learn from, got "
             f"{sampler.name}; pass lejax.importance(...), without shaping, or "
@@ -264,45 +262,50 @@ def gaussian(
                 return AdaptedState(jnp.minimum(inside.next_beta, limit))
             return inside
 
-        check_objective(
-            loss, selected, batch, has_aux=with_aux, differentiable=not of_entropy
-        )
-
-        def seen(u: PyTree, *batch: PyTree) -> Any:
-            """F + T log φ at x + Lu, but for a constant."""
+        def place(u: PyTree) -> PyTree:
             moved = jax.tree.map(
                 lambda leaf, x: leaf.astype(x.dtype), root.times(u), widen(selected)
             )
-            out = loss(translate(selected, moved), *batch)
-            value, *aux = out if with_aux else (out,)
-            value = jnp.asarray(value).astype(dtype) - temp / 2 * inner(u, u, dtype)
-            return (value, *aux) if with_aux else value
+            return translate(selected, moved)
 
-        moved, inside, info = estimate_gradient(
-            learning(root.products if of_entropy else root.bends),
+        def tilted(u: PyTree, value: Any) -> jax.Array:
+            """F + T log φ at x + Lu, but for a constant."""
+            return jnp.asarray(value).astype(dtype) - temp / 2 * inner(u, u, dtype)
+
+        def seen(u: PyTree, *batch: PyTree) -> Any:
+            value, *aux = check_loss(
+                loss(place(u), *batch), has_aux=with_aux, differentiable=not of_entropy
+            )
+            return (tilted(u, value), *aux) if with_aux else tilted(u, value)
+
+        outside = None
+        if isinstance(loss, OutsideLoss):
+            losses_of = loss.after(place).losses_of
+            outside = OutsideLoss(lambda u: jax.vmap(tilted)(u, losses_of(u)))
+        moved, inside, info, products = estimate_gradient(
+            sampler,
             jax.random.fold_in(state.key, state.step),
             limited(state.sampler),
             zeros,
-            value_fn=seen,
-            batch=batch,
-            tau=1.0,
-            beta=step if of_entropy else 1.0,
-            has_aux=with_aux,
+            sampler.loss(outside or seen, zeros, batch, has_aux=with_aux),
+            1.0,
+            step if of_entropy else 1.0,
             displacement=True,
+            learns=root.products if of_entropy else root.bends,
         )
         how = rho, most, (jnp.asarray(least, dtype), jnp.asarray(greatest, dtype))
         if of_entropy:
             moved = scaled(moved, -1)  # it was x - E_q[X]
-            learnt = by_moments(root, moved, info.products, info.squared_error, *how)
+            learnt = by_moments(root, moved, products, info.squared_error, *how)
         else:
-            slope, bend = scaled(moved, step), scaled(info.products, step)
+            slope, bend = scaled(moved, step), scaled(products, step)
             moved, learnt = by_natural_gradient(root, slope, bend, *how)
             error = info.squared_error * step**2
             info = info._replace(beta_used=step, squared_error=error)
         learnt = learnt[0], learnt[1].astype(dtype)
         moved = root.times(scaled(within_reach(moved, most), -1))
         known = info.effective_sample_size > 0
-        known &= all_finite((moved, info.products, learnt))
+        known &= all_finite((moved, products, learnt))
         moved = optax.tree.where(known, moved, zeros)
         kept, bounded = optax.tree.where(known, learnt, (root, state.bounded))
         effective = jnp.where(known, info.effective_sample_size, 0)
@@ -319,4 +322,4 @@ def gaussian(
 def _coordinates(selected: PyTree) -> PyTree:
     """0 in the coordinates u, of one dtype for all leaves."""
     dtype = compute_dtype(selected)
-    return zeros_alike(jax.tree.map(lambda leaf: leaf.astype(dtype), widen(selected)))
+    return optax.tree.zeros_like(selected, dtype=dtype)

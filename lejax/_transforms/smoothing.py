@@ -22,6 +22,7 @@ from lejax._schedules.target_share import (
     first_tau,
     restrained,
 )
+from lejax._tracing.loss import OutsideLoss
 
 
 class SmoothingState(NamedTuple):
@@ -68,7 +69,7 @@ def smoothed(
     """What the transformations share."""
     check_smoothing(sampler, first_tau(tau, sampler), beta)
     typed_key(key)
-    if shrink and not sampler.knows_noise:
+    if shrink and not sampler.traits.tells_noise:
         raise ValueError(
             "shrink=True needs a sampler that estimates its noise, got "
             f"{sampler.name}; leave it out, or take importance, pathwise or "
@@ -89,16 +90,14 @@ def smoothed(
         batch: PyTree,
         with_aux: bool,
     ) -> tuple[PyTree, SmoothingState]:
-        grads, sampler_state, info = estimate_gradient(
+        grads, sampler_state, info, _ = estimate_gradient(
             sampler,
             jax.random.fold_in(state.key, state.step),
             state.sampler,
             selected,
-            value_fn=loss,
-            batch=batch,
-            tau=current_tau(tau, state.step, state.info, sampler),
-            beta=beta,
-            has_aux=with_aux,
+            sampler.loss(loss, selected, batch, has_aux=with_aux),
+            current_tau(tau, state.step, state.info, sampler),
+            beta,
             displacement=displacement,
         )
         if keep_gradient:
@@ -141,14 +140,9 @@ def of_selected(
         **ignored: Any,
     ) -> tuple[PyTree, Any]:
         del ignored
-        value_fn = loss_function(value_fn)
         selected, restore = _select(mask, params)
-
-        @functools.wraps(value_fn)
-        def loss(selected: PyTree, *batch: PyTree) -> Any:
-            return value_fn(restore(selected, params), *batch)
-
         with_aux = has_aux is True or like is not None
+        loss = _of_selected(value_fn, lambda part: restore(part, params), with_aux)
         found, new_state = run(state, selected, loss, batch, with_aux)
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
@@ -156,6 +150,20 @@ def of_selected(
         return restore(found, updates), new_state._replace(step=step)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _of_selected(
+    value_fn: Any, whole: Callable[[PyTree], PyTree], with_aux: bool
+) -> LossFn | OutsideLoss:
+    """The loss of the leaves to perturb."""
+    if isinstance(value_fn, OutsideLoss):
+        if with_aux:
+            raise TypeError(
+                "tx has has_aux, and losses that are told have no aux; leave it out."
+            )
+        return value_fn.after(whole)
+    loss = loss_function(value_fn)
+    return functools.wraps(loss)(lambda part, *batch: loss(whole(part), *batch))
 
 
 def _select(mask: Mask, params: PyTree) -> tuple[PyTree, Callable[..., PyTree]]:

@@ -19,7 +19,7 @@ SAMPLERS = {
     "few samples": lambda **axis: lejax.importance(3, **axis),
     "plain": lambda **axis: lejax.importance(7, antithetic=False, **axis),
     "signs": lambda **axis: lejax.importance(24, signs_per_draw=3, **axis),
-    "adapted": lambda **axis: lejax.importance(17, target_share=0.5, **axis),
+    "adapted": lambda **axis: lejax.importance(17, beta_share=0.5, **axis),
     "pathwise": lambda **axis: lejax.pathwise(7, **axis),
     "score_function": lambda **axis: lejax.score_function(7, **axis),
     "robbins_monro": lambda **axis: lejax.robbins_monro(3, 7, 0.3, **axis),
@@ -40,7 +40,7 @@ def f(x):
 
 def without_noise(tree):
     """Infos without what depends on the layout: test_noise.py has it by replicates."""
-    noise = dict.fromkeys(("squared_error", "signal", "signal_error"))
+    noise = dict.fromkeys(("squared_error", "signal", "signal_standard_error"))
     return jax.tree.map(
         lambda x: x._replace(**noise) if is_info(x) else x, tree, is_leaf=is_info
     )

@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from cases.spaces import reading, reduced
 
-from lejax._spaces.control_variate import add_control_variate, sums_by_leaf, zero_sums
-from lejax._spaces.reduced import reduced_space
-from lejax._tracing.partial_eval import trace_leaf_uses
-from lejax._tracing.per_example import read_per_example
+from lejax._spaces.control_variate import add_control_variate
 
 
 def normal(seed, *shape):
@@ -47,39 +45,30 @@ def network(name):
 
 
 def reasons(value_fn, params, batch):
-    program, found = trace_leaf_uses(value_fn, params, batch, inner_batches=False)
-    return read_per_example(program, len(found)).reasons
+    return reading(value_fn, params, batch)[1].reasons
 
 
 def mean_of_control_variates(
     value_fn, params, batch, tau, blocks=1000, draws=500, reduction=False
 ):
     """ΣC of blocks of antithetic pairs, (blocks, numbers), each of leaf after leaf."""
-    space = reduced_space(
-        value_fn, params, batch, False, reduction=reduction, credit=True
-    )
+    space = reduced(value_fn, params, batch, False, reduction=reduction, credit=True)
     signs = jnp.array([1.0, -1.0])
+    inner, control = space.inner, space.control_variate
 
     def block(key):
-        noise = jax.vmap(lambda key: space.noise(key, 1))(jax.random.split(key, draws))
-        moves = jax.tree.map(lambda leaf: leaf * jnp.sqrt(jnp.float32(tau)), noise)
-        examine = space.control_variate.examine
-        seen = [
-            jax.vmap(jax.vmap(lambda u, s=s: examine(u, sign=s)[1]))(moves)
-            for s in (1.0, -1.0)
-        ]
-        seen = jax.tree.map(lambda *both: jnp.stack(both), *seen)
-        valid = jnp.ones((draws, 1), bool)
+        keys = jax.random.split(key, draws)
+        noise = jax.vmap(lambda key: inner.noise(key, 1).copies(1))(keys)
+        u = jax.tree.map(lambda leaf: leaf * jnp.sqrt(jnp.float32(tau)), noise)
+        examine = jax.vmap(jax.vmap(control.examine, (0, None)), (0, None))
+        seen = jax.vmap(examine, (None, 0))(u, signs)[1]
+        leaves = jax.vmap(jax.vmap(inner.tree))(u)
         sums = add_control_variate(
-            space.control_variate,
-            zero_sums(space.control_variate, common=True),
-            moves,
-            signs,
-            valid,
-            seen,
+            control, control.no_sums(), u, leaves, signs[:, None], None, seen
         )
-        parts = sums_by_leaf(space.control_variate, sums)
-        return jnp.concatenate([part.ravel() for part in parts if part is not None])
+        leaves = jax.tree.leaves(inner.tree(control.as_blocks(sums)))
+        inside = {leaf for layer in control.layers for leaf in layer.leaves}
+        return jnp.concatenate([leaves[place].ravel() for place in sorted(inside)])
 
     keys = jax.random.split(jax.random.key(5), blocks)
     return np.asarray(jax.jit(lambda keys: jax.lax.map(block, keys))(keys), np.float64)

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from cases.spaces import reduced
 from flax import nnx
-
-from lejax._spaces.reduced import reduced_space
 
 ROWS, INPUTS, HIDDEN = 3, 7, 4
 
@@ -242,7 +241,7 @@ def check(value_fn, params, batch, *, rtol=2e-5):
 
     @jax.jit
     def evaluate(params, batch, length, sign):
-        space = reduced_space(value_fn, params, batch, inner_batches=False)
+        space = reduced(value_fn, params, batch, inner_batches=False)
         noise = space.noise(jax.random.key(9), 1)
         u = jax.tree.map(lambda leaf: length * leaf[0], noise)
         lifted = space.lift(u)

@@ -62,7 +62,7 @@ SMOOTHINGS = {
         lejax.local_entropy, lejax.importance, 20, antithetic=False, credit=True
     ),
     "importance, adapted": smoothing(
-        lejax.local_entropy, lejax.importance, 20, target_share=0.3
+        lejax.local_entropy, lejax.importance, 20, beta_share=0.3
     ),
     "importance, ranks": smoothing(
         lejax.local_entropy, lejax.importance, 20, shaping="ranks"
@@ -88,7 +88,7 @@ SMOOTHINGS = {
 TRANSFORMATIONS = SMOOTHINGS | {
     "entropy_sgd": Entry(entropy_sgd, {lejax.entropy_sgd}),
     "gaussian, full": gaussian(lejax.importance(20), "full"),
-    "gaussian, adapted": gaussian(lejax.importance(20, target_share=0.5), "scale"),
+    "gaussian, adapted": gaussian(lejax.importance(20, beta_share=0.5), "scale"),
     "gaussian, low rank": gaussian(lejax.importance(20), "low_rank", rank=2),
     "gaussian, pathwise": gaussian(lejax.pathwise(20), "diagonal"),
 }

@@ -53,7 +53,7 @@ def test_leaves_that_cannot_be_perturbed(leaf):
     for call in (
         transformation().init,
         lambda params: lejax.step_fn(loss, lejax.sgld(4, 0.1), 0.1)(params, KEY),
-        lambda params: lejax.importance(4).step(
+        lambda params: lejax.importance(4).estimate(
             KEY, (), params, value_fn=loss, tau=0.1
         ),
     ):

@@ -68,12 +68,12 @@ def test_positive_numbers(bad):
             lambda: lejax.entropy_sgd(0.1, bad, key=KEY),
             lambda: lejax.step_fn(loss, sampler, bad),
             lambda: lejax.value_and_grad(loss, sampler, bad),
-            lambda: sampler.step(KEY, (), X, value_fn=loss, tau=bad),
+            lambda: sampler.estimate(KEY, (), X, value_fn=loss, tau=bad),
         ],
         "beta": [
             lambda: transformation(beta=bad),
             lambda: lejax.step_fn(loss, sampler, 0.1, beta=bad),
-            lambda: sampler.step(KEY, (), X, value_fn=loss, tau=0.1, beta=bad),
+            lambda: sampler.estimate(KEY, (), X, value_fn=loss, tau=0.1, beta=bad),
         ],
         "step_size": [
             lambda: lejax.sgld(4, bad),
@@ -107,7 +107,7 @@ def test_shares(bad):
     for name, make in (
         ("share", lambda: lejax.beta_for_share(X, bad)),
         ("share", lambda: lejax.target_share(bad, 0.1)),
-        ("target_share", lambda: lejax.importance(4, target_share=bad)),
+        ("beta_share", lambda: lejax.importance(4, beta_share=bad)),
     ):
         with pytest.raises(ValueError, match=rf"^{name} must be between 0 and 1, got"):
             make()
@@ -122,7 +122,7 @@ def test_shapings(bad):
         lejax.importance(4, shaping=bad)
 
 
-@pytest.mark.parametrize("options", [{"credit": True}, {"target_share": 0.5}])
+@pytest.mark.parametrize("options", [{"credit": True}, {"beta_share": 0.5}])
 def test_what_shaping_cannot_go_with(options):
     (name,) = options
     message = rf"{name}=.* with shaping='ranks': shaped losses .*leave one of them out"
@@ -141,7 +141,7 @@ def test_the_numbers_of_a_controller():
 def test_a_share_that_no_controller_can_follow():
     """Chains and heat tell none, nor do shaped losses, and adapted β follows itself."""
     tau = lejax.target_share(0.5, 0.1)
-    adapts = lejax.importance(4, target_share=0.5)
+    adapts = lejax.importance(4, beta_share=0.5)
     shaped = lejax.importance(4, shaping="ranks")
     message = "tau by target_share goes by the share of.*{}.*pass a number or a sched"
     for name, make in (

@@ -130,7 +130,7 @@ def test_a_small_tau_is_not_rounded_away(name, f, shape, share, dtype):
 
     def gradients(x):
         def of_key(key):
-            displacement, _, _ = sampler.step(
+            displacement, _, _ = sampler.estimate(
                 key, sampler.init(x), x, value_fn=f, tau=tau
             )
             return -displacement / tau

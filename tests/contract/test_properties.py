@@ -241,7 +241,7 @@ def displacement_of(*args, sampler=lejax.importance, **options):
         key = jax.random.key(seed)
         if sampler is lejax.pathwise:
             key = jax.random.fold_in(key, 0)  # as the first step of Robbins-Monro
-        return made.step(
+        return made.estimate(
             key,
             made.init(params),
             params,

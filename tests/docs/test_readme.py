@@ -45,4 +45,4 @@ def test_table_names_everything_that_makes_something():
     assert {name for name, _ in rows} == functions
     for name, file in rows:
         source = (Path(__file__).parents[2] / file).read_text()
-        assert f"\ndef {name}(" in source
+        assert re.search(rf"^(def|class) {name}\(", source, re.MULTILINE)

@@ -89,7 +89,7 @@ def test_coverage(problem, layout):
     sampler = lejax.importance(800, **options)
 
     def one(key, tau, beta):
-        _, _, info = sampler.step(
+        _, _, info = sampler.estimate(
             key, (), problem.x, value_fn=problem.value_fn, tau=tau, beta=beta
         )
         return info.objective, info.standard_error

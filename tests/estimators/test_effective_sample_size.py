@@ -134,7 +134,7 @@ def of_quadratic(share, tau):
 def test_beta_adapts_and_the_gradient_is_that_of_the_beta_used(share, antithetic):
     tau, params = 0.3, QUADRATIC.params()
     x = QUADRATIC.flat(params)
-    sampler = lejax.importance(2000, antithetic=antithetic, target_share=share)
+    sampler = lejax.importance(2000, antithetic=antithetic, beta_share=share)
 
     def run(key):
         tx = lejax.local_entropy(sampler, tau, key=key, beta=0.01)
@@ -185,9 +185,9 @@ def test_all_losses_of_an_update_are_kept_and_no_more_are_evaluated(options):
 
     w = jnp.ones((4, 3))
     given = {"value_fn": f, "batch": batch, "tau": 0.4, "beta": 2.0}
-    sampler = lejax.importance(101, chunk_size=20, target_share=0.6, **options)
+    sampler = lejax.importance(101, chunk_size=20, beta_share=0.6, **options)
     key = jax.random.key(0)
-    step, state, info = jax.jit(lambda s: sampler.step(key, s, w, **given))(
+    step, state, info = jax.jit(lambda s: sampler.estimate(key, s, w, **given))(
         sampler.init(w)
     )
     jax.effects_barrier()
@@ -199,7 +199,7 @@ def test_all_losses_of_an_update_are_kept_and_no_more_are_evaluated(options):
         state.next_beta, lejax.beta_for_share(jnp.asarray(losses), 0.6), rtol=1e-4
     )
     plain = lejax.importance(101, chunk_size=20, **options)
-    expected, _, told = jax.jit(lambda: plain.step(key, (), w, **given))()
+    expected, _, told = jax.jit(lambda: plain.estimate(key, (), w, **given))()
     np.testing.assert_allclose(step, expected, rtol=1e-5, atol=1e-7)
     assert told.num_evaluations == info.num_evaluations
 
@@ -213,10 +213,10 @@ def test_members_of_an_axis_find_the_beta_of_the_whole(samples):
         return jnp.mean(jnp.where(w[0] > 1.5, jnp.nan, jnp.sin(batch @ w) ** 2))
 
     def betas(rows, **axes):
-        sampler = lejax.importance(samples, target_share=0.6, **axes)
+        sampler = lejax.importance(samples, beta_share=0.6, **axes)
 
         def update(state, key):
-            _, state, info = sampler.step(
+            _, state, info = sampler.estimate(
                 key, state, jnp.ones(3), value_fn=f, batch=rows, tau=0.4, beta=2.0
             )
             return state, info.beta_used
@@ -243,7 +243,7 @@ def test_members_of_an_axis_find_the_beta_of_the_whole(samples):
 
 
 def test_an_update_that_failed_keeps_beta():
-    sampler = lejax.importance(50, target_share=0.5)
+    sampler = lejax.importance(50, beta_share=0.5)
     tx = lejax.local_entropy(sampler, 0.3, key=jax.random.key(0), beta=2.0)
     x = jnp.ones(3)
 
@@ -266,10 +266,10 @@ def test_the_state_keeps_its_dtype():
     """Of the parameters, whichever the loss sees."""
     with jax.enable_x64(True):
         params = {"a": jnp.ones(2, jnp.float32), "b": jnp.ones(2)}
-        sampler = lejax.importance(20, target_share=0.5)
+        sampler = lejax.importance(20, beta_share=0.5)
         start = sampler.init(params)
         _, state, _ = jax.eval_shape(
-            lambda s: sampler.step(
+            lambda s: sampler.estimate(
                 jax.random.key(0),
                 s,
                 params,

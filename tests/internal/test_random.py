@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from cases.problems import assert_mean, replicate
 
 import lejax
 from experiments.benchmarks import memory
-from lejax._internal import random, trees
+from lejax._internal import blocks, random, trees
 
 KEY = jax.random.key(11)
 
@@ -21,6 +22,7 @@ KEY = jax.random.key(11)
 @pytest.fixture
 def few_are_many(monkeypatch):
     monkeypatch.setattr(trees, "POOLED_NUMBERS", 20)
+    monkeypatch.setattr(blocks, "LEAST_APART", 0)
     monkeypatch.setattr(random, "BLOCK_NUMBERS", 64)
 
 
@@ -44,7 +46,17 @@ def test_blocks_are_normal_whatever_the_device(
     like = {"a": jnp.zeros(shape), "b": jnp.zeros((50,), jnp.bfloat16)}
 
     def draw():
-        return jax.jit(lambda key: random.standard_normals(key, like, copies))(KEY)
+        layout = blocks.layout_of(like)
+        assert len(layout.zeros(like)) == 2
+
+        @jax.jit
+        def drawn(key):
+            noise = random.standard_normals(
+                key, layout.zeros(like), copies, pooled=layout.pooled
+            )
+            return jax.vmap(layout.tree)(noise.copies(copies))
+
+        return drawn(KEY)
 
     drawn = draw()
     assert drawn["a"].shape == (copies, *shape)
@@ -65,6 +77,43 @@ def test_blocks_are_normal_whatever_the_device(
         if copies > 1:
             np.testing.assert_array_equal(np.abs(flat[0]), np.abs(flat[1]))
             assert abs(np.corrcoef(flat[0], flat[1])[0, 1]) < 4 / flat[0].size ** 0.5
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_copies_of_a_draw_are_standard_normal_and_uncorrelated(large, monkeypatch):
+    if large:
+        monkeypatch.setattr(trees, "POOLED_NUMBERS", 1)
+        monkeypatch.setattr(blocks, "LEAST_APART", 2)
+    like = {"a": jnp.zeros((2, 1)), "b": jnp.zeros(3)}
+    layout = blocks.layout_of(like)
+    assert len(layout.zeros(like)) == 1 + large
+
+    def draw(key):
+        noise = random.standard_normals(key, layout.zeros(like), 5, pooled=True)
+        return jax.vmap(layout.tree)(noise.copies(5))
+
+    found = replicate(draw, 20_000)
+    copies = np.concatenate([found["a"][..., 0], found["b"]], -1).astype(np.float64)
+    flat = copies.reshape(len(copies), -1)
+    assert_mean(flat, 0)
+    assert_mean(flat[:, :, None] * flat[:, None], np.eye(25), sigmas=5)  # 625 of them
+    assert_mean(flat**4, 3)
+    # They share their numbers, but not their signs.
+    np.testing.assert_array_equal(np.abs(copies), np.abs(copies[:, :1]).repeat(5, 1))
+
+
+def test_small_leaves_are_drawn_together(few_are_many, monkeypatch):
+    """In a tree of many numbers too; what a tree has is what comes back."""
+    monkeypatch.setattr(blocks, "LEAST_APART", 16)
+    tree = {
+        "a": jnp.arange(20.0).reshape(4, 5),
+        "b": jnp.ones(3),
+        "c": jnp.full((2, 2), 7.0, jnp.float32),
+    }
+    layout = blocks.layout_of(tree)
+    found = layout.blocks(tree)
+    assert [block.shape for block in found] == [(7,), (4, 5)]
+    jax.tree.map(np.testing.assert_array_equal, layout.tree(found), tree)
 
 
 def test_what_is_drawn_again_is_what_was_evaluated(few_are_many):
@@ -135,6 +184,7 @@ def test_the_memory_of_an_update_as_planned(monkeypatch):
     """A sixteenth of all sizes, of which the memory is the same multiple."""
     monkeypatch.setattr(trees, "POOLED_NUMBERS", trees.POOLED_NUMBERS // 16)
     monkeypatch.setattr(random, "BLOCK_NUMBERS", random.BLOCK_NUMBERS // 16)
+    monkeypatch.setattr(blocks, "LEAST_APART", blocks.LEAST_APART // 16)
     parameters = 2 * trees.POOLED_NUMBERS
     found = memory.measure(memory.Config(parameters, layers=4, batch_size=2), 4)
     assert 3 < found["planned_in_parameters"] < 4

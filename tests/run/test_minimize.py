@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import sys
@@ -312,12 +313,14 @@ def test_summary():
 def test_seconds_and_evaluations_of_a_long_run():
     """More than 32 bits hold."""
 
-    def step(*args, **options):
-        displacement, state, info = QUICK.step(*args, **options)
-        many = info._replace(num_evaluations=jnp.array(2**31 - 1, jnp.int32))
-        return displacement, state, many
+    class Many(type(QUICK)):
+        def run(self, *args, **options):
+            displacement, state, info, learnt = super().run(*args, **options)
+            many = info._replace(num_evaluations=jnp.array(2**31 - 1, jnp.int32))
+            return displacement, state, many, learnt
 
-    result = minimize(sampler=QUICK._replace(step=step), num_updates=3)
+    settings = {f.name: getattr(QUICK, f.name) for f in dataclasses.fields(QUICK)}
+    result = minimize(sampler=Many(**settings), num_updates=3)
     assert result.num_evaluations == 4 * (2**31 - 1)
     assert 0 < result.seconds < 100
 

@@ -214,7 +214,7 @@ def test_a_chain_samples_the_part_where_the_loss_is_finite(bad):
 
     def step(key, bad):
         x = jnp.array(0.0)
-        out = sampler.step(key, sampler.init(x), x, value_fn=f, batch=bad, tau=TAU)
+        out = sampler.estimate(key, sampler.init(x), x, value_fn=f, batch=bad, tau=TAU)
         return out[0], out[1].position, out[2].nonfinite_fraction
 
     displacement, position, refused = replicate(step, 200, given=(jnp.float32(bad),))
@@ -228,7 +228,7 @@ def test_a_chain_samples_the_part_where_the_loss_is_finite(bad):
 
 
 def jitted(sampler, f):
-    return jax.jit(functools.partial(sampler.step, value_fn=f, tau=TAU))
+    return jax.jit(functools.partial(sampler.estimate, value_fn=f, tau=TAU))
 
 
 def test_a_chain_whose_end_is_not_finite_restarts():

@@ -18,14 +18,13 @@ from cases.problems import (
 )
 
 import lejax
-from lejax._estimators.moments import empty_moments, loss_moments, merge_moments
 
 GRADIENTS = {"pathwise": lejax.pathwise, "score_function": lejax.score_function}
 
 
 def run(sampler, value_fn, params, tau, replicates=256):
     def step(key, params, tau):
-        out = sampler.step(key, (), params, value_fn=value_fn, tau=tau)
+        out = sampler.estimate(key, (), params, value_fn=value_fn, tau=tau)
         return out[0], out[2]
 
     return replicate(step, replicates, given=(params, tau))
@@ -94,33 +93,6 @@ def test_quadratic_on_a_nested_tree(make, tau, dtype):
         assert_mean(info.objective, QUADRATIC.heat(x, tau), bias=1e-6)
 
 
-@pytest.mark.parametrize("members", [1, 2])
-def test_standard_error_of_few_units(members):
-    """From P independent units it is their standard deviation over √P, with P - 1,
-    however they are merged."""
-    losses = np.random.default_rng(0).normal(3.0, 2.0, (members, 5)).astype(np.float32)
-
-    def moments(part):
-        part = jnp.asarray(part)
-        return loss_moments(
-            part[..., None],
-            jnp.ones((*part.shape, 1), bool),
-            jnp.ones((part.shape[1], 1), bool),
-        )
-
-    @jax.jit
-    def found(losses):
-        merged = merge_moments(moments(losses[:, :2]), moments(losses[:, 2:]))
-        of_none = merge_moments(empty_moments("f4"), merged)
-        every = moments(losses), merged, of_none
-        return [(each.mean, each.standard_error()) for each in every]
-
-    units = losses.mean(0)
-    for mean, error in found(losses):
-        np.testing.assert_allclose(mean, losses.mean(), rtol=1e-6)
-        np.testing.assert_allclose(error, units.std(ddof=1) / np.sqrt(5), rtol=1e-5)
-
-
 @pytest.mark.parametrize("offset", [1e4, -1e4])
 def test_a_constant_in_the_loss_costs_no_digits(offset):
     """Baseline and standard error are central: float32 rounds f itself to 1e-3."""
@@ -132,7 +104,7 @@ def test_a_constant_in_the_loss_costs_no_digits(offset):
             def f(x):
                 return jnp.sum(x) * 10 + offset
 
-            out = sampler.step(key, (), jnp.zeros(2), value_fn=f, tau=0.25)
+            out = sampler.estimate(key, (), jnp.zeros(2), value_fn=f, tau=0.25)
             return out[0], out[2]
 
         displacement, info = replicate(step, 256, given=(jnp.float32(offset),))
@@ -151,7 +123,7 @@ def test_robbins_monro_stopped_early(num_steps, share):
     assert abs(exact - share) < 5e-4
     sampler = lejax.robbins_monro(num_steps, 2, paper_steps)
     step = jax.jit(
-        functools.partial(sampler.step, value_fn=lambda x: x @ slope, tau=0.3)
+        functools.partial(sampler.estimate, value_fn=lambda x: x @ slope, tau=0.3)
     )
     displacement, _, _ = step(jax.random.key(0), (), jnp.zeros(2))
     np.testing.assert_allclose(displacement, -exact * 0.3 * slope, rtol=1e-5)

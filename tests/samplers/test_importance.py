@@ -25,7 +25,7 @@ def run(sampler, value_fn, params, tau, beta=1.0, replicates=64):
     """Displacements and infos of independent updates."""
 
     def step(key, params, tau, beta):
-        out = sampler.step(key, (), params, value_fn=value_fn, tau=tau, beta=beta)
+        out = sampler.estimate(key, (), params, value_fn=value_fn, tau=tau, beta=beta)
         return out[0], out[2]
 
     return replicate(step, replicates, given=(params, tau, beta))
@@ -123,7 +123,7 @@ def test_effective_sample_size_is_that_of_all_weights(antithetic):
         return value
 
     sampler = lejax.importance(101, antithetic=antithetic, chunk_size=20)
-    step = jax.jit(functools.partial(sampler.step, value_fn=f, tau=0.4, beta=2.0))
+    step = jax.jit(functools.partial(sampler.estimate, value_fn=f, tau=0.4, beta=2.0))
     _, _, info = step(jax.random.key(0), (), jnp.ones(3))
     jax.effects_barrier()
     losses = np.concatenate(seen).astype(np.float64)
@@ -160,7 +160,7 @@ def test_an_odd_sample_has_noise_of_its_own():
         return x
 
     sampler = lejax.importance(3, chunk_size=1)
-    step = jax.jit(functools.partial(sampler.step, value_fn=f, tau=0.4))
+    step = jax.jit(functools.partial(sampler.estimate, value_fn=f, tau=0.4))
     step(jax.random.key(0), (), jnp.array(0.0))
     jax.effects_barrier()
     sizes, counts = np.unique(np.abs(points), return_counts=True)

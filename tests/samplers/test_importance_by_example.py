@@ -25,7 +25,7 @@ def estimates(sampler, loss, params, batch, tau, beta, replicates=300):
         params, batch, tau, beta = given
         # Heat has none, and says so of one that it does not know.
         beta = 1.0 if sampler.regularization == "heat" else beta
-        u, _, info = sampler.step(
+        u, _, info = sampler.estimate(
             key, (), params, value_fn=loss, batch=batch, tau=tau, beta=beta
         )
         return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(u)]), info
@@ -182,7 +182,7 @@ def test_minibatches_estimate_it_without_bias(make, num_samples):
 def test_the_same_by_chunks_and_by_members(members):
     def step(**options):
         sampler = lejax.importance_by_example(20, **options)
-        return lambda batch: sampler.step(
+        return lambda batch: sampler.estimate(
             jax.random.key(1),
             (),
             PARAMS,
@@ -213,7 +213,7 @@ def test_members_that_hold_the_data():
 
     def one(key):
         def step(part):
-            u, _, info = sampler.step(
+            u, _, info = sampler.estimate(
                 key, (), PARAMS, value_fn=loss, batch=part, tau=0.3, beta=2.0
             )
             leaves = [leaf.ravel() for leaf in jax.tree.leaves(u)]
@@ -264,7 +264,7 @@ def test_an_example_that_fails():
 
 def test_no_examples():
     with pytest.raises(ValueError, match="value_fn is no sum over the examples"):
-        lejax.importance_by_example(10).step(
+        lejax.importance_by_example(10).estimate(
             jax.random.key(0), (), jnp.ones(3), value_fn=lambda x: jnp.sum(x**2), tau=1
         )
 
@@ -276,7 +276,7 @@ def test_positions_are_no_examples():
         return jnp.mean(jnp.tanh(x @ params) ** 2)
 
     with pytest.raises(ValueError, match="value_fn is no sum over the examples"):
-        lejax.importance_by_example(10).step(
+        lejax.importance_by_example(10).estimate(
             jax.random.key(0),
             (),
             jnp.ones((3, 3)),
@@ -312,7 +312,7 @@ def test_equal_weights_move_nothing(lost):
         return jnp.mean(0 * (x @ w) + lost)
 
     sampler = lejax.importance_by_example(50, antithetic=False)
-    step = jax.jit(functools.partial(sampler.step, value_fn=loss, tau=0.3))
+    step = jax.jit(functools.partial(sampler.estimate, value_fn=loss, tau=0.3))
     batch = ROWS, jnp.float32(lost)
     u, _, info = step(jax.random.key(0), (), jnp.ones((3, 1)), batch=batch)
     np.testing.assert_allclose(u, 0, atol=1e-6)

@@ -129,7 +129,7 @@ def with_a_covariance():
         return updates, variances, info.objective, info.squared_error
 
     for sampler in (
-        lejax.importance(40, target_share=0.3),
+        lejax.importance(40, beta_share=0.3),
         lejax.importance(40, antithetic=False),
         lejax.pathwise(12),
     ):

@@ -57,7 +57,7 @@ def chains(num_steps, averaging=False):
             temperature=lambda j: scheduled(temperature, j.astype(jnp.float32)),
             averaging=average if averaging else None,
         )
-        displacement, state, _ = sampler.step(
+        displacement, state, _ = sampler.estimate(
             key,
             lejax.SGLDState(start),
             x,
@@ -133,7 +133,9 @@ def bias(name, tau, beta, step_size, time, replicates):
 
     def displacement(key, start, tau, beta):
         state = lejax.SGLDState(start)
-        return sampler.step(key, state, jnp.array(x), value_fn=f, tau=tau, beta=beta)[0]
+        return sampler.estimate(
+            key, state, jnp.array(x), value_fn=f, tau=tau, beta=beta
+        )[0]
 
     given = jnp.float32(x + of_q.displacement), tau, beta
     found = replicate(displacement, replicates, given=given)
@@ -194,7 +196,7 @@ def test_quadratic_on_a_nested_tree(dtype, tau, beta):
         sampler = lejax.sgld(200, 0.1)
 
         def step(key, centre, params, tau, beta):
-            return sampler.step(
+            return sampler.estimate(
                 key,
                 lejax.SGLDState(centre),
                 params,
@@ -220,7 +222,7 @@ def test_a_warm_chain_goes_on_where_it_ended():
     x, key = jnp.array([2.0, -1.0]), jax.random.key(0)
 
     def jitted(sampler):
-        return jax.jit(functools.partial(sampler.step, value_fn=f, tau=0.7))
+        return jax.jit(functools.partial(sampler.estimate, value_fn=f, tau=0.7))
 
     warm = lejax.sgld(50, 0.1)
     _, first, _ = jitted(warm)(key, warm.init(x), x)
@@ -270,7 +272,7 @@ def test_the_transformation_carries_the_chain():
     key, x, sampler = jax.random.key(3), jnp.array([2.0, -1.0]), lejax.sgld(20, 0.1)
     tx = lejax.local_entropy(sampler, 0.7, key=key)
     update = jax.jit(lambda s, x: tx.update(None, s, x, value_fn=f))
-    step = jax.jit(lambda *args: sampler.step(*args, value_fn=f, tau=0.7))
+    step = jax.jit(lambda *args: sampler.estimate(*args, value_fn=f, tau=0.7))
     _, first = update(tx.init(x), x)
     grads, second = update(first, x + 0.5)
     _, chain, _ = step(jax.random.fold_in(key, 0), sampler.init(x), x)
@@ -291,7 +293,7 @@ def test_inner_batches_take_turns():
 
     def run(batch, **options):
         sampler = lejax.sgld(5, 0.1, **cold, **options)
-        step = functools.partial(sampler.step, value_fn=f, batch=batch, tau=1e9)
+        step = functools.partial(sampler.estimate, value_fn=f, batch=batch, tau=1e9)
         return jax.jit(step)(key, (), x)[0]
 
     # Without curvature and noise: x_j = -(ε/2) Σ_{i<j} slope_i.
@@ -321,7 +323,7 @@ def test_aux_with_inner_batches_is_that_of_the_first():
 def test_info_says_what_a_chain_knows():
     sampler = lejax.sgld(10, 0.1)
     x = jnp.array(1.0)
-    step = functools.partial(sampler.step, value_fn=lambda x: x**2, tau=0.5)
+    step = functools.partial(sampler.estimate, value_fn=lambda x: x**2, tau=0.5)
     _, _, info = jax.jit(step)(jax.random.key(0), sampler.init(x), x)
     assert info.num_evaluations == 10
     assert info.nonfinite_fraction == 0

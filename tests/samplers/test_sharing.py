@@ -188,7 +188,7 @@ def test_state_of_other_chains():
     state = sampler.init(X)
 
     def step(_):
-        return sampler.step(jax.random.key(0), state, X, value_fn=f, tau=0.3)
+        return sampler.estimate(jax.random.key(0), state, X, value_fn=f, tau=0.3)
 
     with pytest.raises(ValueError, match=r"shape \(4, 5\), not 2 of the num_chains=4"):
         jax.vmap(step, axis_name="member")(jnp.arange(2))

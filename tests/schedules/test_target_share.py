@@ -261,7 +261,7 @@ STEPS = {
     ),
     "adapted": (
         lejax.local_entropy,
-        lejax.importance(40, target_share=0.5),
+        lejax.importance(40, beta_share=0.5),
         0.3,
         {"beta": 2.0},
     ),
@@ -319,7 +319,7 @@ CONTROLLED = {
         "tau": lejax.target_share(0.5, 0.01),
         "sampler": lejax.importance(40),
     },
-    "adapted": {"tau": 0.3, "sampler": lejax.importance(40, target_share=0.5)},
+    "adapted": {"tau": 0.3, "sampler": lejax.importance(40, beta_share=0.5)},
 }
 
 

@@ -78,7 +78,7 @@ def test_unbiased_against_quadrature(tau, beta, antithetic):
         sampler = lejax.importance(5000, antithetic=antithetic, credit=credit)
 
         def one(key, tau, beta):
-            u, _, info = sampler.step(
+            u, _, info = sampler.estimate(
                 key, (), params, value_fn=loss, batch=x, tau=tau, beta=beta
             )
             return jnp.concatenate([u["v"], u["w"].ravel()]), info.num_evaluations
@@ -104,7 +104,7 @@ def variance(num_samples, **options):
         ).mean()
 
     def estimate(key, params, batch):
-        u, _, _ = lejax.importance(num_samples, **options).step(
+        u, _, _ = lejax.importance(num_samples, **options).estimate(
             key, (), params, value_fn=loss, batch=batch, tau=0.01, beta=1.0
         )
         return jnp.concatenate([u["v"].ravel(), u["w"].ravel()])
@@ -146,7 +146,7 @@ def test_the_same_by_chunks_and_by_members(antithetic, way):
 
     def step(**options):
         sampler = lejax.importance(100, antithetic=antithetic, credit=True, **options)
-        return lambda batch: sampler.step(
+        return lambda batch: sampler.estimate(
             jax.random.key(1),
             (),
             PARAMS,
@@ -184,7 +184,7 @@ def updated(sampler, loss, batch=ROWS):
 
     @jax.jit
     def step(params, batch):
-        return sampler.step(
+        return sampler.estimate(
             jax.random.key(0), (), params, value_fn=loss, batch=batch, tau=0.3
         )[::2]
 

@@ -31,9 +31,9 @@ def estimates(
     """Displacements, numbers of leaf after leaf, and the values of F^H."""
 
     def one(key, params, batch, tau):
-        u, _, info = lejax.score_function(num_samples, credit=credit, **options).step(
-            key, (), params, value_fn=loss, batch=batch, tau=tau
-        )
+        u, _, info = lejax.score_function(
+            num_samples, credit=credit, **options
+        ).estimate(key, (), params, value_fn=loss, batch=batch, tau=tau)
         leaves = jax.tree.leaves(u)
         return jnp.concatenate([leaf.ravel() for leaf in leaves]), info
 
@@ -160,7 +160,7 @@ def test_the_same_by_chunks_and_by_members(way):
         sampler = lejax.score_function(20, credit=True, **options)
 
         def step(params, batch):
-            return sampler.step(
+            return sampler.estimate(
                 jax.random.key(1),
                 (),
                 params,
@@ -189,7 +189,7 @@ def of_members(params, parts):
     sampler = lejax.score_function(50, credit=True, data_axis_name="rows")
 
     def one(key, params, parts):
-        step = lambda part: sampler.step(  # noqa: E731
+        step = lambda part: sampler.estimate(  # noqa: E731
             key, (), params, value_fn=penalised_network, batch=part, tau=0.3
         )[0]
         leaves = jax.tree.leaves(jax.vmap(step, axis_name="rows")(parts))

@@ -19,10 +19,10 @@ from cases.reduction import (
     normal,
     plain,
 )
+from cases.spaces import reduced
 from hypothesis import strategies
 
 import lejax
-from lejax._spaces.reduced import reduced_space
 
 # Flax and Equinox promote on their own.
 pytestmark = pytest.mark.standard
@@ -45,7 +45,7 @@ def test_a_leaf_without_use_is_not_drawn():
     zeros = check(value_fn, params, batch)
     assert zeros["unused"].shape == (0,)
     assert zeros["empty"].shape == (0, 4)
-    space = reduced_space(value_fn, params, batch, inner_batches=False)
+    space = reduced(value_fn, params, batch, inner_batches=False)
     np.testing.assert_array_equal(
         space.to_null_space(params)["unused"], params["unused"]
     )
@@ -79,7 +79,7 @@ def test_a_row_of_a_table_is_drawn_once():
 
     @jax.jit
     def draw(params, batch):
-        space = reduced_space(case.value_fn, params, batch, inner_batches=False)
+        space = reduced(case.value_fn, params, batch, inner_batches=False)
         noise = jax.tree.map(lambda leaf: leaf[0], space.noise(jax.random.key(0), 1))
         return noise["table"], space.lift(noise)["table"]
 
@@ -107,7 +107,7 @@ def test_a_row_that_is_not_finite_fails_loudly_and_alone(bad):
 
     @jax.jit
     def values(batch):
-        space = reduced_space(value_fn, w, batch, inner_batches=False)
+        space = reduced(value_fn, w, batch, inner_batches=False)
         u = 0.3 * space.noise(jax.random.key(0), 1)[0]
         return space.value_fn(u), value_fn(w + space.lift(u), batch)
 
@@ -125,7 +125,7 @@ def test_as_many_rows_as_inputs_gain_nothing(rows):
     case = plain(lambda x, w: x @ w, batch=(rows, INPUTS), rows=(INPUTS, HIDDEN))
     leaf = lejax.reduction_report(*case[:3]).leaves[1]
     assert leaf.reason == f"{rows} rows meet {INPUTS} inputs"
-    space = reduced_space(*case[:3], inner_batches=False)
+    space = reduced(*case[:3], inner_batches=False)
     assert space.to_null_space is None
     drift = jax.tree.map(jnp.ones_like, space.zeros)
     moved = jax.tree.map(jnp.subtract, case.params, drift)
@@ -168,7 +168,7 @@ def test_a_product_of_half_precision_is_left_as_it_is():
         product = jax.lax.dot(x, w, preferred_element_type=jnp.bfloat16)
         return jnp.tanh(product.astype(jnp.float32)).sum()
 
-    space = reduced_space(loss, w, x, inner_batches=False)
+    space = reduced(loss, w, x, inner_batches=False)
     drift = jnp.full_like(w, 0.37)
     np.testing.assert_array_equal(space.value_fn(drift), loss(w + drift, x))
 
@@ -176,7 +176,7 @@ def test_a_product_of_half_precision_is_left_as_it_is():
 def test_what_is_out_of_range_reads_no_row():
     """It is the fill, wherever a chain has drifted."""
     case = CASES["take, filled"]()
-    space = reduced_space(*case[:3], inner_batches=False)
+    space = reduced(*case[:3], inner_batches=False)
     drift = jax.tree.map(jnp.ones_like, space.zeros)
     moved = jax.tree.map(jnp.add, case.params, space.lift(drift))
     np.testing.assert_allclose(
@@ -217,7 +217,7 @@ def test_rules_of_custom_derivatives_survive(activation):
 
     @jax.jit
     def slopes(params, x):
-        space = reduced_space(value_fn, params, x, inner_batches=False)
+        space = reduced(value_fn, params, x, inner_batches=False)
         assert space.zeros["w"].shape == (ROWS, HIDDEN)
         slope = space.lift(jax.grad(space.value_fn)(space.zeros))
         return slope, jax.grad(value_fn)(params, x)

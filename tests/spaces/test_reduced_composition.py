@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 from cases.problems import replicate
+from cases.spaces import reduced
 
 import lejax
-from lejax._spaces.reduced import reduced_space
 
 TAU = 0.3
 X = jax.random.normal(jax.random.key(0), (3, 8))
@@ -114,7 +114,7 @@ def test_the_gradient_of_an_outer_function():
         @jax.jit
         @jax.value_and_grad
         def objective(args):
-            _, _, info = lejax.importance(20).step(
+            _, _, info = lejax.importance(20).estimate(
                 jax.random.key(0), (), value_fn=network, batch=batch, **args
             )
             return info.objective
@@ -138,7 +138,7 @@ def test_the_gradient_with_respect_to_the_batch():
         def of_key(key):
             def objective(x):
                 sampler = lejax.importance(20, **options)
-                _, _, info = sampler.step(
+                _, _, info = sampler.estimate(
                     key, (), PARAMS, value_fn=network, batch=x, tau=TAU
                 )
                 return info.objective
@@ -159,7 +159,7 @@ def test_float64():
 
         @jax.jit
         def values(params, x):
-            space = reduced_space(network, params, x, inner_batches=False)
+            space = reduced(network, params, x, inner_batches=False)
             u = jax.tree.map(lambda leaf: leaf[0], space.noise(jax.random.key(0), 1))
             assert u["w"].dtype == jnp.float64
             moved = jax.tree.map(jnp.add, params, space.lift(u))
@@ -215,7 +215,7 @@ def test_half_precision(name, half):
 def test_a_bfloat16_product_is_reduced():
     """Without a cast: the product at x in bfloat16, its change in float32."""
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
-    space = reduced_space(network, params, X.astype(jnp.bfloat16), inner_batches=False)
+    space = reduced(network, params, X.astype(jnp.bfloat16), inner_batches=False)
     assert space.zeros["w"].shape == (3, 2)
 
     @jax.jit
@@ -261,7 +261,7 @@ def test_a_batch_of_more_than_arrays():
         return network(params, batch["x"]) * batch["scale"]
 
     batch = {"x": X, "scale": 2.0, "name": "train"}
-    space = reduced_space(value_fn, PARAMS, batch, inner_batches=False)
+    space = reduced(value_fn, PARAMS, batch, inner_batches=False)
     assert space.zeros["w"].shape == (3, 2)
     np.testing.assert_allclose(
         space.value_fn(space.zeros), 2 * network(PARAMS, X), rtol=1e-5
@@ -276,7 +276,7 @@ def test_dropout_keys_among_inner_batches():
         return network(params, jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0))
 
     batches = jax.random.split(jax.random.key(3), 2), jnp.stack([X[:2], X[1:]])
-    space = reduced_space(value_fn, PARAMS, batches, inner_batches=True)
+    space = reduced(value_fn, PARAMS, batches, inner_batches=True)
     assert space.zeros["w"].shape == (4, 2)
     ours, theirs = jax.jit(space.value_fn), jax.jit(value_fn)
     for j in range(3):
@@ -298,7 +298,7 @@ def test_turns_are_prepared_as_the_loss_would():
 
     keys = jax.random.split(jax.random.key(3, impl="rbg"), 2)
     batches = keys, jnp.stack([X[:2], X[1:]])
-    space = reduced_space(value_fn, PARAMS, batches, inner_batches=True)
+    space = reduced(value_fn, PARAMS, batches, inner_batches=True)
     assert space.zeros["w"].shape == (4, 2)
     ours, theirs = jax.jit(space.value_fn), jax.jit(value_fn)
     for j in range(2):

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cases.reduction import HIDDEN, INPUTS, ROWS, check, kernel_and, normal
+from cases.spaces import reduced
 
 import lejax
-from lejax._spaces.reduced import reduced_space
 
 # Flax and Equinox promote on their own.
 pytestmark = pytest.mark.standard
@@ -148,7 +148,7 @@ def test_members_that_exchange_their_losses_draw_in_full_space(exchange):
         def value_fn(w, x):
             return exchange(jnp.mean(jnp.tanh(x @ w)))
 
-        space = reduced_space(value_fn, normal(0, INPUTS), x, inner_batches=False)
+        space = reduced(value_fn, normal(0, INPUTS), x, inner_batches=False)
         assert space.zeros.shape == (INPUTS,)
         return x
 
@@ -204,7 +204,7 @@ def test_a_rectifier_does_not_close_over_the_trace_around_it():
         return jnp.mean(jax.nn.relu(x @ w))
 
     def update(w, x):
-        space = reduced_space(value_fn, w, x, inner_batches=False)
+        space = reduced(value_fn, w, x, inner_batches=False)
         assert space.zeros.shape == (ROWS, 2)
         return space.lift(space.zeros), None
 

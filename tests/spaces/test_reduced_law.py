@@ -29,7 +29,7 @@ def displacements(
     options = {} if sampler.regularization == "heat" else {"beta": beta}
 
     def step(key, tau, options):
-        found, _, info = sampler.step(
+        found, _, info = sampler.estimate(
             key,
             sampler.init(params),
             params,
@@ -135,8 +135,10 @@ def chain(replicates, seed, tau, **options):
         first, second = jax.random.split(key)
         state = lejax.SGLDState(jax.tree.map(lambda leaf: 1.3 * leaf - 0.2, PARAMS))
         common = {"value_fn": network, "tau": tau, "beta": 0.7}
-        _, state, _ = sampler.step(first, state, PARAMS, batch=BATCH, **common)
-        found, state, info = sampler.step(second, state, moved, batch=NEXT, **common)
+        _, state, _ = sampler.estimate(first, state, PARAMS, batch=BATCH, **common)
+        found, state, info = sampler.estimate(
+            second, state, moved, batch=NEXT, **common
+        )
         end = jax.tree.map(jnp.subtract, state.position, moved)
         return flat(found), flat(end), info.nonfinite_fraction
 
@@ -214,7 +216,7 @@ def test_sgld_that_refuses_its_start():
 
     @jax.jit
     def update(params, batch):
-        return sampler.step(
+        return sampler.estimate(
             jax.random.key(0),
             lejax.SGLDState(far),
             params,
@@ -275,7 +277,7 @@ def test_sharing_a_draw_changes_neither_mean_nor_order_of_error():
         sampler = lejax.importance(80, signs_per_draw=signs)
 
         def step(key):
-            return sampler.step(key, (), x, value_fn=value_fn, tau=0.2)[::2]
+            return sampler.estimate(key, (), x, value_fn=value_fn, tau=0.2)[::2]
 
         return replicate(step, 4000, seed)
 

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from cases.per_example import assert_zero, mean_of_control_variates, normal, reasons
 from cases.problems import assert_mean, replicate
+from cases.spaces import reading
 
 import lejax
 from lejax._spaces.row_span import make_matrix_layer, products_of_noise, row_basis
 from lejax._tracing.layers import FEW_POSITIONS
-from lejax._tracing.partial_eval import trace_leaf_uses
-from lejax._tracing.per_example import read_per_example
 
 
 class Case(NamedTuple):
@@ -169,8 +168,7 @@ CASES = {
 def test_layers_as_matrices(name):
     """Hᵢ W, laid out, is what the program computes; the span holds the rows."""
     case = CASES[name]()
-    program, found = trace_leaf_uses(case.loss, case.params, case.batch, False)
-    sights = read_per_example(program, len(found))
+    program, sights = reading(case.loss, case.params, case.batch)
     leaves = jax.tree.leaves(case.params)
     names = sorted(case.params)
     assert {
@@ -264,7 +262,7 @@ def test_the_same_heat(name, tau):
         sampler = lejax.score_function(40, credit=credit)
 
         def one(key, params, batch, tau):
-            u, _, info = sampler.step(
+            u, _, info = sampler.estimate(
                 key, (), params, value_fn=case.loss, batch=batch, tau=tau
             )
             leaves = [leaf.ravel() for leaf in jax.tree.leaves(u)]
@@ -305,7 +303,7 @@ def test_less_noise(reduction, num_samples):
         sampler = lejax.importance(num_samples, reduction=reduction, **options)
 
         def estimate(key, params, batch):
-            u, _, _ = sampler.step(
+            u, _, _ = sampler.estimate(
                 key, (), params, value_fn=loss, batch=batch, tau=0.01
             )
             return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(u)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lejax._tracing.batch_axis import ExamplesMixError, follow_batch_axis
-from lejax._tracing.program import trace
+from lejax._tracing.program import read
 
 B, N = 4, 3
 rng = np.random.default_rng(0)
@@ -139,7 +139,8 @@ MEETING = {
 
 
 def axis_of(fn):
-    program = trace(fn, Y)
+    closed = jax.make_jaxpr(fn)(Y)
+    program = read(closed.jaxpr, closed.consts)
     (number,) = program.inputs
     return follow_batch_axis(program, program.operations, {number: 0}).get(
         program.output

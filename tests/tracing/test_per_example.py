@@ -24,9 +24,9 @@ from cases.per_example import (
     tied,
 )
 from cases.reduction import equinox_network, linen_network, nnx_network
+from cases.spaces import reduced
 
 import lejax
-from lejax._spaces.reduced import reduced_space
 
 
 @pytest.mark.standard
@@ -161,10 +161,10 @@ def test_the_sum_is_found(name):
 
     found = dict(zip(sorted(PARAMS), reasons(loss, PARAMS, ROWS), strict=True))
     assert {leaf for leaf, reason in found.items() if not reason} == {"c", "v", "w"}
-    space = reduced_space(loss, PARAMS, ROWS, False, credit=True)
+    space = reduced(loss, PARAMS, ROWS, False, credit=True)
     moved = space.zeros | {"v": jnp.ones_like(space.zeros["v"])}
     (before, at_origin), (after, there) = map(
-        space.control_variate.examine, (space.zeros, moved)
+        space.control_variate.examine, map(space.blocks, (space.zeros, moved))
     )
     changes = there.losses - at_origin.losses
     assert changes.shape == (5,)

@@ -99,7 +99,7 @@ def test_projection_on_a_simplex():
 
 def evidence(value_fn, z, number=60):
     """-log ∫ exp(-f) of the last updates, once Σ is learnt; z is the last mean."""
-    sampler = lejax.importance(2000, target_share=0.5)
+    sampler = lejax.importance(2000, beta_share=0.5)
     smooth = lejax.gaussian(
         sampler, 0.5, key=jax.random.key(0), covariance="full", temperature=1.0
     )

@@ -151,7 +151,7 @@ def test_a_badly_scaled_quadratic(other):
             x, _ = updated(
                 loss,
                 jnp.ones(size),
-                lejax.importance(60, target_share=0.3),
+                lejax.importance(60, beta_share=0.3),
                 1.0,
                 jax.random.key(seed),
                 number=number,
@@ -218,7 +218,7 @@ def test_no_noise_is_taken_for_a_step():
 def test_noise_is_that_of_replicates(antithetic, large, monkeypatch):
     """In units of Σ; also where large draws tell it without sums over cross terms."""
     if large:
-        monkeypatch.setattr("lejax._estimators.weights.is_large", lambda tree: True)
+        monkeypatch.setattr("lejax._samplers.importance.is_large", lambda tree: True)
     sampler = lejax.importance(401, antithetic=antithetic)
     # Nearly all of this step is the same for all draws: without centred weights the
     # noise is about double.

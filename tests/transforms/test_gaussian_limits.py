@@ -176,7 +176,7 @@ def test_large_sums_are_not_kept_by_groups():
             jax.random.key(0),
             covariance="full",
         )
-        assert jnp.isfinite(state.info.signal_error) == known
+        assert jnp.isfinite(state.info.signal_standard_error) == known
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_other_samplers_are_refused(sampler):
     with pytest.raises(ValueError, match=r"covariance can learn from.*without shaping"):
         lejax.gaussian(sampler, 0.1, key=jax.random.key(0))
     with pytest.raises(TypeError, match="sampler must be a lejax sampler"):
-        lejax.gaussian(sampler.step, 0.1, key=jax.random.key(0))
+        lejax.gaussian(sampler.estimate, 0.1, key=jax.random.key(0))
 
 
 def test_large_matrices_are_refused():

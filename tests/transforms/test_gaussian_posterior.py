@@ -236,7 +236,7 @@ def test_a_share_of_samples_ends_at_the_posterior():
     x, state = updated(
         loss,
         jnp.zeros(2),
-        lejax.importance(500, target_share=0.5),
+        lejax.importance(500, beta_share=0.5),
         1.0,
         jax.random.key(0),
         number=40,
@@ -269,7 +269,7 @@ def test_a_temperature_that_rises():
     _, state = updated(
         lambda x: jnp.sum(x**2),
         jnp.ones(3),
-        lejax.importance(200, target_share=0.5),
+        lejax.importance(200, beta_share=0.5),
         1.0,
         jax.random.key(0),
         number=11,

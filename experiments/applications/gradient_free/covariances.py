@@ -60,7 +60,7 @@ def isotropic(loss: Any, params: Any, population: int) -> Search:
     del params
 
     def chain(numbers: Any, key: jax.Array) -> Any:
-        sampler = lejax.importance(population, target_share=numbers["share"])
+        sampler = lejax.importance(population, beta_share=numbers["share"])
         tau = numbers["sigma"] ** 2
         head = lejax.local_entropy(sampler, tau, key=key, displacement=True)
         return optax.chain(head, optax.sgd(1.0))

@@ -75,7 +75,7 @@ def local_entropy(
             sampler = lejax.importance(
                 population,
                 shaping=shaping,
-                target_share=share,
+                beta_share=share,
                 credit=credit,
                 reduction=reduction,
             )
@@ -101,7 +101,7 @@ def gaussian(
 
         def chain(numbers: Numbers, key: jax.Array) -> Any:
             head = lejax.gaussian(
-                lejax.importance(population, target_share=numbers["share"]),
+                lejax.importance(population, beta_share=numbers["share"]),
                 numbers["sigma"] ** 2,
                 key=key,
                 covariance=covariance,

@@ -1,0 +1,216 @@
+"""The loss, called once: checked, traced to a jaxpr, and evaluated from that."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import eval_jaxpr
+from jax.extend import core
+
+from lejax._internal.checks import loss_function
+from lejax._internal.types import LossFn, PyTree
+from lejax._tracing.obstacles import calls_outside, obstacles
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loss:
+    """A loss on its batch, as a function of the parameters and of a number j.
+
+    Attributes:
+        jaxpr: of the leaves of the parameters, and of those of an inner batch.
+        constants: what it closes over.
+        aux: the structure of a second output; None without one.
+        batches: the inner batches, on a leading axis, of which the j-th is used, in
+            turn; None if there are none.
+        obstacles: why it cannot run in parts.
+        batch_sizes: the lengths of the leading axes of the batch.
+        calls_outside: whether it calls functions of the host.
+        again: calls the loss itself, where its jaxpr cannot be run a second time.
+        source: `value_fn` and its batch; None once it is compiled for any constants.
+    """
+
+    jaxpr: core.Jaxpr
+    constants: Sequence[Any]
+    aux: Any
+    batches: PyTree
+    obstacles: frozenset[str]
+    batch_sizes: frozenset[int]
+    calls_outside: bool
+    again: Callable[..., PyTree] | None
+    source: Any
+
+    def __call__(self, params: PyTree, j: Any = 0) -> jax.Array:
+        """f."""
+        return self._outputs(params, j)[0]
+
+    def aux_at(self, params: PyTree) -> PyTree:
+        """The second output; None if there is none."""
+        if self.aux is None:
+            return None
+        return self.aux.unflatten(self._outputs(params, 0)[1:])
+
+    def _outputs(self, params: PyTree, j: Any) -> list[Any]:
+        inner = () if self.batches is None else (nth_batch(self.batches, j),)
+        if self.again is not None:
+            return jax.tree.leaves(self.again(params, *inner))
+        return eval_jaxpr(
+            self.jaxpr, self.constants, *jax.tree.leaves((params, *inner))
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OutsideLoss:
+    """A loss that is evaluated elsewhere, of all points at once.
+
+    Attributes:
+        losses_of: from points, on a leading axis, to their losses.
+    """
+
+    losses_of: Callable[[PyTree], jax.Array]
+
+    def after(self, place: Callable[[PyTree], PyTree]) -> OutsideLoss:
+        """The loss of `place(point)`."""
+        return OutsideLoss(lambda points: self.losses_of(jax.vmap(place)(points)))
+
+
+def traced(
+    value_fn: LossFn | Loss,
+    params: PyTree,
+    batch: PyTree,
+    *,
+    inner_batches: bool = False,
+    has_aux: bool = False,
+    differentiable: bool = False,
+) -> Loss:
+    """The loss of these parameters on a batch, or on a stack of inner batches.
+
+    Raises:
+        TypeError: `value_fn` does not return a real scalar, or, where it is to be
+            `differentiable`, one without a gradient.
+    """
+    if isinstance(value_fn, Loss):
+        return value_fn
+    value_fn = loss_function(value_fn)
+    first = (first_batch(batch),) if inner_batches else ()
+
+    # A single batch is closed over, so that it may hold more than arrays.
+    def of(params: PyTree, *inner: PyTree) -> PyTree:
+        given = inner[0] if inner else batch
+        out = value_fn(params) if given is None else value_fn(params, given)
+        return check_loss(out, has_aux=has_aux, differentiable=differentiable)
+
+    try:
+        closed, out = jax.make_jaxpr(of, return_shape=True)(params, *first)
+    except Exception as error:
+        _explain(error, value_fn, params, batch)
+        raise
+    stops = obstacles(closed.jaxpr)
+    return Loss(
+        closed.jaxpr,
+        closed.consts,
+        jax.tree.structure(out[1]) if has_aux else None,
+        batch if inner_batches else None,
+        stops,
+        frozenset(
+            jnp.shape(leaf)[0]
+            for leaf in jax.tree.leaves(batch)
+            if hasattr(leaf, "shape") and jnp.ndim(leaf)
+        ),
+        calls_outside(closed.jaxpr),
+        of if any("traced value" in reason for reason in stops) else None,
+        (value_fn, batch),
+    )
+
+
+def check_loss(
+    out: Any, *, has_aux: bool = False, differentiable: bool = False
+) -> tuple[Any, ...]:
+    """What a loss returned, as a tuple of f and, with `has_aux`, of aux.
+
+    Raises:
+        TypeError: it is no pair, or f is not a real scalar, or has no gradient.
+    """
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(
+            f"value_fn must return a pair (loss, aux) with has_aux, got {out}; "
+            "return one, or drop has_aux."
+        )
+    if not has_aux and isinstance(out, tuple):
+        raise TypeError(
+            f"value_fn must return a scalar loss, got a tuple of {len(out)}; "
+            "pass has_aux=True if it returns (loss, aux)."
+        )
+    value, *aux = out if has_aux else (out,)
+    try:
+        value_type = jax.eval_shape(lambda: jnp.asarray(value))
+    except (TypeError, ValueError):
+        value_type = value
+    if getattr(value_type, "shape", None) != ():
+        raise TypeError(
+            f"value_fn must return a scalar loss, got {value_type}; "
+            "reduce it, for example by .mean()."
+        )
+    dtype = jnp.result_type(value)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"value_fn must return a real loss, got {value_type}; take its real."
+        )
+    if differentiable and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"value_fn returns {dtype}, which has no gradient; "
+            "use importance or score_function, which need none."
+        )
+    return value, *aux
+
+
+def first_batch(batch: PyTree) -> PyTree:
+    """The first of the inner batches along the leading axis."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    if not shapes or any(shape[:1] != shapes[0][:1] or shape == () for shape in shapes):
+        raise ValueError(
+            "batch must have one leading axis of inner batches common to its leaves, "
+            f"got leaves of shapes {shapes}; stack the inner batches, or drop "
+            "inner_batches=True."
+        )
+    return nth_batch(batch, 0)
+
+
+def nth_batch(batches: PyTree, j: Any) -> PyTree:
+    """The j-th of the inner batches, which take turns."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[j % jnp.shape(leaf)[0]], batches)
+
+
+def _explain(error: Exception, value_fn: LossFn, params: PyTree, batch: PyTree) -> None:
+    """Raise or note what is wrong with the call, where that can be seen."""
+    try:
+        signature = inspect.signature(value_fn)
+    except (TypeError, ValueError):  # some builtins have none
+        signature = None
+    try:
+        if signature is not None:
+            signature.bind(*(params,) if batch is None else (params, batch))
+    except TypeError as mismatch:
+        takes = "params alone" if batch is None else "params and a batch"
+        mend = "pass batch=..." if batch is None else "leave batch out"
+        raise TypeError(
+            f"value_fn{signature} cannot be called with {takes} ({mismatch}); "
+            f"{mend}, or change value_fn."
+        ) from error
+
+    def shapes(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), tree)
+
+    error.add_note(
+        f"value_fn failed on params of shapes {shapes(params)} and a batch of shapes "
+        f"{shapes(batch)}; see that they are what value_fn expects."
+    )
+    if getattr(params, "ndim", None) == 1:
+        error.add_note(
+            "If optax.flatten made params one vector, let it wrap only what follows: "
+            "optax.chain(lejax.local_entropy(...), optax.flatten(optax.adam(1e-3)))."
+        )
