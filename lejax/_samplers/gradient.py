@@ -67,6 +67,6 @@ def estimate_gradient(
         info = info._replace(effective_sample_size=effective)
     if isinstance(loss, Loss) and loss.aux is not None:
         info = info._replace(
-            aux=loss.aux_at(params), num_evaluations=info.num_evaluations + 1
+            aux=loss.outputs(params)[1], num_evaluations=info.num_evaluations + 1
         )
     return grads, state, info, products

@@ -105,7 +105,7 @@ class parallel(Sampler):
     @property
     def traits(self) -> Traits:
         """Those of the sampler."""
-        return self.sampler.traits
+        return self.sampler.traits._replace(reads_again=True)
 
     @property
     def name(self) -> str:

@@ -18,6 +18,7 @@ from lejax._internal.mesh_axes import check_axes, check_bound, varying
 from lejax._internal.trees import compute_dtype, inner
 from lejax._internal.types import LossFn, PyTree, Scalar
 from lejax._spaces.space import Space, full_space, over_data
+from lejax._tracing.compiled import run_compiled
 from lejax._tracing.loss import Loss, OutsideLoss, traced
 
 Regularization = Literal["local entropy", "heat"]
@@ -34,6 +35,7 @@ class Traits(NamedTuple):
         values_suffice: whether J losses are all that it needs, as for `ask_tell`.
         learns_covariance: whether `gaussian` can use it.
         batches_take_turns: whether a batch is a stack of inner batches.
+        reads_again: whether every device reads the loss for itself.
         weighted_samples: the J of which `effective_sample_size` tells how many count at
             a τ and β; None where it tells something else, or nothing.
     """
@@ -45,6 +47,7 @@ class Traits(NamedTuple):
     values_suffice: bool = False
     learns_covariance: bool = False
     batches_take_turns: bool = False
+    reads_again: bool = False
     weighted_samples: int | None = None
 
 
@@ -168,7 +171,14 @@ class Sampler:
         check_smoothing(self, positive("tau", tau), beta)
         params = float_leaves(params)
         loss = self.loss(value_fn, params, batch)
-        return self.run(key, state, params, loss, tau, beta)[:3]
+        return run_compiled(
+            _estimate,
+            self,
+            loss,
+            *(params, key, state, tau, beta),
+            differentiated=self.traits.needs_gradient,
+            inline=any(self.axes),
+        )
 
     def loss(
         self,
@@ -274,6 +284,18 @@ class Sampler:
     ) -> Estimate:
         """The estimate in these coordinates; `learns` is a covariance's products."""
         raise NotImplementedError
+
+
+def _estimate(
+    sampler: Sampler,
+    loss: Loss | OutsideLoss,
+    params: PyTree,
+    key: jax.Array,
+    state: PyTree,
+    tau: Scalar,
+    beta: Scalar,
+) -> tuple[PyTree, PyTree, Info]:
+    return sampler.run(key, state, params, loss, tau, beta)[:3]
 
 
 def check_smoothing(sampler: Sampler, tau: float, beta: Scalar) -> None:

@@ -48,11 +48,16 @@ class Loss:
         """f."""
         return self._outputs(params, j)[0]
 
-    def aux_at(self, params: PyTree) -> PyTree:
-        """The second output; None if there is none."""
-        if self.aux is None:
-            return None
-        return self.aux.unflatten(self._outputs(params, 0)[1:])
+    def outputs(self, params: PyTree) -> tuple[jax.Array, PyTree]:
+        """f, and the second output; None if there is none."""
+        value, *aux = self._outputs(params, 0)
+        return value, None if self.aux is None else self.aux.unflatten(aux)
+
+    def on(self, batch: PyTree) -> Loss:
+        """The same on another batch, where it was traced for any such batch."""
+        leaves = jax.tree.leaves(batch)
+        constants = [*leaves, *self.constants[len(leaves) :]]
+        return dataclasses.replace(self, constants=constants)
 
     def _outputs(self, params: PyTree, j: Any) -> list[Any]:
         inner = () if self.batches is None else (nth_batch(self.batches, j),)
@@ -84,10 +89,13 @@ def traced(
     batch: PyTree,
     *,
     inner_batches: bool = False,
+    any_batch: bool = False,
     has_aux: bool = False,
     differentiable: bool = False,
 ) -> Loss:
     """The loss of these parameters on a batch, or on a stack of inner batches.
+
+    With `any_batch` it may be put on another one, of the same shapes.
 
     Raises:
         TypeError: `value_fn` does not return a real scalar, or, where it is to be
@@ -96,7 +104,7 @@ def traced(
     if isinstance(value_fn, Loss):
         return value_fn
     value_fn = loss_function(value_fn)
-    first = (first_batch(batch),) if inner_batches else ()
+    first = (first_batch(batch),) if inner_batches else (batch,) if any_batch else ()
 
     # A single batch is closed over, so that it may hold more than arrays.
     def of(params: PyTree, *inner: PyTree) -> PyTree:
@@ -109,10 +117,19 @@ def traced(
     except Exception as error:
         _explain(error, value_fn, params, batch)
         raise
-    stops = obstacles(closed.jaxpr)
+    jaxpr, constants = closed.jaxpr, closed.consts
+    if any_batch and not inner_batches:
+        constants = [*jax.tree.leaves(batch), *constants]
+        own = len(jax.tree.leaves(params))
+        jaxpr = jaxpr.replace(
+            constvars=[*jaxpr.invars[own:], *jaxpr.constvars],
+            invars=jaxpr.invars[:own],
+            debug_info=None,
+        )
+    stops = obstacles(jaxpr)
     return Loss(
-        closed.jaxpr,
-        closed.consts,
+        jaxpr,
+        constants,
         jax.tree.structure(out[1]) if has_aux else None,
         batch if inner_batches else None,
         stops,
@@ -121,7 +138,7 @@ def traced(
             for leaf in jax.tree.leaves(batch)
             if hasattr(leaf, "shape") and jnp.ndim(leaf)
         ),
-        calls_outside(closed.jaxpr),
+        calls_outside(jaxpr),
         of if any("traced value" in reason for reason in stops) else None,
         (value_fn, batch),
     )

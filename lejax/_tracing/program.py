@@ -17,7 +17,7 @@ from jax.extend import core
 from lejax._tracing.loss import Loss
 
 # The names of the primitive of `jax.jit` in the versions of jax.
-_JIT = ("jit", "pjit")
+JIT = ("jit", "pjit")
 
 
 class Operation(NamedTuple):
@@ -127,7 +127,7 @@ def read(jaxpr: core.Jaxpr, values: Iterable[Any], output: int = 0) -> Program:
 
         for equation in jaxpr.eqns:
             inputs = tuple(map(number_of, equation.invars))
-            if equation.primitive.name in _JIT:
+            if equation.primitive.name in JIT:
                 inner = equation.params["jaxpr"]
                 outputs = walk(inner.jaxpr, inner.consts, inputs)
             else:
@@ -138,7 +138,7 @@ def read(jaxpr: core.Jaxpr, values: Iterable[Any], output: int = 0) -> Program:
                         equation.params,
                         inputs,
                         tuple(outputs),
-                        _binding(jaxpr, equation),
+                        binding(jaxpr, equation),
                     )
                 )
             variables.update(zip(equation.outvars, outputs, strict=True))
@@ -163,7 +163,7 @@ def read(jaxpr: core.Jaxpr, values: Iterable[Any], output: int = 0) -> Program:
     )
 
 
-def _binding(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> Callable[..., list[Any]]:
+def binding(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> Callable[..., list[Any]]:
     """One equation as a function of its operands, with its custom rules."""
     position = {
         variable: place

@@ -14,6 +14,8 @@ from lejax._internal.trees import all_finite
 from lejax._internal.types import LossFn, PyTree, Scalar
 from lejax._samplers.gradient import check_sampler, estimate_gradient
 from lejax._samplers.sampler import Sampler, check_smoothing
+from lejax._tracing.compiled import run_compiled
+from lejax._tracing.loss import Loss
 
 
 def step_fn(
@@ -125,10 +127,26 @@ def value_and_grad(
     ) -> tuple[tuple[jax.Array, Info], PyTree]:
         params = float_leaves(params)
         typed_key(key)
-        loss = sampler.loss(value_fn, params, batch, has_aux=has_aux)
-        grads, _, info, _ = estimate_gradient(
-            sampler, key, sampler.init(params), params, loss, tau, beta
+        return run_compiled(
+            _value_and_grad,
+            sampler,
+            sampler.loss(value_fn, params, batch, has_aux=has_aux),
+            *(params, key, tau, beta),
+            differentiated=sampler.traits.needs_gradient,
+            inline=any(sampler.axes),
         )
-        return (info.objective, info), grads
 
     return smoothed
+
+
+def _value_and_grad(
+    sampler: Sampler,
+    loss: Loss,
+    params: PyTree,
+    key: jax.Array,
+    tau: Scalar,
+    beta: Scalar,
+) -> tuple[tuple[jax.Array, Info], PyTree]:
+    state = sampler.init(params)
+    grads, _, info, _ = estimate_gradient(sampler, key, state, params, loss, tau, beta)
+    return (info.objective, info), grads

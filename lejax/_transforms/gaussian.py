@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -39,8 +39,8 @@ from lejax._internal.types import Mask, PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.gradient import check_sampler, estimate_gradient
 from lejax._samplers.importance import AdaptedState
 from lejax._samplers.sampler import Sampler
-from lejax._tracing.loss import OutsideLoss, check_loss
-from lejax._transforms.smoothing import of_selected
+from lejax._tracing.loss import Loss, OutsideLoss
+from lejax._transforms.smoothing import next_step, of_selected
 
 
 class GaussianState(NamedTuple):
@@ -223,100 +223,148 @@ def gaussian(
     inverse_of_temperature(beta, temperature)
     at_most_one(*first_value("covariance_rate", covariance_rate))
     above_one("max_change", max_change)
-    least, greatest = bounds_about(tau, bounds)
-    of_entropy = sampler.regularization == "local entropy"
+    rules = beta, temperature, covariance_rate, max_change
+    settings = Gaussian(
+        sampler,
+        tuple(rule if callable(rule) else None for rule in rules),
+        covariance,
+        rank,
+        tau,
+    )
+    numbers = [None if callable(rule) else rule for rule in rules]
+    numbers += bounds_about(tau, bounds)
+    return of_selected(settings, gaussian_step, (numbers,), key, mask, has_aux)
 
-    def begin(selected: PyTree, aux: PyTree) -> GaussianState:
-        zeros = _coordinates(selected)
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """How an update is made, but for its numbers.
+
+    Attributes:
+        sampler: what estimates.
+        schedules: of β, T, ρ and c; None where they are numbers.
+        covariance: how Σ is kept.
+        rank: r.
+        tau: with what it begins.
+    """
+
+    sampler: Sampler
+    schedules: tuple[Any, ...]
+    covariance: Structure
+    rank: int
+    tau: Any = dataclasses.field(compare=False)
+
+    def first_state(self, key: jax.Array, params: PyTree, aux: PyTree) -> GaussianState:
+        """The state before the first update."""
+        zeros = _coordinates(params)
         dtype = compute_dtype(zeros)
         return GaussianState(
             jnp.zeros((), jnp.int32),
             key,
-            sampler.init(zeros),
-            isotropic(covariance, zeros, tau, rank, key),
+            self.sampler.init(zeros),
+            isotropic(self.covariance, zeros, self.tau, self.rank, key),
             jnp.zeros((), dtype),
             make_info(dtype, 0)._replace(aux=aux),
         )
 
-    def run(
-        state: Any,
-        selected: PyTree,
-        loss: Callable[..., Any],
-        batch: PyTree,
-        with_aux: bool,
-    ) -> tuple[PyTree, GaussianState]:
-        zeros = _coordinates(selected)
-        dtype, root = compute_dtype(zeros), state.covariance
-        temp, rho, most = (
-            jnp.asarray(value(state.step) if callable(value) else value, dtype)
-            for value in (temperature, covariance_rate, max_change)
+
+def gaussian_step(
+    settings: Gaussian,
+    loss: Loss | OutsideLoss,
+    params: PyTree,
+    state: GaussianState,
+    numbers: list[Any],
+) -> tuple[PyTree, GaussianState]:
+    """What comes out, and the next state; None stands for numbers of a schedule."""
+    sampler, zeros = settings.sampler, _coordinates(params)
+    of_entropy = sampler.regularization == "local entropy"
+    dtype, root = compute_dtype(zeros), state.covariance
+    step, temp, rho, most = (
+        jnp.asarray(schedule(state.step) if schedule else number, dtype)
+        for schedule, number in zip(settings.schedules, numbers, strict=False)
+    )
+    temp = jnp.maximum(temp, 0)
+    # The β of p itself, beyond which there is nothing to find.
+    limit = jnp.where(temp > 0, 1 / jnp.where(temp > 0, temp, 1), jnp.inf)
+    step = jnp.minimum(step, limit)
+
+    def limited(inside: PyTree) -> PyTree:
+        if isinstance(inside, AdaptedState):
+            return AdaptedState(jnp.minimum(inside.next_beta, limit))
+        return inside
+
+    moved, inside, info, products = estimate_gradient(
+        sampler,
+        jax.random.fold_in(state.key, state.step),
+        limited(state.sampler),
+        zeros,
+        _tilted(loss, params, zeros, root, temp, sampler),
+        1.0,
+        step if of_entropy else 1.0,
+        displacement=True,
+        learns=root.products if of_entropy else root.bends,
+    )
+    how = rho, most, tuple(jnp.asarray(bound, dtype) for bound in numbers[4:])
+    if of_entropy:
+        moved = scaled(moved, -1)  # it was x - E_q[X]
+        learnt = by_moments(root, moved, products, info.squared_error, *how)
+    else:
+        slope, bend = scaled(moved, step), scaled(products, step)
+        moved, learnt = by_natural_gradient(root, slope, bend, *how)
+        error = info.squared_error * step**2
+        info = info._replace(beta_used=step, squared_error=error)
+    learnt = learnt[0], learnt[1].astype(dtype)
+    moved = root.times(scaled(within_reach(moved, most), -1))
+    known = info.effective_sample_size > 0
+    known &= all_finite((moved, products, learnt))
+    moved = optax.tree.where(known, moved, zeros)
+    kept, bounded = optax.tree.where(known, learnt, (root, state.bounded))
+    effective = jnp.where(known, info.effective_sample_size, 0)
+    info = with_constant(
+        info._replace(effective_sample_size=effective), root, zeros, temp
+    )
+    moved = jax.tree.map(lambda leaf, p: leaf.astype(p.dtype), moved, params)
+    return moved, GaussianState(
+        next_step(state), state.key, limited(inside), kept, bounded, info
+    )
+
+
+def _tilted(
+    loss: Loss | OutsideLoss,
+    params: PyTree,
+    zeros: PyTree,
+    root: Covariance,
+    temp: jax.Array,
+    sampler: Sampler,
+) -> Loss | OutsideLoss:
+    """F + T log φ at x + Lu, but for a constant, as a loss of u."""
+    dtype = compute_dtype(zeros)
+
+    def place(u: PyTree) -> PyTree:
+        moved = jax.tree.map(
+            lambda leaf, x: leaf.astype(x.dtype), root.times(u), widen(params)
         )
-        temp = jnp.maximum(temp, 0)
-        # The β of p itself, beyond which there is nothing to find.
-        limit = jnp.where(temp > 0, 1 / jnp.where(temp > 0, temp, 1), jnp.inf)
-        step = jnp.asarray(beta(state.step) if callable(beta) else beta, dtype)
-        step = jnp.minimum(step, limit)
+        return translate(params, moved)
 
-        def limited(inside: PyTree) -> PyTree:
-            if isinstance(inside, AdaptedState):
-                return AdaptedState(jnp.minimum(inside.next_beta, limit))
-            return inside
+    def tilted(u: PyTree, value: Any) -> jax.Array:
+        return jnp.asarray(value).astype(dtype) - temp / 2 * inner(u, u, dtype)
 
-        def place(u: PyTree) -> PyTree:
-            moved = jax.tree.map(
-                lambda leaf, x: leaf.astype(x.dtype), root.times(u), widen(selected)
-            )
-            return translate(selected, moved)
+    if isinstance(loss, OutsideLoss):
+        losses_of = loss.after(place).losses_of
+        outside = OutsideLoss(lambda u: jax.vmap(tilted)(u, losses_of(u)))
+        return sampler.loss(outside, zeros, None)
+    value_fn, batch = loss.source if sampler.traits.reads_again else (None, None)
 
-        def tilted(u: PyTree, value: Any) -> jax.Array:
-            """F + T log φ at x + Lu, but for a constant."""
-            return jnp.asarray(value).astype(dtype) - temp / 2 * inner(u, u, dtype)
+    def seen(u: PyTree, *part: PyTree) -> Any:
+        if value_fn is None:
+            value, aux = loss.outputs(place(u))
+        else:  # each device its part of the batch
+            out = value_fn(place(u), *part)
+            value, aux = out if loss.aux is not None else (out, None)
+        value = tilted(u, value)
+        return value if loss.aux is None else (value, aux)
 
-        def seen(u: PyTree, *batch: PyTree) -> Any:
-            value, *aux = check_loss(
-                loss(place(u), *batch), has_aux=with_aux, differentiable=not of_entropy
-            )
-            return (tilted(u, value), *aux) if with_aux else tilted(u, value)
-
-        outside = None
-        if isinstance(loss, OutsideLoss):
-            losses_of = loss.after(place).losses_of
-            outside = OutsideLoss(lambda u: jax.vmap(tilted)(u, losses_of(u)))
-        moved, inside, info, products = estimate_gradient(
-            sampler,
-            jax.random.fold_in(state.key, state.step),
-            limited(state.sampler),
-            zeros,
-            sampler.loss(outside or seen, zeros, batch, has_aux=with_aux),
-            1.0,
-            step if of_entropy else 1.0,
-            displacement=True,
-            learns=root.products if of_entropy else root.bends,
-        )
-        how = rho, most, (jnp.asarray(least, dtype), jnp.asarray(greatest, dtype))
-        if of_entropy:
-            moved = scaled(moved, -1)  # it was x - E_q[X]
-            learnt = by_moments(root, moved, products, info.squared_error, *how)
-        else:
-            slope, bend = scaled(moved, step), scaled(products, step)
-            moved, learnt = by_natural_gradient(root, slope, bend, *how)
-            error = info.squared_error * step**2
-            info = info._replace(beta_used=step, squared_error=error)
-        learnt = learnt[0], learnt[1].astype(dtype)
-        moved = root.times(scaled(within_reach(moved, most), -1))
-        known = info.effective_sample_size > 0
-        known &= all_finite((moved, products, learnt))
-        moved = optax.tree.where(known, moved, zeros)
-        kept, bounded = optax.tree.where(known, learnt, (root, state.bounded))
-        effective = jnp.where(known, info.effective_sample_size, 0)
-        info = info._replace(effective_sample_size=effective)
-        info = with_constant(info, root, zeros, temp)
-        moved = jax.tree.map(lambda leaf, p: leaf.astype(p.dtype), moved, selected)
-        return moved, state._replace(
-            sampler=limited(inside), covariance=kept, bounded=bounded, info=info
-        )
-
-    return of_selected(begin, run, mask, has_aux)
+    return sampler.loss(seen, zeros, batch, has_aux=loss.aux is not None)
 
 
 def _coordinates(selected: PyTree) -> PyTree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ from lejax._schedules.target_share import (
     first_tau,
     restrained,
 )
-from lejax._tracing.loss import OutsideLoss
+from lejax._tracing.compiled import run_compiled
+from lejax._tracing.loss import Loss, OutsideLoss
 
 
 class SmoothingState(NamedTuple):
@@ -76,59 +78,97 @@ def smoothed(
             "score_function."
         )
 
-    def begin(selected: PyTree, aux: PyTree) -> SmoothingState:
-        info = make_info(compute_dtype(selected), 0)._replace(aux=aux)
-        if keep_gradient:
-            info = info._replace(gradient=optax.tree.zeros_like(selected))
-        step = jnp.zeros((), jnp.int32)
-        return SmoothingState(step, key, sampler.init(selected), info)
+    rule = tau if isinstance(tau, ShareController) or callable(tau) else None
+    settings = Smoothing(sampler, rule, displacement, keep_gradient, shrink)
 
-    def run(
-        state: Any,
-        selected: PyTree,
-        loss: LossFn,
-        batch: PyTree,
-        with_aux: bool,
-    ) -> tuple[PyTree, SmoothingState]:
-        grads, sampler_state, info, _ = estimate_gradient(
-            sampler,
-            jax.random.fold_in(state.key, state.step),
-            state.sampler,
-            selected,
-            sampler.loss(loss, selected, batch, has_aux=with_aux),
-            current_tau(tau, state.step, state.info, sampler),
-            beta,
-            displacement=displacement,
-        )
-        if keep_gradient:
-            factor = 1 / (info.beta_used * info.tau_used) if displacement else 1
-            info = info._replace(gradient=scaled(grads, factor))
-        if shrink:
-            share = jnp.where(is_known(info.signal), info.signal, 1)
-            grads = scaled(grads, share.clip(0, 1))
-        grads = restrained(tau, grads, state.step, info, sampler)
-        return grads, state._replace(sampler=sampler_state, info=info)
+    numbers = tau if rule is None else None, beta
+    return of_selected(settings, smoothing_step, numbers, key, mask, has_aux)
 
-    return of_selected(begin, run, mask, has_aux)
+
+@dataclasses.dataclass(frozen=True)
+class Smoothing:
+    """How an update is made, but for its numbers.
+
+    Attributes:
+        sampler: what estimates.
+        rule: what gives τ, where it is no number: a schedule, or a controller.
+        displacement: whether βτ times the gradient comes out.
+        keep_gradient: whether the info keeps it.
+        shrink: whether it is multiplied by the share that is signal.
+    """
+
+    sampler: Sampler
+    rule: Any
+    displacement: bool = False
+    keep_gradient: bool = False
+    shrink: bool = False
+
+    def first_state(
+        self, key: jax.Array, params: PyTree, aux: PyTree
+    ) -> SmoothingState:
+        """The state before the first update."""
+        info = make_info(compute_dtype(params), 0)._replace(aux=aux)
+        if self.keep_gradient:
+            info = info._replace(gradient=optax.tree.zeros_like(params))
+        state = self.sampler.init(params)
+        return SmoothingState(jnp.zeros((), jnp.int32), key, state, info)
+
+
+def smoothing_step(
+    settings: Smoothing,
+    loss: Loss | OutsideLoss,
+    params: PyTree,
+    state: SmoothingState,
+    tau: Scalar | None,
+    beta: Scalar,
+) -> tuple[PyTree, SmoothingState]:
+    """What comes out, and the next state; τ is None where a rule gives it."""
+    sampler, rule = settings.sampler, tau if settings.rule is None else settings.rule
+    grads, inside, info, _ = estimate_gradient(
+        sampler,
+        jax.random.fold_in(state.key, state.step),
+        state.sampler,
+        params,
+        loss,
+        current_tau(rule, state.step, state.info, sampler),
+        beta,
+        displacement=settings.displacement,
+    )
+    if settings.keep_gradient:
+        scale = 1 / (info.beta_used * info.tau_used) if settings.displacement else 1
+        info = info._replace(gradient=scaled(grads, scale))
+    if settings.shrink:
+        share = jnp.where(is_known(info.signal), info.signal, 1)
+        grads = scaled(grads, share.clip(0, 1))
+    grads = restrained(rule, grads, state.step, info, sampler)
+    return grads, SmoothingState(next_step(state), state.key, inside, info)
+
+
+def next_step(state: Any) -> jax.Array:
+    """The number of updates after this one."""
+    return jnp.asarray(optax.safe_increment(state.step))
 
 
 def of_selected(
-    begin: Callable[[PyTree, PyTree], Any],
-    run: Callable[..., tuple[PyTree, Any]],
+    settings: Any,
+    step: Callable[..., tuple[PyTree, Any]],
+    numbers: tuple[Any, ...],
+    key: jax.Array,
     mask: Mask,
     has_aux: bool | PyTree,
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation of the leaves of a mask, by a loss of them.
 
-    `begin(selected, aux)` is its first state, and `run(state, selected, loss, batch,
-    with_aux)` what comes out in their place, and the next; its `step` is counted here.
+    `step(settings, loss, selected, state, *numbers)` is what comes out in their place,
+    and the next state.
     """
+    sampler = settings.sampler
     like = has_aux if not isinstance(has_aux, bool) else None
 
     def init(params: PyTree) -> Any:
         selected, _ = _select(mask, params)
         aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-        return begin(selected, aux)
+        return settings.first_state(key, selected, aux)
 
     def update(
         updates: PyTree,
@@ -143,11 +183,17 @@ def of_selected(
         selected, restore = _select(mask, params)
         with_aux = has_aux is True or like is not None
         loss = _of_selected(value_fn, lambda part: restore(part, params), with_aux)
-        found, new_state = run(state, selected, loss, batch, with_aux)
+        found, new_state = run_compiled(
+            step,
+            settings,
+            sampler.loss(loss, selected, batch, has_aux=with_aux),
+            *(selected, state, *numbers),
+            differentiated=sampler.traits.needs_gradient,
+            inline=any(sampler.axes),
+        )
         if updates is None:
             updates = jax.tree.map(jnp.zeros_like, params)
-        step = jnp.asarray(optax.safe_increment(state.step))
-        return restore(found, updates), new_state._replace(step=step)
+        return restore(found, updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

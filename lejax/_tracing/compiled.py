@@ -1,0 +1,224 @@
+"""What is compiled for a loss, kept for the next loss that traces to the same program.
+
+A loss is called, and so traced, in every update outside of `jax.jit`: that takes
+milliseconds, and sees each global and closure as it is now. Programs are compared with
+their literals, arrays alone are arguments: another value is another program, or another
+argument, never the old one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.extend import core
+
+from lejax._internal.types import PyTree
+from lejax._tracing.loss import Loss, OutsideLoss
+from lejax._tracing.program import JIT, binding
+
+# So many programs are kept, the last ones.
+MOST_PROGRAMS = 64
+
+
+class NotComparableError(Exception):
+    """A program has something in it of which nobody knows whether it is the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A loss without its constants, compared by what it computes."""
+
+    key: Hashable
+    loss: Loss = dataclasses.field(compare=False)
+
+
+def run_compiled(
+    fn: Callable[..., PyTree],
+    settings: Hashable,
+    loss: Loss | OutsideLoss,
+    params: PyTree,
+    *args: PyTree,
+    differentiated: bool,
+    inline: bool = False,
+    donate: bool = False,
+) -> PyTree:
+    """`fn(settings, loss, params, *args)`, compiled once for each program and settings.
+
+    Inside of another trace, and where programs cannot be compared, it runs as it is.
+    With `donate` the first of `args` is used up.
+    """
+    if inline or isinstance(loss, OutsideLoss) or loss.again is not None:
+        return fn(settings, loss, params, *args)
+    arrays = jax.tree.leaves((loss.constants, loss.batches, params, args))
+    if any(isinstance(leaf, Tracer) for leaf in arrays):
+        return fn(settings, loss, params, *args)
+    try:
+        program, constants = comparable(loss, params, differentiated=differentiated)
+        run = _programs_of(loss)(fn, settings, program, donate)
+    except (NotComparableError, TypeError):
+        return fn(settings, loss, params, *args)
+    return run(constants, loss.batches, params, *args)
+
+
+def _compile(
+    fn: Callable[..., PyTree], settings: Hashable, program: Program, donate: bool
+) -> Callable[..., PyTree]:
+    def run(constants: list[Any], batches: PyTree, *args: PyTree) -> PyTree:
+        loss = dataclasses.replace(program.loss, constants=constants, batches=batches)
+        return fn(settings, loss, *args)
+
+    return jax.jit(run, donate_argnums=3 if donate else ())
+
+
+_cached = functools.lru_cache(MOST_PROGRAMS)(_compile)
+# A program that calls functions of the host holds them, and what they close over.
+_cached_weakly: Any = weakref.WeakKeyDictionary()
+
+
+def _programs_of(loss: Loss) -> Callable[..., Callable[..., PyTree]]:
+    """The programs among which that of the loss may be."""
+    if not loss.calls_outside:
+        return _cached
+    owner = inspect.unwrap(loss.source[0])
+    return _cached_weakly.setdefault(owner, functools.lru_cache(1)(_compile))
+
+
+def comparable(
+    loss: Loss, params: PyTree, *, differentiated: bool
+) -> tuple[Program, list[Any]]:
+    """The loss without its constants, and these.
+
+    Raises:
+        NotComparableError: nobody knows whether it is the same as another.
+    """
+    jaxpr, constants = _hoisted(loss.jaxpr, loss.constants)
+    key: Any = (
+        _key_of(jaxpr),
+        loss.aux,
+        jax.tree.structure(loss.batches),
+        loss.batch_sizes,
+        jax.debug_nans.value,
+    )
+    if differentiated and any("custom_" in str(step.primitive) for step in jaxpr.eqns):
+        # Rules are functions, and new ones every time: what they do is compared.
+        slope = jax.make_jaxpr(jax.grad(lambda params: loss(params)))(params)
+        slope, others = _hoisted(slope.jaxpr, slope.consts)
+        if not {id(array) for array in others} <= {id(array) for array in constants}:
+            raise NotComparableError
+        key = *key, _key_of(slope)
+    bare = dataclasses.replace(
+        loss, jaxpr=jaxpr, constants=(), batches=None, source=(None, None)
+    )
+    return Program(key, bare), constants
+
+
+def _hoisted(jaxpr: core.Jaxpr, constants: Any) -> tuple[core.Jaxpr, list[Any]]:
+    """A jaxpr whose calls of `jax.jit` close over nothing, and its constants."""
+    every = [*constants, *_inner_constants(jaxpr)]
+    if len(every) == len(constants):
+        return jaxpr, every
+
+    def run(every: list[Any], *args: Any) -> list[Any]:
+        others = iter(every[len(constants) :])
+        return _inlined(jaxpr, every[: len(constants)], args, others)
+
+    like = [
+        jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
+        for variable in jaxpr.invars
+    ]
+    flat = jax.make_jaxpr(run)(every, *like).jaxpr
+    first = len(every)
+    return flat.replace(
+        constvars=flat.invars[:first], invars=flat.invars[first:], debug_info=None
+    ), every
+
+
+def _inner_constants(jaxpr: core.Jaxpr) -> Iterator[Any]:
+    for step in jaxpr.eqns:
+        if step.primitive.name in JIT:
+            inner = step.params["jaxpr"]
+            yield from inner.consts
+            yield from _inner_constants(inner.jaxpr)
+
+
+def _inlined(
+    jaxpr: core.Jaxpr, constants: Any, args: Any, others: Iterator[Any]
+) -> list[Any]:
+    values = dict(zip(jaxpr.constvars, constants, strict=True))
+    values |= dict(zip(jaxpr.invars, args, strict=True))
+
+    def value(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for step in jaxpr.eqns:
+        operands = [value(atom) for atom in step.invars]
+        if step.primitive.name in JIT:
+            inner = step.params["jaxpr"]
+            own = [next(others) for _ in inner.consts]
+            results = _inlined(inner.jaxpr, own, operands, others)
+        else:
+            results = binding(jaxpr, step)(*operands)
+        values |= dict(zip(step.outvars, results, strict=True))
+    return [value(atom) for atom in jaxpr.outvars]
+
+
+def _key_of(jaxpr: core.Jaxpr) -> Hashable:
+    """What a jaxpr computes, whatever its variables are called."""
+    numbers: dict[Any, int] = {}
+
+    def new(variables: Any) -> Hashable:
+        for variable in variables:
+            numbers[variable] = len(numbers)
+        return tuple(variable.aval for variable in variables)
+
+    def key_of(atom: Any) -> Hashable:
+        if isinstance(atom, core.Literal):
+            return atom.aval, bytes_of(atom.val)
+        return numbers[atom]
+
+    def key_of_step(step: core.JaxprEqn) -> Hashable:
+        custom = step.primitive.name.startswith("custom_")
+        params = tuple(
+            (name, _key_of_param(value))
+            for name, value in sorted(step.params.items())
+            # A rule is another function every time; `comparable` sees what it does.
+            if not (custom and callable(value))
+        )
+        inputs = tuple(map(key_of, step.invars))
+        return step.primitive, inputs, params, new(step.outvars)
+
+    return (
+        new(jaxpr.constvars),
+        new(jaxpr.invars),
+        tuple(map(key_of_step, jaxpr.eqns)),
+        tuple(map(key_of, jaxpr.outvars)),
+    )
+
+
+def bytes_of(number: Any) -> bytes:
+    """So that NaN is itself, and 0 not -0."""
+    return np.asarray(number).tobytes()
+
+
+def _key_of_param(value: Any) -> Hashable:
+    if hasattr(value, "eqns"):
+        closed = getattr(value, "consts", ())
+        if any(np.ndim(array) for array in closed):
+            raise NotComparableError
+        return _key_of(getattr(value, "jaxpr", value)), tuple(map(bytes_of, closed))
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(_key_of_param, value))
+    if isinstance(value, dict):
+        return tuple(sorted((name, _key_of_param(x)) for name, x in value.items()))
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype, value.tobytes()
+    hash(value)
+    return value
