@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -27,17 +27,12 @@ class Block(NamedTuple):
     size: int
 
 
-class Feed(NamedTuple):
-    """The blocks, and `pick(block.batches, i)`, the i-th batch of one."""
-
-    blocks: Iterator[Block]
-    pick: Callable[[PyTree, Any], PyTree]
-
-
-def make_feed(batch: PyTree, batches: Any, num_updates: int, size: int) -> Feed:
-    """One batch for ever, or one from `batches` for each update."""
+def make_blocks(
+    batch: PyTree, batches: Any, num_updates: int, size: int
+) -> Iterator[Block]:
+    """One batch for ever, which is no array of a block; or one for each update."""
     if batches is None:
-        return _same_batch(batch, size)
+        return itertools.repeat(Block(None, size))
     if batch is not None:
         raise ValueError(
             "batch and batches are both given, but an update takes one batch; pass "
@@ -48,27 +43,7 @@ def make_feed(batch: PyTree, batches: Any, num_updates: int, size: int) -> Feed:
             f"batches must be an iterable of batches, got {batches!r}; "
             "pass a list or a generator of them, or one batch as batch=."
         )
-    blocks = _stacks(itertools.islice(batches, num_updates), size)
-    return Feed(blocks, lambda stack, i: jax.tree.map(lambda leaf: leaf[i], stack))
-
-
-def _same_batch(batch: PyTree, size: int) -> Feed:
-    def is_array(leaf: Any) -> bool:
-        return isinstance(leaf, (jax.Array, np.ndarray))
-
-    # Arrays are passed, as they may be large; what else there is, is closed over.
-    arrays = jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, batch)
-
-    def pick(arrays: PyTree, i: Any) -> PyTree:
-        del i
-        return jax.tree.map(
-            lambda array, leaf: leaf if array is None else array,
-            arrays,
-            batch,
-            is_leaf=lambda leaf: leaf is None,
-        )
-
-    return Feed(itertools.repeat(Block(arrays, size)), pick)
+    return _stacks(itertools.islice(batches, num_updates), size)
 
 
 def _stacks(batches: Iterable[PyTree], size: int) -> Iterator[Block]:
@@ -76,7 +51,7 @@ def _stacks(batches: Iterable[PyTree], size: int) -> Iterator[Block]:
     pending: list[PyTree] = []
     for batch in batches:
         arrays = jax.tree.map(_as_array, batch)
-        if pending and _signature(arrays) != _signature(pending[0]):
+        if pending and signature(arrays) != signature(pending[0]):
             yield _stacked(pending, size)
             pending = []
         pending.append(arrays)
@@ -103,9 +78,9 @@ def _stacked(pending: list[PyTree], size: int) -> Block:
     return Block(jax.tree.map(stack, *padded), len(pending))
 
 
-def _signature(arrays: PyTree) -> Any:
+def signature(arrays: PyTree) -> Any:
     leaves, structure = jax.tree.flatten(arrays)
-    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 def _as_array(leaf: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -18,13 +18,14 @@ from lejax._internal.checks import (
     loss_function,
     optional_count,
     positive_count,
+    typed_key,
     untraced,
 )
 from lejax._internal.types import LossFn, PyTree, Scalar, ScalarOrSchedule
 from lejax._run.advice import advice
-from lejax._run.batches import Feed, make_feed
+from lejax._run.batches import Block, make_blocks, signature
 from lejax._run.history import History, joined, known_mean, signal_of
-from lejax._run.loop import Loop, make_loop
+from lejax._run.loop import Loop, Run, make_program, start
 from lejax._run.progress import check_progress, progress_bar
 from lejax._run.result import MinimizeResult, estimate_text
 from lejax._run.stopping import REASONS, make_rules
@@ -32,9 +33,11 @@ from lejax._samplers.gradient import check_sampler
 from lejax._samplers.importance import importance
 from lejax._samplers.sampler import Sampler, check_smoothing
 from lejax._schedules.target_share import ShareController, first_tau
+from lejax._tracing.compiled import same_optimizer
 from lejax._tracing.loss import check_loss
-from lejax._transforms.heat import heat
-from lejax._transforms.local_entropy import local_entropy
+from lejax._transforms.smoothing import Smoothing
+
+WHOLE_STEP = optax.sgd(1.0)
 
 
 def minimize(
@@ -139,7 +142,9 @@ def minimize(
     untraced("minimize", (params, key, tau, beta, batch), mend)
     params = float_leaves(params)
     sampler = importance(1000) if sampler is None else sampler
-    smooth = _smoothing(sampler, tau, beta, key, displacement=optimizer is None)
+    check_sampler(sampler, "local entropy", "heat")
+    check_smoothing(sampler, first_tau(tau, sampler), beta)
+    typed_key(key)
     num_updates = positive_count("num_updates", num_updates)
     by_default = max(1, min(num_updates // 100, 100))
     size = min(optional_count("block_size", block_size) or by_default, num_updates)
@@ -149,21 +154,27 @@ def minimize(
             "pass for example callback=lambda step, params, info: print(step)."
         )
     check_progress(progress)
-    feed = make_feed(batch, batches, num_updates, size)
-    loop = make_loop(
-        _without_aux(value_fn) if has_aux else value_fn,
-        smooth,
-        _optimizer(optimizer),
-        make_rules(target_value, patience, sampler),
-        feed.pick,
+    rules = make_rules(target_value, patience, sampler)
+    rule = tau if isinstance(tau, ShareController) or callable(tau) else None
+    loop = Loop(
+        Smoothing(sampler, rule, displacement=optimizer is None),
+        same_optimizer(_optimizer(optimizer), params),
+        rules.patience,
+        rules.target_value is not None,
         size,
-        displacement=optimizer is None,
-        certify=sampler.regularization == "local entropy",
         # What a callback gets it may keep.
         donate=callback is None,
     )
     params, history, done, reason = _run(
-        loop, feed, params, num_updates, callback, progress
+        loop,
+        _without_aux(value_fn) if has_aux else value_fn,
+        start(loop, key, params),
+        make_blocks(batch, batches, num_updates, size),
+        batch,
+        (None if rule else tau, beta, rules.target_value),
+        num_updates,
+        callback,
+        progress,
     )
     for sentence in advice(history, sampler):
         warnings.warn(sentence, stacklevel=2)
@@ -186,21 +197,47 @@ def minimize(
 
 def _run(
     loop: Loop,
-    feed: Feed,
-    params: PyTree,
+    value_fn: LossFn,
+    run: Run,
+    blocks: Iterator[Block],
+    batch: PyTree,
+    numbers: tuple[Any, ...],
     num_updates: int,
     callback: Callable[[int, PyTree, Info], object] | None,
     progress: bool | None,
 ) -> tuple[PyTree, History, int, str]:
     """The last parameters, the history, the number of updates, and what stopped it."""
-    run, parts = loop.start(params), []
+    parts: list[History] = []
+    programs: dict[Any, Callable[..., tuple[Run, History]]] = {}
     done, last, stopped, block, reason = 0, 0, 0, None, "batches"
+
+    def go_on(run: Run, block: Block, first: int, moving: bool) -> Run:
+        one = jax.tree.map(lambda leaf: leaf[0], block.batches)
+        shapes = signature(one)
+        if shapes not in programs:
+            if len(programs) == 1:
+                warnings.warn(
+                    f"batches have other shapes than before, {shapes[1]}: updates are "
+                    "compiled anew for each; drop or fill up the last of an epoch if "
+                    "that takes too long.",
+                    stacklevel=4,
+                )
+            programs[shapes] = make_program(
+                loop,
+                value_fn,
+                run.params,
+                batch if block.batches is None else one,
+                any_batch=block.batches is not None,
+            )
+        run, part = programs[shapes](run, block.batches, first, last, moving, numbers)
+        parts.append(part)
+        return run
+
     with progress_bar(progress, num_updates) as show:
-        for block in feed.blocks:
+        for block in blocks:
             last = min(block.size, num_updates - done)
-            run, part = loop.go_on(run, block.batches, 0, last, True)
-            parts.append(part)
-            stopped = int(run.watch.reason)
+            run = go_on(run, block, 0, True)
+            part, stopped = parts[-1], int(run.watch.reason)
             done += part.objective.size - bool(stopped)
             show(done, estimate_text(part.objective[-1], part.standard_error[-1]))
             if callback is not None and callback(done, run.params, run.smoothing.info):
@@ -216,27 +253,10 @@ def _run(
         )
     if not stopped:
         # So that the value is that of the parameters that are returned.
-        run, part = loop.go_on(run, block.batches, last - 1, last, False)
-        parts.append(part)
+        run = go_on(run, block, last - 1, False)
         stopped = int(run.watch.reason)
     reason = REASONS[stopped - 1] if stopped else reason
     return run.params, joined(parts), done, reason
-
-
-def _smoothing(
-    sampler: Sampler,
-    tau: ScalarOrSchedule | ShareController,
-    beta: Scalar,
-    key: jax.Array,
-    *,
-    displacement: bool,
-) -> optax.GradientTransformationExtraArgs:
-    check_sampler(sampler, "local entropy", "heat")
-    check_smoothing(sampler, first_tau(tau, sampler), beta)
-    if sampler.regularization == "heat":
-        assert not isinstance(tau, ShareController)  # `first_tau` refuses it
-        return heat(sampler, tau, key=key, displacement=displacement)
-    return local_entropy(sampler, tau, key=key, beta=beta, displacement=displacement)
 
 
 def _without_aux(value_fn: LossFn) -> LossFn:
@@ -248,7 +268,7 @@ def _without_aux(value_fn: LossFn) -> LossFn:
 def _optimizer(optimizer: Any) -> optax.GradientTransformation:
     """The whole displacement, where nothing else is asked for."""
     if optimizer is None:
-        return optax.sgd(1.0)
+        return WHOLE_STEP
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             f"optimizer must be an optax transformation, got {optimizer!r}; "

@@ -22,7 +22,7 @@ REASONS = ("target_value", "failed samples", "patience")
 class Rules(NamedTuple):
     """The rules of a run, None where one does not apply; see `minimize`."""
 
-    target_value: float | None
+    target_value: Any
     patience: int | None
 
 
@@ -63,9 +63,9 @@ class Watch(NamedTuple):
     reason: jax.Array
 
 
-def start_watch(rules: Rules, dtype: Any) -> Watch:
+def start_watch(patience: int | None, dtype: Any) -> Watch:
     """Before the first estimate."""
-    window = jnp.zeros(rules.patience or 0, dtype)
+    window = jnp.zeros(patience or 0, dtype)
     best = jnp.asarray(jnp.finfo(dtype).max, dtype)
     # One array each: the buffers of a run are donated, each of them once.
     estimates, stale, failed, reason = (jnp.zeros((), jnp.int32) for _ in range(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from lejax._info import Info
 from lejax._internal.checks import positive
 from lejax._internal.trees import all_finite, scaled
 from lejax._internal.types import PyTree
-from lejax._samplers.sampler import Regularization, Sampler, check_smoothing
+from lejax._samplers.sampler import Regularization, Sampler
 from lejax._tracing.loss import Loss, OutsideLoss
 
 
@@ -49,7 +50,8 @@ def estimate_gradient(
     -δ̂ with `displacement`: half precision holds it where it may not hold the gradient.
     Also the state, the info, and what a covariance learns from.
     """
-    check_smoothing(sampler, positive("tau", tau), beta)
+    if not math.isnan(known := positive("tau", tau)):
+        sampler.check(known)
     step, state, info, products = sampler.run(
         key, state, params, loss, tau, beta, learns
     )

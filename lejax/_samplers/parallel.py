@@ -128,13 +128,20 @@ class parallel(Sampler):
         params: PyTree,
         batch: PyTree,
         *,
+        any_batch: bool = False,
         has_aux: bool = False,
     ) -> Loss | OutsideLoss:
         """The loss on the whole batch: a device reads its own again."""
         if isinstance(value_fn, OutsideLoss):
             return super().loss(value_fn, params, batch)
-        inner = self.traits.batches_take_turns
-        return traced(value_fn, params, batch, inner_batches=inner, has_aux=has_aux)
+        return traced(
+            value_fn,
+            params,
+            batch,
+            inner_batches=self.traits.batches_take_turns,
+            any_batch=any_batch,
+            has_aux=has_aux,
+        )
 
     def run(
         self,

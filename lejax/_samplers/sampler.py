@@ -186,6 +186,7 @@ class Sampler:
         params: PyTree,
         batch: PyTree,
         *,
+        any_batch: bool = False,
         has_aux: bool = False,
     ) -> Loss | OutsideLoss:
         """The loss, traced as it will be run: at points that differ over the axes."""
@@ -205,6 +206,7 @@ class Sampler:
             self.varying(params),
             batch,
             inner_batches=self.traits.batches_take_turns,
+            any_batch=any_batch,
             has_aux=has_aux,
             differentiable=self.traits.needs_gradient,
         )

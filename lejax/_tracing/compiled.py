@@ -8,6 +8,7 @@ argument, never the old one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.core import Tracer
 from jax.extend import core
 
@@ -48,12 +50,10 @@ def run_compiled(
     *args: PyTree,
     differentiated: bool,
     inline: bool = False,
-    donate: bool = False,
 ) -> PyTree:
     """`fn(settings, loss, params, *args)`, compiled once for each program and settings.
 
     Inside of another trace, and where programs cannot be compared, it runs as it is.
-    With `donate` the first of `args` is used up.
     """
     if inline or isinstance(loss, OutsideLoss) or loss.again is not None:
         return fn(settings, loss, params, *args)
@@ -61,11 +61,46 @@ def run_compiled(
     if any(isinstance(leaf, Tracer) for leaf in arrays):
         return fn(settings, loss, params, *args)
     try:
-        program, constants = comparable(loss, params, differentiated=differentiated)
-        run = _programs_of(loss)(fn, settings, program, donate)
+        run = _found(fn, settings, loss, params, differentiated, donate=False)
     except (NotComparableError, TypeError):
         return fn(settings, loss, params, *args)
-    return run(constants, loss.batches, params, *args)
+    return run(params, *args)
+
+
+def compiled(
+    fn: Callable[..., PyTree],
+    settings: Hashable,
+    loss: Loss,
+    params: PyTree,
+    *,
+    differentiated: bool,
+    comparable: bool,
+    donate: bool,
+) -> Callable[..., PyTree]:
+    """`fn(settings, loss, *args)` as a compiled function of `args`.
+
+    It is one that was compiled before if that is `comparable`. With `donate` the first
+    of `args` is used up.
+    """
+    if comparable and loss.again is None:
+        with contextlib.suppress(NotComparableError, TypeError):
+            return _found(fn, settings, loss, params, differentiated, donate=donate)
+    run = _compile(fn, settings, Program(None, loss), donate)
+    return functools.partial(run, loss.constants, loss.batches)
+
+
+def _found(
+    fn: Callable[..., PyTree],
+    settings: Hashable,
+    loss: Loss,
+    params: PyTree,
+    differentiated: bool,
+    *,
+    donate: bool,
+) -> Callable[..., PyTree]:
+    program, constants = comparable(loss, params, differentiated=differentiated)
+    run = _programs_of(loss)(fn, settings, program, donate)
+    return functools.partial(run, constants, loss.batches)
 
 
 def _compile(
@@ -75,7 +110,7 @@ def _compile(
         loss = dataclasses.replace(program.loss, constants=constants, batches=batches)
         return fn(settings, loss, *args)
 
-    return jax.jit(run, donate_argnums=3 if donate else ())
+    return jax.jit(run, donate_argnums=2 if donate else ())
 
 
 _cached = functools.lru_cache(MOST_PROGRAMS)(_compile)
@@ -89,6 +124,28 @@ def _programs_of(loss: Loss) -> Callable[..., Callable[..., PyTree]]:
         return _cached
     owner = inspect.unwrap(loss.source[0])
     return _cached_weakly.setdefault(owner, functools.lru_cache(1)(_compile))
+
+
+@dataclasses.dataclass(frozen=True)
+class Same:
+    """A value, compared by what it computes."""
+
+    key: Hashable
+    value: Any = dataclasses.field(compare=False)
+
+
+def same_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> Same:
+    """An optimiser, compared by its programs; by itself where these do not tell."""
+    key: Hashable = optimizer
+    with contextlib.suppress(Exception):
+        programs = jax.make_jaxpr(optimizer.init, return_shape=True)(params)
+        programs = (
+            programs[0],
+            jax.make_jaxpr(optimizer.update)(params, programs[1], params),
+        )
+        if all(np.size(array) < 2 for closed in programs for array in closed.consts):
+            key = tuple(map(_key_of_param, programs))
+    return Same(key, optimizer)
 
 
 def comparable(
@@ -130,14 +187,12 @@ def _hoisted(jaxpr: core.Jaxpr, constants: Any) -> tuple[core.Jaxpr, list[Any]]:
         others = iter(every[len(constants) :])
         return _inlined(jaxpr, every[: len(constants)], args, others)
 
-    like = [
-        jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
-        for variable in jaxpr.invars
-    ]
+    avals: list[Any] = [variable.aval for variable in jaxpr.invars]
+    like = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     flat = jax.make_jaxpr(run)(every, *like).jaxpr
     first = len(every)
     return flat.replace(
-        constvars=flat.invars[:first], invars=flat.invars[first:], debug_info=None
+        constvars=flat.invars[:first], invars=flat.invars[first:]
     ), every
 
 
@@ -189,8 +244,8 @@ def _key_of(jaxpr: core.Jaxpr) -> Hashable:
         params = tuple(
             (name, _key_of_param(value))
             for name, value in sorted(step.params.items())
-            # A rule is another function every time; `comparable` sees what it does.
-            if not (custom and callable(value))
+            # A rule is another object every time; `comparable` sees what it does.
+            if hasattr(value, "eqns") or not custom
         )
         inputs = tuple(map(key_of, step.invars))
         return step.primitive, inputs, params, new(step.outvars)
@@ -211,7 +266,7 @@ def bytes_of(number: Any) -> bytes:
 def _key_of_param(value: Any) -> Hashable:
     if hasattr(value, "eqns"):
         closed = getattr(value, "consts", ())
-        if any(np.ndim(array) for array in closed):
+        if any(np.size(array) > 1 for array in closed):
             raise NotComparableError
         return _key_of(getattr(value, "jaxpr", value)), tuple(map(bytes_of, closed))
     if isinstance(value, (tuple, list)):

@@ -55,9 +55,12 @@ class Loss:
 
     def on(self, batch: PyTree) -> Loss:
         """The same on another batch, where it was traced for any such batch."""
+        source = self.source[0], batch
+        if self.batches is not None:
+            return dataclasses.replace(self, batches=batch, source=source)
         leaves = jax.tree.leaves(batch)
         constants = [*leaves, *self.constants[len(leaves) :]]
-        return dataclasses.replace(self, constants=constants)
+        return dataclasses.replace(self, constants=constants, source=source)
 
     def _outputs(self, params: PyTree, j: Any) -> list[Any]:
         inner = () if self.batches is None else (nth_batch(self.batches, j),)
@@ -124,7 +127,6 @@ def traced(
         jaxpr = jaxpr.replace(
             constvars=[*jaxpr.invars[own:], *jaxpr.constvars],
             invars=jaxpr.invars[:own],
-            debug_info=None,
         )
     stops = obstacles(jaxpr)
     return Loss(

@@ -123,7 +123,8 @@ def smoothing_step(
     beta: Scalar,
 ) -> tuple[PyTree, SmoothingState]:
     """What comes out, and the next state; τ is None where a rule gives it."""
-    sampler, rule = settings.sampler, tau if settings.rule is None else settings.rule
+    sampler: Sampler = settings.sampler
+    rule: Any = tau if settings.rule is None else settings.rule
     grads, inside, info, _ = estimate_gradient(
         sampler,
         jax.random.fold_in(state.key, state.step),

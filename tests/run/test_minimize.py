@@ -114,7 +114,11 @@ def test_one_batch_for_all_updates():
 def test_batches_of_other_shapes_are_used(monkeypatch):
     """The last of an epoch; a block begins with each other shape, and pads itself."""
     ragged = [*BATCHES[:4], BATCHES[4, :1], *BATCHES[5:], BATCHES[0, :1]]
-    result = minimize(loss, X, batches=ragged, block_size=3, num_updates=100)
+    with pytest.warns(
+        UserWarning, match=r"batches have other shapes .*\(1, 2\)"
+    ) as told:
+        result = minimize(loss, X, batches=ragged, block_size=3, num_updates=100)
+    assert len(told) == 1
     assert (result.num_updates, result.reason) == (8, "batches")
     tx = optax.chain(lejax.heat(QUICK, 0.5, key=KEY), optax.sgd(0.5))
     params, state = X, tx.init(X)
