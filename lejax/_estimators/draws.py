@@ -45,6 +45,13 @@ class Draws(NamedTuple):
         """Those of one unit, (g, ...), of the positive sign."""
         return scaled(noise.copies(part.copies), self.scale)
 
+    def drawn(self, part: Part, units: Noise | jax.Array) -> tuple[Noise, Blocks]:
+        """The noise of units, kept or by their numbers, and their displacements."""
+        noise = units
+        if not isinstance(noise, Noise):
+            noise = jax.vmap(lambda number: self.noise(part, number))(units)
+        return noise, jax.vmap(lambda one: self.displacements(part, one))(noise)
+
     def are_kept(self) -> bool:
         """Whether the noise of one pass is kept for the next."""
         numbers = sum(part.units for part in self.units.parts) * sum(
@@ -107,7 +114,7 @@ class Chunk(NamedTuple):
         signs: (k, p or 1).
         outputs: what was evaluated, (k, p, g, ...).
         real: which of these count, (k, p, g); None if all do.
-        beside: what is known of the units.
+        beside: what goes with the units.
     """
 
     u: Blocks
@@ -138,20 +145,27 @@ def evaluate(
     zeros: PyTree = (),
     *,
     beside: list[PyTree] | None = None,
+    known: list[Noise | None] | None = None,
     keep: bool = False,
 ) -> Evaluated:
     """Evaluate `fn(u, sign)` at all displacements ±u.
 
     `absorb(total, chunk)` adds a chunk to a total, which begins with `zeros`, and
     returns it with what is kept of each unit, on a leading axis. `beside` is, by part,
-    what is known of units.
+    what goes with its units, and `known` the noise that an earlier pass kept.
     """
     large = is_large(draws.space.zeros)
     keep = keep and draws.are_kept() and not large
     found = []
     for place, part in enumerate(draws.units.parts):
         own = draws.units.own_real(part)
-        xs = draws.units.numbers(part), own, beside[place] if beside else ()
+        numbers = draws.units.numbers(part)
+        kept = known[place] if known else None
+        xs = (
+            numbers if kept is None else kept,
+            own,
+            beside[place] if beside else (),
+        )
         pair = jnp.asarray((1.0, -1.0)[: part.signs], draws.scale.dtype)
         if large:
             # Sign by sign, and drawn again rather than stored while f is evaluated.
@@ -165,9 +179,8 @@ def evaluate(
         def body(
             total: PyTree, xs: PyTree, part: Part = part, pair: jax.Array = pair
         ) -> tuple[PyTree, PyTree]:
-            (numbers, real, known), sign = xs
-            noise = jax.vmap(lambda number: draws.noise(part, number))(numbers)
-            u = jax.vmap(lambda noise: draws.displacements(part, noise))(noise)
+            (drawn, real, own), sign = xs
+            noise, u = draws.drawn(part, drawn)
             units = jax.vmap(jax.vmap(fn, (0, None)), (0, 0 if large else None))
             if large:
                 signs = sign[None]
@@ -180,7 +193,7 @@ def evaluate(
                 signs = pair[:, None]
                 outputs = jax.vmap(units, (None, 0))(u, pair)
             real = None if real is None else jnp.moveaxis(real, 1, 0)
-            total, kept = absorb(total, Chunk(u, signs, outputs, real, known))
+            total, kept = absorb(total, Chunk(u, signs, outputs, real, own))
             return total, (kept, noise if keep else None)
 
         steps = part._replace(chunks=part.chunks * part.signs) if large else part
@@ -257,10 +270,8 @@ def combine(
         )
 
         def body(total: PyTree, xs: PyTree, part: Part = part) -> tuple[PyTree, PyTree]:
-            noise, signed, share, either = xs
-            if not isinstance(noise, Noise):
-                noise = jax.vmap(lambda number: draws.noise(part, number))(noise)
-            u = jax.vmap(lambda noise: draws.displacements(part, noise))(noise)
+            drawn, signed, share, either = xs
+            _, u = draws.drawn(part, drawn)
             v = tuple(
                 jnp.einsum("pg,pg...->p...", signed.astype(block.dtype), block)
                 for block in u

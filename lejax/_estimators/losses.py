@@ -63,10 +63,7 @@ def _outside(draws: Draws) -> Evaluated:
     assert draws.space.outside is not None
     displacements: list[Blocks] = []
     for part in draws.units.parts:
-        noise = jax.vmap(lambda number, part=part: draws.noise(part, number))
-        u = jax.vmap(lambda noise, part=part: draws.displacements(part, noise))(
-            noise(draws.units.numbers(part))
-        )
+        _, u = draws.drawn(part, draws.units.numbers(part))
         both = [
             jnp.stack([block, -block][: part.signs], 1).reshape(-1, *block.shape[2:])
             for block in u

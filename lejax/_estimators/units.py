@@ -39,6 +39,9 @@ NUMBERS_AT_ONCE = 2**22
 # groups of units, or some more, where there are as many.
 NUM_GROUPS = 8
 
+# A chunk may have so many times as many draws if that saves a loop.
+ROOM = 4
+
 # Chunks of one size compile to one loop. What does not count, to fill the last of them,
 # is at most this share of the work.
 PADDING = 0.05
@@ -261,6 +264,9 @@ def make_units(
         share = -(-(stop - start) // count)
         limit = _draws_at_once(plan, zeros, signs) // copies
         limit = max(1, min(limit, units // least_chunks))
+        if groups and not plan.chunk_size and units <= 2 * NUM_GROUPS * ROOM * limit:
+            # A loop less is worth some room: groups of one chunk.
+            limit *= ROOM
         offset = 0
         for length, *how in _divided(share, limit, groups=groups, exact=exact):
             parts.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -62,7 +63,13 @@ def zero_after(tree: PyTree) -> jax.Array:
 
 def all_finite(tree: PyTree) -> jax.Array:
     """Whether no leaf has a NaN or an infinity."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    largest: dict[Any, jax.Array] = {}
+    # One pass for all leaves of a shape: the largest number is NaN where one is.
+    for leaf in jax.tree.leaves(tree):
+        kind, size = (leaf.shape, leaf.dtype), jnp.abs(leaf)
+        largest[kind] = jnp.maximum(largest[kind], size) if kind in largest else size
+    found = [jnp.isfinite(size.max(initial=0)) for size in largest.values()]
+    return functools.reduce(jnp.logical_and, found)
 
 
 def inner(a: PyTree, b: PyTree, dtype: Any) -> jax.Array:

@@ -148,7 +148,8 @@ class importance_by_example(Sampler):
             # What is in the loss beside the sum is in that of every example.
             return count * examples.losses + mean_over(examples.rest_of_loss, data)
 
-        flat = units.all_of(evaluate(draws, losses, by_unit).values)
+        first = evaluate(draws, losses, by_unit, keep=True)
+        flat = units.all_of(first.values)
         weights = jax.vmap(lambda own: importance_weights(own, units, beta), 1)(flat)
         centred = jax.vmap(lambda own: own.centred(units), out_axes=1)(weights) / count
         of_all = mean_over(centred.sum(1), data)
@@ -173,6 +174,7 @@ class importance_by_example(Sampler):
             moved,
             (control.no_sums(), space.zeros[1:]),
             beside=list(zip(units.own(centred), units.own(of_all), strict=True)),
+            known=first.noise,
         )
         sums, others = jax.tree.map(lambda leaf: leaf.sum(0), found.sums)
         total = control.as_blocks(sums)

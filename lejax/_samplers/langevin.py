@@ -72,7 +72,6 @@ class Chain(NamedTuple):
         point: where it is.
         gradient: of the loss, there.
         mean: of the points so far.
-        started: whether a start was accepted.
         refused: the number of points that were not finite.
         beside: the laws of candidate, point and mean in the null space; None without.
     """
@@ -81,7 +80,6 @@ class Chain(NamedTuple):
     point: Blocks
     gradient: Blocks
     mean: Blocks
-    started: jax.Array
     refused: jax.Array
     beside: tuple[NullSpacePoint, NullSpacePoint, NullSpaceMean] | None
 
@@ -123,15 +121,17 @@ def run_chain(
     # In the null space there is something to know of the end, or of the mean.
     follows = space.to_null_space is not None and (warm or sample_complement)
 
-    def visit(chain: Chain, inputs: tuple[Moves, Blocks]) -> tuple[Chain, None]:
-        move, noise = inputs
+    def visit(chain: Chain, inputs: Any) -> tuple[Chain, None]:
+        (j, numbers), noise = inputs
+        move = Moves(j, *numbers)
         value, gradient = space.value_and_grad(chain.candidate, move.j)
         finite = all_finite((chain.candidate, value, gradient))
         y, gradient = optax.tree.where(
             finite, (chain.candidate, gradient), (chain.point, chain.gradient)
         )
+        refused = chain.refused + jnp.where(finite, 0, 1).astype(dtype)
         # Until a start is accepted the candidate is x itself.
-        started = chain.started | finite
+        started = refused <= move.j.astype(dtype)
 
         def moved(y: jax.Array, gradient: jax.Array, noise: jax.Array) -> jax.Array:
             one, slope, pull, spread = (
@@ -160,14 +160,13 @@ def run_chain(
                 chain.mean,
                 y,
             ),
-            started=started,
-            refused=chain.refused + jnp.where(finite, 0, 1).astype(dtype),
+            refused=refused,
             beside=beside,
         ), None
 
-    def block(chain: Chain, moves: Moves) -> tuple[Chain, None]:
+    def block(chain: Chain, moves: Any) -> tuple[Chain, None]:
         # Many small draws at once are faster than one by one.
-        keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(moves.j)
+        keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(moves[0])
         noise = jax.vmap(lambda key: space.noise(key, 1).normals)(keys)
         return jax.lax.scan(visit, chain, (moves, noise))
 
@@ -184,14 +183,15 @@ def run_chain(
         point=space.zeros,
         gradient=space.zeros,
         mean=space.zeros,
-        started=jnp.zeros((), bool),
         refused=jnp.zeros((), dtype),
         beside=(null_space.point(decay, dtype), nowhere, null_space.no_mean(dtype))
         if follows
         else None,
     )
     size = largest_divisor(num_steps, noise_at_once)
-    blocks = jax.tree.map(lambda leaf: leaf.reshape(-1, size), moves)
+    # One array of all numbers, so that a step takes one slice.
+    every = jnp.stack(moves[1:], 1)
+    blocks = moves.j.reshape(-1, size), every.reshape(-1, size, every.shape[1])
     chain, _ = jax.lax.scan(block, varying(chain, axis_name), blocks)
     end, beside = (space.lift(chain.point) if warm else None), None
     if chain.beside is not None:

@@ -239,7 +239,7 @@ class Sampler:
         # The gradient, as well, must fit; and a direction of many numbers, in one.
         size = sum(block.size for block in blocks)
         limit = jnp.finfo(dtype).max * jnp.minimum(beta * tau, 1) / max(size, 1)
-        fits = [(jnp.abs(block) < limit.astype(block.dtype)).all() for block in blocks]
+        fits = [jnp.abs(block).max(initial=0) < limit for block in blocks]
         finite = functools.reduce(jnp.logical_and, fits)
         blocks = tuple(jnp.where(finite, block, 0) for block in blocks)
         displacement = space.lift(blocks)

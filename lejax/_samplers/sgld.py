@@ -202,7 +202,9 @@ class sgld(Sampler):
         dtype, chains = compute_dtype(space.zeros), self.share(self.axis_name)
         own = jnp.arange(chains, dtype=jnp.int32)
         numbers = member(self.axis_name) * chains + own
-        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+        keys = key[None]
+        if self.num_chains > 1:
+            keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
         moves = make_moves(
             self.num_steps, self.step_size, self.temperature, self.averaging, tau
         )

@@ -91,7 +91,7 @@ def draw(
     Without `mean` the second is 0, its expectation under q.
     """
     deviation = jnp.sqrt(point.variance)
-    noise = scaled(null_space_noise(jax.random.fold_in(key, 0), space), deviation)
+    noise = scaled(null_space_noise(key, space), deviation)
     end = optax.tree.add(scaled(first, point.decay), noise)
     if mean is None:
         return end, optax.tree.zeros_like(end)

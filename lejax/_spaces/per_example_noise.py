@@ -139,9 +139,8 @@ def per_example_space(
     def noise(key: jax.Array, copies: int) -> Noise:
         # A key for each example, whichever member holds it. Other leaves are common.
         first = member(data_axis_name) * num_examples
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.fold_in(key, 1), first + jnp.arange(num_examples)
-        )
+        places = 1 + first + jnp.arange(num_examples)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         own = jax.vmap(
             lambda key, zeros: standard_normals(key, (zeros,), copies, pooled=True)
         )(keys, zeros[0])
