@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lejax._info import TRUSTED_SAMPLE_SIZE
+from lejax._info import TRUSTED_PARETO_K, TRUSTED_SAMPLE_SIZE
 from lejax._run.history import History, known_mean, signal_of
 from lejax._run.stopping import ALL, FAILED_UPDATES
 from lejax._samplers.sampler import Sampler
@@ -40,6 +40,15 @@ def advice(history: History, sampler: Sampler) -> Iterator[str]:
             f"{effective:.1f} samples were effective in an update, on average, below "
             f"{TRUSTED_SAMPLE_SIZE}: the estimates follow a few of them; raise "
             f"num_samples of {sampler.name}, or lower beta or tau."
+        )
+    shape = known_mean(history.pareto_k)
+    # Where few are effective, that has been said.
+    if shape > TRUSTED_PARETO_K and effective >= TRUSTED_SAMPLE_SIZE:
+        yield (
+            f"the largest weights were seldom drawn (pareto_k {shape:.2f}, above "
+            f"{TRUSTED_PARETO_K}): errors and effective samples promise too much, "
+            f"however many these are; raise num_samples of {sampler.name}, or lower "
+            "beta or tau."
         )
     signal = signal_of(history)
     if signal < LEAST_SIGNAL:

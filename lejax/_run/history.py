@@ -24,6 +24,7 @@ class History(NamedTuple):
     squared_error: np.ndarray
     squared_norm: np.ndarray
     signal: np.ndarray
+    pareto_k: np.ndarray
     certified: np.ndarray
 
 
@@ -38,6 +39,7 @@ def record(info: Any, squared_norm: Any, certified: Any) -> History:
         squared_error=info.squared_error,
         squared_norm=squared_norm,
         signal=info.signal,
+        pareto_k=info.pareto_k,
         certified=certified,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from lejax._internal.checks import (
     at_most_one,
     first_value,
     fraction,
+    number,
     positive,
     positive_or_schedule,
 )
@@ -66,10 +68,10 @@ def target_share(
     Args:
         share: the ESS/J that is wanted, between 0 and 1, or a schedule of the number of
             updates so far. Near 1 weights hardly matter and steps are small; below
-            √(10/J) a leap at a few samples may pass for what is wanted. A constant
-            one lets τ rise while gradients fall; one that rises anneals τ, as scoping
-            does, with nothing in it that depends on the units of parameters or loss:
-            `optax.linear_schedule(0.1, 0.7, num_updates)`.
+            √(10/J), an error where it is known, a leap at a few samples may pass for
+            what is wanted. A constant one lets τ rise while gradients fall; one that
+            rises anneals τ, as scoping does, with nothing in it that depends on the
+            units of parameters or loss: `optax.linear_schedule(0.1, 0.7, num_updates)`.
         init_value: τ_0, a variance, in squared units of the parameters.
         gain: γ, above 0 and at most 1: 1/γ updates are averaged.
         max_change: τ changes by this factor at most in an update, up or down; so does
@@ -83,9 +85,9 @@ def target_share(
     Raises:
         ValueError: `share` is not between 0 and 1, `init_value` is not positive, `gain`
             is not above 0 and at most 1, `max_change` or `max_ratio` is not above 1. In
-            use: the sampler does not tell such a share (`sgld` and those of heat), or
-            follows one itself, or has the same at every τ (`importance` with a
-            `beta_share` or a `shaping`).
+            use: `share`, or its first value, is below √(10/J); the sampler does not
+            tell such a share (`sgld` and those of heat), or follows one itself, or has
+            the same at every τ (`importance` with a `beta_share` or a `shaping`).
 
     Example:
         From τ = 1e-6 to where half of the samples are effective:
@@ -132,6 +134,14 @@ def first_tau(tau: ScalarOrSchedule | ShareController, sampler: Sampler) -> floa
             f"which {sampler.name} does not tell, or follows itself; pass a number or "
             "a schedule, or lejax.importance without a beta_share and "
             "without shaping."
+        )
+    name, share = first_value("share", tau.share)
+    least = math.sqrt(10 / sampler.traits.weighted_samples)
+    if number(name, share) < least:
+        raise ValueError(
+            f"{name} must be at least √(10/J) = {least:.2g} for {sampler!r}, got "
+            f"{share!r}: below it a leap at a few samples may pass for what is wanted; "
+            f"raise it, or num_samples to {math.ceil(10 / float(share) ** 2)}."
         )
     return positive("init_value", tau.init_value)
 

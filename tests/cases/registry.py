@@ -33,7 +33,7 @@ def of_all_devices(tau, **options):
 
 def controlled(tau, **options):
     tau = tau if callable(tau) else lejax.target_share(0.2, tau)
-    return lejax.local_entropy(lejax.importance(20), tau, **options)
+    return lejax.local_entropy(lejax.importance(250), tau, **options)
 
 
 def scoped(tau, **options):

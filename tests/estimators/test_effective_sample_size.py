@@ -87,6 +87,16 @@ def test_a_share_that_no_beta_reaches():
         np.testing.assert_allclose(beta_for_share(losses, share), 80, rtol=1e-5)
 
 
+@pytest.mark.parametrize("penalty", [1e3, 1e30, 3e38])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.88])
+def test_penalties_among_the_losses(penalty, share):
+    """The share is reached in the units of the others, and no penalty is special."""
+    losses = np.where(np.arange(1000) % 10 == 3, penalty, np.tile(NORMAL, 10)[:1000])
+    beta = float(beta_for_share(jnp.asarray(losses, jnp.float32), share))
+    w = np.exp(-beta * (losses - losses.min()))
+    assert abs(w.sum() ** 2 / (w**2).sum() / 1000 - share) < 1e-3
+
+
 @pytest.mark.parametrize("scale", [1e38, 3e38, 1e-38, 1e-44])
 def test_the_ends_of_the_range(scale):
     """Finite, whatever the losses are."""

@@ -362,3 +362,13 @@ def test_it_goes_down_on_the_quadratic():
     _, values = jax.lax.scan(update, (params, tx.init(params)), length=60)
     assert values.max() < 1.05 * QUADRATIC.value_fn(params)
     assert_mean(values[-20:], 0, bias=0.1 * float(QUADRATIC.value_fn(params)))
+
+
+@pytest.mark.parametrize("share", [0.05, optax.constant_schedule(0.05)])
+def test_a_share_of_too_few_samples(share):
+    """Below √(10/J) a leap at a few samples may pass for what is wanted."""
+    tau = lejax.target_share(share, 0.1)
+    message = r"share(\(0\))? must be at least √\(10/J\) = 0.1 for importance\(1000\)"
+    with pytest.raises(ValueError, match=message):
+        lejax.local_entropy(lejax.importance(1000), tau, key=jax.random.key(0))
+    lejax.local_entropy(lejax.importance(4000), tau, key=jax.random.key(0))

@@ -84,6 +84,83 @@ def test_the_evidence(loss, covariance):
         assert_mean(samples, truth, bias=float(samples.var()) / temperature)
 
 
+@pytest.mark.parametrize("widening", [1.4, 2.0])
+def test_wider_draws_estimate_the_same(widening):
+    """Moments of q and the evidence, at two τ."""
+    loss = ONE_DIMENSIONAL["bimodal"]
+    x, sampler = PLACES[loss], lejax.importance(4000)
+    options = {"beta": 0.5, "temperature": 0.8, "widening": widening}
+    found = of_line(loss, sampler, **options)
+    for tau, samples in zip(
+        (0.3, 0.7), at_each((0.3, 0.7), found, 300, x), strict=True
+    ):
+        exact = quadrature(with_temperature(loss, x, tau, 0.8), x, tau, 0.5)
+        truth = np.array([x + exact.displacement, exact.variance])
+        assert_mean(samples, truth, bias=2 * widening * exact.variance / 4000)
+    options["beta"] = 1 / 0.8
+
+    def evidence(key, tau, x):
+        return updated(loss, x, sampler, tau, key, **options)[1].info.objective
+
+    for samples in at_each((0.4, 1.5), evidence, 300, x):
+        truth = of_density(loss, 0.8)[2]
+        assert_mean(samples, truth, bias=float(samples.var()) / 0.8)
+
+
+def test_a_curved_posterior_needs_wider_draws():
+    """k̂ tells where Σ comes out too small, whatever the effective samples say."""
+
+    def curved(z):
+        return (z[0] / 10) ** 2 / 2 + (z[1] - 0.03 * (z[0] ** 2 - 100)) ** 2 / 2
+
+    deviations = np.array([10.0, np.sqrt(19.0)])
+
+    def learnt(widening):
+        head = lejax.gaussian(
+            lejax.importance(1000),
+            1.0,
+            key=jax.random.key(0),
+            covariance="full",
+            temperature=1.0,
+            widening=widening,
+        )
+        tx = optax.chain(head, optax.sgd(1.0))
+
+        def update(carry, _):
+            z, state = carry
+            updates, state = tx.update(None, state, z, value_fn=curved)
+            z = optax.apply_updates(z, updates)
+            told = state[0].covariance.variances(z), state[0].info
+            return (z, state), told
+
+        start = jnp.zeros(2), tx.init(jnp.zeros(2))
+        _, (variances, info) = jax.lax.scan(update, start, None, length=300)
+        found = np.sqrt(variances[100:].mean(0)) / deviations
+        return found, info.pareto_k[100:].mean(), info.effective_sample_size[100:]
+
+    narrow, shape, effective = jax.tree.map(np.asarray, learnt(1.0))
+    assert narrow[0] < 0.95
+    assert narrow[1] < 0.8
+    assert effective.mean() > 150
+    assert shape > 0.6
+    wide, shape, _ = jax.tree.map(np.asarray, learnt(2.0))
+    np.testing.assert_allclose(wide, 1, atol=0.05)
+    assert shape < 0.3
+
+
+@pytest.mark.parametrize(
+    ("sampler", "widening", "message"),
+    [
+        (lejax.importance(9), 0.5, "widening must be at least 1, got 0.5"),
+        (lejax.pathwise(4), 2.0, "widening=2.0 needs weights with a β that is passed"),
+        (lejax.importance(9, beta_share=0.5), 2.0, "widening=2.0 needs weights"),
+    ],
+)
+def test_bad_widening(sampler, widening, message):
+    with pytest.raises(ValueError, match=message):
+        lejax.gaussian(sampler, 1.0, key=jax.random.key(0), widening=widening)
+
+
 @every_structure
 def test_the_evidence_of_leaves_of_several_numbers(covariance):
     """-T log ∫ exp(-|u|²/2sT) = -T d/2 log(2πsT); a scale counts for all its leaf."""
