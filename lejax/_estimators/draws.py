@@ -14,7 +14,7 @@ from lejax._estimators.units import Part, Units
 from lejax._internal.blocks import Blocks
 from lejax._internal.mesh_axes import varying
 from lejax._internal.random import Noise
-from lejax._internal.trees import inner, is_large, scaled
+from lejax._internal.trees import inner, is_large
 from lejax._internal.types import PyTree
 from lejax._spaces.space import Space
 
@@ -43,7 +43,8 @@ class Draws(NamedTuple):
 
     def displacements(self, part: Part, noise: Noise) -> Blocks:
         """Those of one unit, (g, ...), of the positive sign."""
-        return scaled(noise.copies(part.copies), self.scale)
+        drawn = noise.copies(part.copies)
+        return tuple(block * self.scale.astype(block.dtype) for block in drawn)
 
     def drawn(self, part: Part, units: Noise | jax.Array) -> tuple[Noise, Blocks]:
         """The noise of units, kept or by their numbers, and their displacements."""

@@ -110,10 +110,12 @@ class Units:
     Attributes:
         parts: of different kinds.
         axis_name: of the members that share them; None without.
+        members: how many these are.
     """
 
     parts: tuple[Part, ...]
     axis_name: str | None
+    members: int
 
     @functools.cached_property
     def real(self) -> np.ndarray | None:
@@ -132,8 +134,8 @@ class Units:
         return int(self.sizes.sum())
 
     def _real_of_members(self) -> list[np.ndarray]:
-        count = members(self.axis_name)
-        return [self.real_of(part, i) for part in self.parts for i in range(count)]
+        members = range(self.members)
+        return [self.real_of(part, i) for part in self.parts for i in members]
 
     def real_of(self, part: Part, i: Any) -> np.ndarray:
         """The same of a part of member i, (units, k, g)."""
@@ -153,34 +155,44 @@ class Units:
 
     def own_real(self, part: Part) -> jax.Array | None:
         """Which of this member's evaluations count, (units, k, g); None if all do."""
-        of_members = np.stack(
-            [self.real_of(part, i) for i in range(members(self.axis_name))]
-        )
+        of_members = np.stack([self.real_of(part, i) for i in range(self.members)])
         if of_members.all():
             return None
-        return jnp.asarray(of_members)[member(self.axis_name)]
+        return self._own(jnp.asarray(of_members))
 
     def numbers(self, part: Part) -> jax.Array:
         """The numbers of this member's units."""
-        first = part.start + part.share * member(self.axis_name)
-        return first + jnp.arange(part.units, dtype=jnp.int32)
+        numbers = part.start + jnp.arange(part.units, dtype=jnp.int32)
+        if self.axis_name is None:
+            return numbers
+        return numbers + part.share * member(self.axis_name)
+
+    def _own(self, of_members: jax.Array) -> jax.Array:
+        """What is this member's."""
+        if self.axis_name is None:
+            return of_members[0]
+        return of_members[member(self.axis_name)]
 
     def all_of(self, own: list[jax.Array]) -> jax.Array:
         """Flat, from what each member has: (units, k, g, ...) of every part."""
         flat = [
-            gathered(values, self.axis_name).reshape(-1, *values.shape[3:])
+            values if self.axis_name is None else gathered(values, self.axis_name)
             for values in own
+        ]
+        flat = [
+            values.reshape(-1, *part.shape[3:])
+            for values, part in zip(flat, own, strict=True)
         ]
         return flat[0] if len(flat) == 1 else jnp.concatenate(flat)
 
     def own(self, flat: jax.Array) -> list[jax.Array]:
         """The converse, for this member."""
-        count, found, first = members(self.axis_name), [], 0
+        count, found, first = self.members, [], 0
         for part in self.parts:
             shape = count, part.units, part.signs, part.copies
             stop = first + int(np.prod(shape))
             whole = flat[first:stop].reshape(*shape, *flat.shape[1:])
-            found.append(whole[member(self.axis_name)] if count > 1 else whole[0])
+            found.append(self._own(whole))
             first = stop
         return found
 
@@ -189,7 +201,7 @@ class Units:
         found, first = [], 0
         for part in self.parts:
             shape = -1, part.signs, part.copies
-            stop = first + members(self.axis_name) * part.units * np.prod(shape[1:])
+            stop = first + self.members * part.units * part.signs * part.copies
             values = flat[first:stop].reshape(shape)
             pair = values[:, 0] - values[:, -1] if part.signs == 2 else values[:, 0]
             found.append(pair.ravel())
@@ -205,11 +217,10 @@ class Units:
     @functools.cached_property
     def group_shares(self) -> float:
         """Σp² of the shares p of all groups in the evaluations that count."""
-        count = members(self.axis_name)
         sizes = [
             self.real_of(part, i).reshape(part.groups, -1).sum(1)
             for part in self.parts
-            for i in range(count)
+            for i in range(self.members)
         ]
         return float(np.square(np.concatenate(sizes) / self.num_samples).sum())
 
@@ -223,7 +234,7 @@ class Units:
         found, first = [], 0
         for part in self.parts:
             each = part.signs * part.copies
-            stop = first + members(self.axis_name) * part.units * each
+            stop = first + self.members * part.units * each
             found.append(flat[first:stop].reshape(-1, each).sum(1))
             first = stop
         return found[0] if len(found) == 1 else jnp.concatenate(found)
@@ -243,7 +254,7 @@ def make_units(
     With `groups` there are `NUM_GROUPS` of them, or some more, if there are as many
     units; and so for `least_chunks`.
     """
-    count = members(axis_name)
+    count = 1 if axis_name is None else members(axis_name)
     pairs = plan.num_samples // 2 if plan.antithetic else 0
     singles = plan.num_samples - 2 * pairs
     parts: list[Part] = []
@@ -276,7 +287,7 @@ def make_units(
         start = stop
         if odd:
             break
-    return Units(tuple(parts), axis_name)
+    return Units(tuple(parts), axis_name, count)
 
 
 def _divided(

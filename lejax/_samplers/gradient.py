@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from lejax._info import Info
-from lejax._internal.checks import positive
 from lejax._internal.trees import all_finite, scaled
 from lejax._internal.types import PyTree
 from lejax._samplers.sampler import Regularization, Sampler
@@ -50,8 +48,7 @@ def estimate_gradient(
     -δ̂ with `displacement`: half precision holds it where it may not hold the gradient.
     Also the state, the info, and what a covariance learns from.
     """
-    if not math.isnan(known := positive("tau", tau)):
-        sampler.check(known)
+    sampler.check(tau)
     step, state, info, products = sampler.run(
         key, state, params, loss, tau, beta, learns
     )

@@ -112,7 +112,7 @@ class parallel(Sampler):
         """That of the sampler."""
         return self.sampler.name
 
-    def check(self, tau: float) -> None:
+    def check(self, tau: Scalar) -> None:
         """As the sampler."""
         self.sampler.check(tau)
 

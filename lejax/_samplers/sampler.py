@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -134,7 +133,7 @@ class Sampler:
                 given.append(f"{field.name}={value!r}")
         return f"{self.name}({', '.join(given)})"
 
-    def check(self, tau: float) -> None:
+    def check(self, tau: Scalar) -> None:
         """Raise where the sampler cannot work at this τ."""
 
     def init(self, params: PyTree) -> PyTree:
@@ -168,7 +167,8 @@ class Sampler:
             would not be finite; the state; the `Info`.
         """
         typed_key(key)
-        check_smoothing(self, positive("tau", tau), beta)
+        positive("tau", tau)
+        check_smoothing(self, tau, beta)
         params = float_leaves(params)
         loss = self.loss(value_fn, params, batch)
         return run_compiled(
@@ -198,7 +198,8 @@ class Sampler:
                     "outside be parallel."
                 )
             return value_fn
-        check_bound(*self.axes)
+        if any(self.axes):
+            check_bound(*self.axes)
         if isinstance(value_fn, Loss):
             return value_fn
         return traced(
@@ -229,7 +230,8 @@ class Sampler:
             space = full_space(loss, params)
         else:
             space = self.space(loss, self.varying(params))
-        space = over_data(space, params, self.axes[1])
+        if self.axes[1] is not None:
+            space = over_data(space, params, self.axes[1])
         # One rounding of τ and β for all that is made of them.
         dtype = compute_dtype(space.zeros)
         tau = jnp.asarray(tau, dtype)
@@ -256,8 +258,9 @@ class Sampler:
 
     def varying(self, params: PyTree) -> PyTree:
         """The same numbers, as those of displaced parameters over the axes."""
-        axis_name, data_axis_name = self.axes
-        return varying(varying(params, axis_name), data_axis_name)
+        for name in filter(None, self.axes):
+            params = varying(params, name)
+        return params
 
     # What a sampler is made of.
 
@@ -300,10 +303,9 @@ def _estimate(
     return sampler.run(key, state, params, loss, tau, beta)[:3]
 
 
-def check_smoothing(sampler: Sampler, tau: float, beta: Scalar) -> None:
-    """Refuse a τ or β that the sampler cannot serve; a τ of NaN is not known."""
-    if not math.isnan(tau):
-        sampler.check(tau)
+def check_smoothing(sampler: Sampler, tau: Scalar, beta: Scalar) -> None:
+    """Refuse a τ or β that the sampler cannot serve, as far as they are known."""
+    sampler.check(tau)
     known_beta = positive("beta", beta)
     if sampler.regularization == "heat" and known_beta != 1:
         raise ValueError(

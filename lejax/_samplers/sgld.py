@@ -149,8 +149,9 @@ class sgld(Sampler):
             batches_take_turns=self.inner_batches,
         )
 
-    def check(self, tau: float) -> None:
+    def check(self, tau: Scalar) -> None:
         """Refuse a first step at which the quadratic part of the drift diverges."""
+        tau = positive("tau", tau)
         first = positive(*first_value("step_size", self.step_size))
         if first >= 4 * tau:
             raise ValueError(

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 from lejax._info import Info
 from lejax._internal.checks import (
@@ -147,14 +146,9 @@ def first_tau(tau: ScalarOrSchedule | ShareController, sampler: Sampler) -> floa
 
 
 def current_tau(
-    tau: ScalarOrSchedule | ShareController,
-    step: jax.Array,
-    info: Info,
-    sampler: Sampler,
-) -> ArrayLike:
+    tau: ShareController, step: jax.Array, info: Info, sampler: Sampler
+) -> jax.Array:
     """τ after so many updates, of which `info` tells the last."""
-    if not isinstance(tau, ShareController):
-        return tau(step) if callable(tau) else tau
     dtype = info.tau_used.dtype
     first, gain, change, ratio = (
         jnp.asarray(value, dtype)
@@ -171,15 +165,13 @@ def current_tau(
 
 
 def restrained(
-    tau: ScalarOrSchedule | ShareController,
+    tau: ShareController,
     updates: PyTree,
     step: jax.Array,
     info: Info,
     sampler: Sampler,
 ) -> PyTree:
-    """No update by a controlled τ that was much too large."""
-    if not isinstance(tau, ShareController):
-        return updates
+    """No update by a τ that was much too large."""
     found, wanted = _divergences(tau, step, info, sampler)
     return optax.tree.where(found > 2 * wanted, optax.tree.zeros_like(updates), updates)
 

@@ -57,15 +57,13 @@ class Space(NamedTuple):
     outside: OutsideLoss | None = None
 
 
-def over_data(space: Space, params: PyTree, data_axis_name: str | None) -> Space:
+def over_data(space: Space, params: PyTree, data_axis_name: str) -> Space:
     """The same coordinates for the members of an axis that hold parts of the batch.
 
     `space` was made at parameters that vary over the axis, as displaced parameters do;
     `params` do not vary. The loss of a draw is the mean over the members. It is taken
     first, as weights are not linear in the loss.
     """
-    if data_axis_name is None:
-        return space
 
     def averaged(evaluate: Callable[..., Any]) -> Callable[..., Any]:
         # The mean is outside of `evaluate`, so a gradient is that of a member's own

@@ -124,14 +124,17 @@ def smoothing_step(
 ) -> tuple[PyTree, SmoothingState]:
     """What comes out, and the next state; τ is None where a rule gives it."""
     sampler: Sampler = settings.sampler
-    rule: Any = tau if settings.rule is None else settings.rule
+    if isinstance(settings.rule, ShareController):
+        tau = current_tau(settings.rule, state.step, state.info, sampler)
+    elif settings.rule is not None:
+        tau = settings.rule(state.step)
     grads, inside, info, _ = estimate_gradient(
         sampler,
         jax.random.fold_in(state.key, state.step),
         state.sampler,
         params,
         loss,
-        current_tau(rule, state.step, state.info, sampler),
+        tau,
         beta,
         displacement=settings.displacement,
     )
@@ -141,7 +144,8 @@ def smoothing_step(
     if settings.shrink:
         share = jnp.where(is_known(info.signal), info.signal, 1)
         grads = scaled(grads, share.clip(0, 1))
-    grads = restrained(rule, grads, state.step, info, sampler)
+    if isinstance(settings.rule, ShareController):
+        grads = restrained(settings.rule, grads, state.step, info, sampler)
     return grads, SmoothingState(next_step(state), state.key, inside, info)
 
 
