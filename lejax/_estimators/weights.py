@@ -183,14 +183,12 @@ def pareto_shape(shares: jax.Array, units: Units) -> jax.Array:
     above = largest[:tail] - largest[tail]
     spread = above[0] > 0
     above = above / jnp.where(spread, above[0], 1)
-    # Losses that count mistakes have many equal ones: those at the threshold are spread
-    # evenly below the next.
-    ties, least = (above <= 0).sum(), jnp.where(above > 0, above, 1).min()
-    ranks = jnp.arange(tail, 0, -1, dtype=dtype) / (ties + 1).astype(dtype)
-    above = jnp.where(above > 0, above, least * ranks)
     count = 30 + math.isqrt(tail)
     grid = 1 - np.sqrt(count / (np.arange(count) + 0.5))
-    quartile = above[tail - int(tail / 4 + 0.5)]
+    # Losses that count mistakes have many equal ones, at the threshold as well.
+    quartile = jnp.maximum(
+        above[tail - int(tail / 4 + 0.5)], jnp.where(above > 0, above, 1).min()
+    )
     b = jnp.asarray(grid / 3, dtype) / quartile + 1
     k = jnp.log1p(-b[:, None] * above).mean(1)
     posterior = jax.nn.softmax(tail * (jnp.log(-b / k) - k))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from lejax._estimators.units import chunk_limit
 from lejax._info import make_info
@@ -151,9 +152,8 @@ class sgld(Sampler):
 
     def check(self, tau: Scalar) -> None:
         """Refuse a first step at which the quadratic part of the drift diverges."""
-        tau = positive("tau", tau)
         first = positive(*first_value("step_size", self.step_size))
-        if first >= 4 * tau:
+        if not isinstance(tau, Tracer) and first >= 4 * tau:
             raise ValueError(
                 f"step_size starts at {first}, but a Langevin chain diverges "
                 f"unless it is below 4 * tau = {4 * tau}; lower step_size or raise tau."
