@@ -27,7 +27,7 @@ TAUS = (*sorted({tau for taus in RANGES.values() for tau in taus}), 2.0, 4.0, 7.
 # At first and at the end, by a straight line.
 SHARES = {
     "constant": ((0.1, 0.1), (0.2, 0.2), (0.3, 0.3), (0.5, 0.5)),
-    "rising": ((0.05, 0.5), (0.1, 0.7), (0.1, 0.9), (0.2, 0.9)),
+    "rising": ((0.1, 0.5), (0.1, 0.7), (0.1, 0.9), (0.2, 0.9)),
 }
 GAINS = (0.1, 0.3)
 # Two decades below and above the best fixed τ, of Figure 6.4 and here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -168,7 +169,10 @@ def optimizer(
     if run.method == "IS" and run.column == "as published":
         tau = tau**2
     if isinstance(run, Controlled):
-        share = optax.linear_schedule(*run.share, run.updates)
+        # With as few samples as a quick look has, no share may be small.
+        least = math.sqrt(10 / run.samples)
+        shares = (max(share, (1 + 1e-6) * least) for share in run.share)
+        share = optax.linear_schedule(*shares, run.updates)
         tau = lejax.target_share(share, tau, gain=run.gain)
         head = lejax.local_entropy(
             sampler(run, tau), tau, key=key, beta=run.beta, displacement=True

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.standard
 
 
 def test_a_controlled_run_takes_the_paper_s_step():
-    run = Controlled("IS", "lejax", samples=40, updates=10, share=(0.5, 0.8), gain=0.2)
-    share = optax.linear_schedule(0.5, 0.8, 10)
+    run = Controlled("IS", "lejax", samples=40, updates=10, share=(0.6, 0.8), gain=0.2)
+    share = optax.linear_schedule(0.6, 0.8, 10)
     tau = lejax.target_share(share, 0.03, gain=0.2)
     by_hand = lejax.local_entropy(lejax.importance(40), tau, key=KEY, displacement=True)
     x = np.ones(3, np.float32)
