@@ -171,8 +171,8 @@ def optimizer(
     if isinstance(run, Controlled):
         # With as few samples as a quick look has, no share may be small.
         least = math.sqrt(10 / run.samples)
-        shares = (max(share, (1 + 1e-6) * least) for share in run.share)
-        share = optax.linear_schedule(*shares, run.updates)
+        first, last = (max(share, (1 + 1e-6) * least) for share in run.share)
+        share = optax.linear_schedule(first, last, run.updates)
         tau = lejax.target_share(share, tau, gain=run.gain)
         head = lejax.local_entropy(
             sampler(run, tau), tau, key=key, beta=run.beta, displacement=True
