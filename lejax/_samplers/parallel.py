@@ -13,7 +13,7 @@ from lejax._info import Info
 from lejax._internal.types import LossFn, PyTree, Scalar
 from lejax._samplers.gradient import check_sampler
 from lejax._samplers.sampler import Sampler, Traits
-from lejax._tracing.loss import Loss, OutsideLoss, traced
+from lejax._tracing.loss import Loss, OutsideLoss, traced, unread
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -27,8 +27,8 @@ class parallel(Sampler):
     It goes where the sampler went, with the same arguments, inside `jax.jit` or not;
     the estimate is the same to rounding, however many devices share the draws. Along
     the mesh's axis `axis_name` every device holds the parameters, the batch and the
-    key, makes and evaluates its part of the draws, and an all-reduce merges the d
-    numbers of the displacement and a few more, however many the draws are
+    key, makes and evaluates its part of the draws; one exchange gathers the J losses,
+    and another sums the d numbers of the displacement and those of its error
     (`robbins_monro`: in every move). Of `sgld` whole chains are shared, so one with
     `num_chains=1` is not made faster. What comes back lies on the mesh, so the second
     call of a jitted update is traced anew, the later ones are not.
@@ -131,16 +131,18 @@ class parallel(Sampler):
         any_batch: bool = False,
         has_aux: bool = False,
     ) -> Loss | OutsideLoss:
-        """The loss on the whole batch: a device reads its own again."""
+        """The loss, which every device reads on its own part of the batch."""
         if isinstance(value_fn, OutsideLoss):
             return super().loss(value_fn, params, batch)
+        if not has_aux:
+            return unread(value_fn, batch)
         return traced(
             value_fn,
             params,
             batch,
             inner_batches=self.traits.batches_take_turns,
             any_batch=any_batch,
-            has_aux=has_aux,
+            has_aux=True,
         )
 
     def run(

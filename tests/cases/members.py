@@ -39,8 +39,13 @@ def f(x):
 
 
 def without_noise(tree):
-    """Infos without what depends on the layout: test_noise.py has it by replicates."""
-    noise = dict.fromkeys(("squared_error", "signal", "signal_standard_error"))
+    """Infos without what depends on the layout: test_noise.py has it by replicates.
+
+    And without k̂, which magnifies the rounding of nearly equal weights.
+    """
+    noise = dict.fromkeys(
+        ("squared_error", "signal", "signal_standard_error", "pareto_k")
+    )
     return jax.tree.map(
         lambda x: x._replace(**noise) if is_info(x) else x, tree, is_leaf=is_info
     )

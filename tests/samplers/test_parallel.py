@@ -143,8 +143,7 @@ def with_a_covariance():
 
 
 def what_is_sent(count):
-    """d numbers and a few, once, however many the samples are."""
-    sent = []
+    """The J losses, with credit those of the examples, d numbers, and a few."""
     size = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
     for num_samples in (64, 6400):
         sampler = lejax.parallel(
@@ -155,22 +154,21 @@ def what_is_sent(count):
         found = collectives(program)
         assert {kind for kind, _, _ in found} == {"all-reduce"}
         numbers = sum(numbers for _, numbers, _ in found)
-        # The scalars of all members, and one sum.
-        assert len(found) == 2
-        assert size <= numbers <= size + 10 * count + 8, (size, found)
+        assert len(found) <= 4
+        most = 2 * size + 2 * 1.05 * num_samples + 10 * count + 8
+        assert size + num_samples <= numbers <= most, (size, found)
         # None of them is repeated: they stand outside the loop over the chunks.
         loops = re.findall(r"body=%([\w.]+)", program)
         for body in loops:
             inside = program.split(f"%{body} (", 1)[1].split("\n}", 1)[0]
             assert "all-reduce" not in inside
-        sent.append(found)
-    assert sent[0] == sent[1]
     assert count == jax.device_count()
 
 
 def split_parameters(monkeypatch):
     """Large leaves stay split, and so do their perturbations."""
     monkeypatch.setattr("lejax._internal.trees.POOLED_NUMBERS", 1000)
+    monkeypatch.setattr("lejax._internal.blocks.LEAST_APART", 100)
     # As on an accelerator: all blocks side by side.
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     params = jnp.linspace(-1.0, 1.0, 64 * 32).reshape(64, 32)
@@ -188,7 +186,7 @@ def split_parameters(monkeypatch):
         compiled = step.lower(split, key).compile()
         found = collectives(compiled.as_text())
         assert {kind for kind, _, _ in found} == {"all-reduce"}
-        assert sum(numbers for _, numbers, _ in found) <= params.size / 2 + 40
+        assert sum(numbers for _, numbers, _ in found) <= params.size / 2 + 40 + 2 * 64
         (value, info), grads = compiled(split, key)
         assert_same(((value, info), grads), whole)
         assert grads.sharding.is_equivalent_to(split.sharding, grads.ndim)
@@ -204,6 +202,7 @@ def split_parameters(monkeypatch):
 def split_parameters_reduced(monkeypatch):
     """Likewise where some leaves are reduced, and the others large only together."""
     monkeypatch.setattr("lejax._internal.trees.POOLED_NUMBERS", 1000)
+    monkeypatch.setattr("lejax._internal.blocks.LEAST_APART", 100)
     params = {"kernel": jnp.ones((64, 600)) / 8, "bias": jnp.zeros(600)}
     batch = jnp.sin(jnp.arange(4.0 * 64)).reshape(4, 64)
 
@@ -230,7 +229,7 @@ def split_parameters_reduced(monkeypatch):
     program = compiled.as_text()
     assert not re.search(r"\[(\d+,)*600[,\]]", program)
     numbers = sum(numbers for _, numbers, _ in collectives(program))
-    assert 5 * 600 / 2 <= numbers <= 5 * 600 / 2 + 40
+    assert 5 * 600 / 2 <= numbers <= 5 * 600 / 2 + 40 + 4 * 16, numbers
 
 
 def test_one_device():
