@@ -179,21 +179,24 @@ def comparable(
 
 def _hoisted(jaxpr: core.Jaxpr, constants: Any) -> tuple[core.Jaxpr, list[Any]]:
     """A jaxpr whose calls of `jax.jit` close over nothing, and its constants."""
-    every = [*constants, *_inner_constants(jaxpr)]
-    if len(every) == len(constants):
-        return jaxpr, every
+    closed = len(jaxpr.constvars)
+    inner = list(_inner_constants(jaxpr))
+    # Since jax 0.12 a jaxpr holds its constants itself.
+    if not inner and not (closed and hasattr(jaxpr, "consts")):
+        return jaxpr, list(constants)
+    # What is closed over inside goes before the last arguments, a batch.
+    every = [*constants[:closed], *inner, *constants[closed:]]
+    tail = len(constants) - closed
 
-    def run(every: list[Any], *args: Any) -> list[Any]:
-        others = iter(every[len(constants) :])
-        return _inlined(jaxpr, every[: len(constants)], args, others)
+    def run(args: list[Any], every: list[Any]) -> list[Any]:
+        others = iter(every[closed : closed + len(inner)])
+        last = every[len(every) - tail :]
+        return _inlined(jaxpr, every[:closed], [*args, *last], others)
 
-    avals: list[Any] = [variable.aval for variable in jaxpr.invars]
+    own = len(jaxpr.invars) - tail
+    avals: list[Any] = [variable.aval for variable in jaxpr.invars[:own]]
     like = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-    flat = jax.make_jaxpr(run)(every, *like).jaxpr
-    first = len(every)
-    return flat.replace(
-        constvars=flat.invars[:first], invars=flat.invars[first:]
-    ), every
+    return jax.make_jaxpr(run)(like, every).jaxpr, every
 
 
 def _inner_constants(jaxpr: core.Jaxpr) -> Iterator[Any]:

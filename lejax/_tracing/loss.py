@@ -23,7 +23,7 @@ class Loss:
 
     Attributes:
         jaxpr: of the leaves of the parameters, and of those of an inner batch.
-        constants: what it closes over.
+        constants: what it closes over, and what its last arguments are for good.
         aux: the structure of a second output; None without one.
         batches: the inner batches, on a leading axis, of which the j-th is used, in
             turn; None if there are none.
@@ -59,16 +59,18 @@ class Loss:
         if self.batches is not None:
             return dataclasses.replace(self, batches=batch, source=source)
         leaves = jax.tree.leaves(batch)
-        constants = [*leaves, *self.constants[len(leaves) :]]
+        first = len(self.constants) - len(leaves)
+        constants = [*self.constants[:first], *leaves]
         return dataclasses.replace(self, constants=constants, source=source)
 
     def _outputs(self, params: PyTree, j: Any) -> list[Any]:
         inner = () if self.batches is None else (nth_batch(self.batches, j),)
         if self.again is not None:
             return jax.tree.leaves(self.again(params, *inner))
-        return eval_jaxpr(
-            self.jaxpr, self.constants, *jax.tree.leaves((params, *inner))
-        )
+        closed = len(self.jaxpr.constvars)
+        constants, known = self.constants[:closed], self.constants[closed:]
+        leaves = jax.tree.leaves((params, *inner))
+        return eval_jaxpr(self.jaxpr, constants, *leaves, *known)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,14 +129,9 @@ def traced(
     except Exception as error:
         _explain(error, value_fn, params, batch)
         raise
-    jaxpr, constants = closed.jaxpr, closed.consts
+    jaxpr, constants = closed.jaxpr, list(closed.consts)
     if any_batch and not inner_batches:
-        constants = [*jax.tree.leaves(batch), *constants]
-        own = len(jax.tree.leaves(params))
-        jaxpr = jaxpr.replace(
-            constvars=[*jaxpr.invars[own:], *jaxpr.constvars],
-            invars=jaxpr.invars[:own],
-        )
+        constants = [*constants, *jax.tree.leaves(batch)]
     stops = obstacles(jaxpr)
     return Loss(
         jaxpr,

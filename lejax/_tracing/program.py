@@ -144,8 +144,16 @@ def read(jaxpr: core.Jaxpr, values: Iterable[Any], output: int = 0) -> Program:
             variables.update(zip(equation.outvars, outputs, strict=True))
         return [number_of(atom) for atom in jaxpr.outvars]
 
-    inputs = [new(variable.aval) for variable in jaxpr.invars]
-    result = walk(jaxpr, values, inputs)[output]
+    values = list(values)
+    closed = len(jaxpr.constvars)
+    known = values[closed:]
+    own = len(jaxpr.invars) - len(known)
+    inputs = [new(variable.aval) for variable in jaxpr.invars[:own]]
+    others = [
+        constant(variable.aval, value)
+        for variable, value in zip(jaxpr.invars[own:], known, strict=True)
+    ]
+    result = walk(jaxpr, values[:closed], [*inputs, *others])[output]
 
     needed = {result}
     used: list[Operation] = []
