@@ -24,7 +24,11 @@ from jax.extend import core
 
 from lejax._internal.types import PyTree
 from lejax._tracing.loss import Loss, OutsideLoss
+from lejax._tracing.obstacles import equations
 from lejax._tracing.program import JIT, binding
+
+# Calls of functions with a derivative rule, in the versions of jax.
+RULED = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 # So many programs are kept, the last ones.
 MOST_PROGRAMS = 64
@@ -123,7 +127,9 @@ def _programs_of(loss: Loss) -> Callable[..., Callable[..., PyTree]]:
     if not loss.calls_outside:
         return _cached
     owner = inspect.unwrap(loss.source[0])
-    return _cached_weakly.setdefault(owner, functools.lru_cache(1)(_compile))
+    if owner not in _cached_weakly:
+        _cached_weakly[owner] = functools.lru_cache(MOST_PROGRAMS)(_compile)
+    return _cached_weakly[owner]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,17 +170,25 @@ def comparable(
         loss.batch_sizes,
         jax.debug_nans.value,
     )
-    if differentiated and any("custom_" in str(step.primitive) for step in jaxpr.eqns):
-        # Rules are functions, and new ones every time: what they do is compared.
-        slope = jax.make_jaxpr(jax.grad(lambda params: loss(params)))(params)
-        slope, others = _hoisted(slope.jaxpr, slope.consts)
-        if not {id(array) for array in others} <= {id(array) for array in constants}:
-            raise NotComparableError
-        key = *key, _key_of(slope)
     bare = dataclasses.replace(
         loss, jaxpr=jaxpr, constants=(), batches=None, source=(None, None)
     )
+    if differentiated and any(_has_rule(step) for step in equations(jaxpr)):
+        # Rules are functions, and new ones every time: what they do is compared.
+        def slope(constants: Any, batches: PyTree, params: PyTree) -> PyTree:
+            own = dataclasses.replace(bare, constants=constants, batches=batches)
+            return jax.grad(own)(params)
+
+        closed = jax.make_jaxpr(slope)(constants, loss.batches, params)
+        if closed.consts or any(True for _ in _inner_constants(closed.jaxpr)):
+            raise NotComparableError  # arrays of the rule's own
+        key = *key, _key_of(closed.jaxpr)
     return Program(key, bare), constants
+
+
+def _has_rule(step: core.JaxprEqn) -> bool:
+    """Whether it is a function with a derivative rule of the user's."""
+    return step.primitive.name in RULED
 
 
 def _hoisted(jaxpr: core.Jaxpr, constants: Any) -> tuple[core.Jaxpr, list[Any]]:
@@ -243,12 +257,11 @@ def _key_of(jaxpr: core.Jaxpr) -> Hashable:
         return numbers[atom]
 
     def key_of_step(step: core.JaxprEqn) -> Hashable:
-        custom = step.primitive.name.startswith("custom_")
         params = tuple(
             (name, _key_of_param(value))
             for name, value in sorted(step.params.items())
             # A rule is another object every time; `comparable` sees what it does.
-            if hasattr(value, "eqns") or not custom
+            if hasattr(value, "eqns") or not _has_rule(step)
         )
         inputs = tuple(map(key_of, step.invars))
         return step.primitive, inputs, params, new(step.outvars)

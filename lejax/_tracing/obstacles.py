@@ -25,7 +25,7 @@ def obstacles(jaxpr: core.Jaxpr) -> frozenset[str]:
     the rule is bound again.
     """
     found = set(map(str, jaxpr.effects))
-    for equation in _equations(jaxpr):
+    for equation in equations(jaxpr):
         name, params = equation.primitive.name, equation.params
         if "axis_name" in params:
             found.add(name)
@@ -36,16 +36,16 @@ def obstacles(jaxpr: core.Jaxpr) -> frozenset[str]:
 
 def calls_outside(jaxpr: core.Jaxpr) -> bool:
     """Whether a jaxpr calls functions of the host."""
-    return any("callback" in step.primitive.name for step in _equations(jaxpr))
+    return any("callback" in step.primitive.name for step in equations(jaxpr))
 
 
-def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
     """Those of a jaxpr and of all jaxprs inside."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(value):
-                yield from _equations(getattr(value, "jaxpr", value))
+                yield from equations(getattr(value, "jaxpr", value))
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -184,25 +184,57 @@ def test_a_closure_that_changes():
     )
 
 
+def inside_scan(fn):
+    def looped(x):
+        add = lambda total, _: (total + fn(x), None)  # noqa: E731
+        return jax.lax.scan(add, 0.0, None, length=2)[0]
+
+    return looped
+
+
 @pytest.mark.parametrize("name", ["pathwise", "sgld"])
-def test_a_rule_of_derivatives_that_changes(name):
-    """The same values, and another gradient: another program."""
-    slope = 1.0
+@pytest.mark.parametrize("inside", [lambda fn: fn, jax.jit, inside_scan])
+@pytest.mark.parametrize("kind", ["number", "array", "shared", "backwards"])
+def test_a_rule_of_derivatives_that_changes(name, inside, kind):
+    """The same values, and another gradient: another program.
 
-    @jax.custom_jvp
-    def steep(x):
-        return jnp.sum(x)
+    Also where the rule holds an array that the function uses as well.
+    """
 
-    @steep.defjvp
-    def rule(primals, tangents):
-        return steep(*primals), slope * jnp.sum(tangents[0])
+    def made(slope):
+        if kind == "backwards":
+            steep = jax.custom_vjp(lambda x: jnp.sum(x))
+            steep.defvjp(
+                lambda x: (jnp.sum(x), None),
+                lambda _, g: (jnp.full(3, slope * g),),
+            )
+        else:
+            slope = slope if kind == "number" else jnp.full(3, slope)
+            factor = slope if kind == "shared" else jnp.ones(3)
+            steep = jax.custom_jvp(lambda x: jnp.sum(factor * x))
+            steep.defjvp(lambda p, t: (steep(*p), jnp.sum(slope * t[0])))
+        return inside(lambda x: steep(x))
 
-    first = displacement(steep, SAMPLERS[name])
-    slope = 3.0
-    second = displacement(steep, SAMPLERS[name])
+    first, second = (displacement(made(s), SAMPLERS[name]) for s in (1.0, 3.0))
     if name == "pathwise":
         np.testing.assert_allclose(second, 3 * first, rtol=1e-5)
     assert jnp.abs(first - second).max() > 1e-3
+
+
+def test_functions_inside_of_an_operation_are_compared():
+    """Those of a linear solve are neither a rule nor a constant."""
+
+    def made(factor):
+        def loss(x):
+            return jax.lax.custom_linear_solve(
+                lambda v: factor * v, x, lambda _, b: b / factor, symmetric=True
+            ).sum()
+
+        return loss
+
+    sampler = lejax.importance(2000)
+    first, second = (displacement(made(factor), sampler) for factor in (1.0, 0.25))
+    np.testing.assert_allclose(second, 4 * first, rtol=0.3)
 
 
 def test_what_cannot_be_hashed_runs():
