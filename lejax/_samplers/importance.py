@@ -28,7 +28,7 @@ from lejax._internal.checks import counts_of, fraction
 from lejax._internal.mesh_axes import mean_over
 from lejax._internal.trees import all_finite, compute_dtype, inner, is_large, scaled
 from lejax._internal.types import PyTree, Scalar
-from lejax._samplers.sampler import Estimate, Sampler, Traits
+from lejax._samplers.sampler import Estimate, Given, ReducedSampler, Traits
 from lejax._spaces.reduced import reduced_space
 from lejax._spaces.space import Space, null_space_noise
 from lejax._tracing.loss import Loss
@@ -48,7 +48,7 @@ class AdaptedState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class importance(Sampler):
+class importance(ReducedSampler):
     """Importance sampling of E_q[X]: gradient-free, parallel (Algorithm 4).
 
     With φ = N(x, τI) and weights w = exp(-βf),
@@ -140,10 +140,7 @@ class importance(Sampler):
     _: dataclasses.KW_ONLY
     chunk_size: int | None = None
     antithetic: bool = True
-    axis_name: str | None = None
-    data_axis_name: str | None = None
     signs_per_draw: int | None = None
-    reduction: bool = True
     sample_complement: bool = False
     credit: bool | None = None
     beta_share: Scalar | None = None
@@ -202,17 +199,10 @@ class importance(Sampler):
             credit=credit,
         )
 
-    def in_space(
-        self,
-        key: jax.Array,
-        state: PyTree,
-        space: Space,
-        tau: jax.Array,
-        beta: jax.Array,
-        learns: Any,
-    ) -> Estimate:
+    def in_space(self, given: Given) -> Estimate:
         """Losses, weights, and the sum of the draws times these weights."""
-        draws = self.draws(key, space, tau, learns)
+        space, learns, beta = given.space, given.learns, given.beta
+        draws = self.draws(given)
         units, control = draws.units, space.control_variate
         found = losses_of(draws) if control is None else losses_with_credit(draws)
         values = [value if control is None else value[0] for value in found.values]
@@ -255,6 +245,7 @@ class importance(Sampler):
             square = noise_of_units(combined, total, weights.shares, units)
             noise = noise._replace(square=square)
         info = self.info(weights, losses, units, noise, control is not None)
+        state = given.state
         if self.beta_share is not None:
             beta = beta_for_share(units.filled(losses), self.beta_share, default=beta)
             state = AdaptedState(beta.astype(state.next_beta.dtype))
@@ -262,14 +253,16 @@ class importance(Sampler):
         if self.sample_complement and space.to_null_space is not None:
             # Of one draw in what the loss does not see: the same weights as elsewhere.
             squares = jnp.square(units.signed(weights.shares)).sum()
-            key = jax.random.fold_in(key, self.num_samples)
-            beside = scaled(null_space_noise(key, space), jnp.sqrt(tau * squares))
+            key = jax.random.fold_in(given.key, self.num_samples)
+            scale = jnp.sqrt(given.tau * squares)
+            beside = scaled(null_space_noise(key, space), scale)
             square = info.squared_error + inner(beside, beside, losses.dtype)
             info = info._replace(squared_error=square)
         return Estimate(total, state, info, beside, combined.products)
 
-    def draws(self, key: jax.Array, space: Space, tau: jax.Array, learns: Any) -> Draws:
+    def draws(self, given: Given) -> Draws:
         """The plan of the update."""
+        space, learns = given.space, given.learns
         signs = self.signs_per_draw
         if signs is None:
             # Under other signs the squares are the same, which a covariance sees.
@@ -284,7 +277,7 @@ class importance(Sampler):
             groups=self.grouped(space, learns),
             exact=space.exact,
         )
-        return Draws(key, space, jnp.sqrt(tau), units)
+        return Draws(given.key, space, jnp.sqrt(given.tau), units)
 
     def grouped(self, space: Space, learns: Any) -> bool:
         """Whether sums are kept by groups: large ones would be there at once."""

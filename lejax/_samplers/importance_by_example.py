@@ -17,7 +17,7 @@ from lejax._internal.blocks import Blocks
 from lejax._internal.checks import counts_of
 from lejax._internal.mesh_axes import mean_over
 from lejax._internal.types import PyTree
-from lejax._samplers.sampler import Estimate, Sampler, Traits
+from lejax._samplers.sampler import Estimate, Given, Sampler, Traits
 from lejax._spaces.per_example_noise import add_per_example, per_example_space
 from lejax._spaces.space import Space
 from lejax._tracing.loss import Loss
@@ -93,8 +93,6 @@ class importance_by_example(Sampler):
     _: dataclasses.KW_ONLY
     chunk_size: int | None = None
     antithetic: bool = True
-    axis_name: str | None = None
-    data_axis_name: str | None = None
     signs_per_draw: int | None = None
 
     def __post_init__(self) -> None:
@@ -119,17 +117,9 @@ class importance_by_example(Sampler):
             )
         return space
 
-    def in_space(
-        self,
-        key: jax.Array,
-        state: PyTree,
-        space: Space,
-        tau: jax.Array,
-        beta: jax.Array,
-        learns: Any,
-    ) -> Estimate:
+    def in_space(self, given: Given) -> Estimate:
         """Losses of every example, their weights, and the draws times these."""
-        del learns
+        space, beta = given.space, given.beta
         control = space.control_variate
         assert control is not None
         count, data = control.baselines.size, control.data_axis_name
@@ -141,7 +131,7 @@ class importance_by_example(Sampler):
             self.axis_name,
             exact=space.exact,
         )
-        draws = Draws(key, space, jnp.sqrt(tau), units)
+        draws = Draws(given.key, space, jnp.sqrt(given.tau), units)
 
         def losses(u: Blocks, sign: Any) -> jax.Array:
             _, examples = control.examine(u, sign, True)
@@ -186,7 +176,7 @@ class importance_by_example(Sampler):
             parts = {place: leaf for place, leaf in leaves if leaf is not None}
             total = control.with_parts(total, parts)
         error = error_of_sum(of_all, of_all.sum() / self.num_samples, units, 1 / beta)
-        return Estimate(total, state, self.info(weights, error, data))
+        return Estimate(total, given.state, self.info(weights, error, data))
 
     def info(self, weights: Weights, error: jax.Array, data: str | None) -> Info:
         """What the weights of all examples tell."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from lejax._estimators.draws import Draws
@@ -13,15 +11,11 @@ from lejax._estimators.gradients import curvature, mean_gradient
 from lejax._estimators.units import Plan, make_units
 from lejax._internal.checks import counts_of
 from lejax._internal.trees import scaled
-from lejax._internal.types import PyTree
-from lejax._samplers.sampler import Estimate, Sampler, Traits
-from lejax._spaces.reduced import reduced_space
-from lejax._spaces.space import Space
-from lejax._tracing.loss import Loss
+from lejax._samplers.sampler import Estimate, Given, ReducedSampler, Traits
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class pathwise(Sampler):
+class pathwise(ReducedSampler):
     """The gradient of the heat-regularised loss as an average of gradients.
 
         ∇F^H_τ(x) = E_φ ∇f(X) ≈ (1/J) Σ_j ∇f(X_j),   X_j ~ φ = N(x, τI).
@@ -65,9 +59,6 @@ class pathwise(Sampler):
     _: dataclasses.KW_ONLY
     chunk_size: int | None = None
     antithetic: bool = True
-    axis_name: str | None = None
-    data_axis_name: str | None = None
-    reduction: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,28 +71,14 @@ class pathwise(Sampler):
             "heat", tells_noise=True, needs_gradient=True, learns_covariance=True
         )
 
-    def space(self, loss: Loss, params: PyTree) -> Space:
-        """The directions that the loss sees."""
-        return reduced_space(
-            loss, params, self.data_axis_name, reduction=self.reduction
-        )
-
-    def in_space(
-        self,
-        key: jax.Array,
-        state: PyTree,
-        space: Space,
-        tau: jax.Array,
-        beta: jax.Array,
-        learns: Any,
-    ) -> Estimate:
+    def in_space(self, given: Given) -> Estimate:
         """The mean of the gradients, times -τ."""
-        del beta  # heat has none
+        space, tau, learns = given.space, given.tau, given.learns
         plan = Plan(self.num_samples, self.antithetic, self.chunk_size)
         units = make_units(plan, space.zeros, self.axis_name, exact=space.exact)
-        draws = Draws(key, space, jnp.sqrt(tau), units)
+        draws = Draws(given.key, space, jnp.sqrt(tau), units)
         found = mean_gradient(draws, space.zeros, learns)
         error = found.squared_error(tau)
         info = found.of_losses.info(self.num_samples, squared_error=error)
         products = None if learns is None else curvature(found, space, learns)
-        return Estimate(scaled(found.mean, -tau), state, info, None, products)
+        return Estimate(scaled(found.mean, -tau), given.state, info, None, products)

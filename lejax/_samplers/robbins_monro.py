@@ -15,16 +15,13 @@ from lejax._info import make_info
 from lejax._internal.blocks import Blocks
 from lejax._internal.checks import counts_of, positive, positive_or_schedule
 from lejax._internal.trees import all_finite, compute_dtype
-from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
+from lejax._internal.types import Scalar, ScalarOrSchedule
 from lejax._samplers.langevin import at_steps
-from lejax._samplers.sampler import Estimate, Sampler, Traits
-from lejax._spaces.reduced import reduced_space
-from lejax._spaces.space import Space
-from lejax._tracing.loss import Loss
+from lejax._samplers.sampler import Estimate, Given, ReducedSampler, Traits
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class robbins_monro(Sampler):
+class robbins_monro(ReducedSampler):
     """Robbins-Monro for argmin_x KL(φ_{x,τ} ‖ q_{x_k,τ}) (Algorithm 5).
 
     The minimiser solves x = x_k - τ ∇F^H_τ(x): an implicit gradient step. From y = x_k,
@@ -84,9 +81,6 @@ class robbins_monro(Sampler):
     smoothing: Scalar | None = None
     chunk_size: int | None = None
     antithetic: bool = True
-    axis_name: str | None = None
-    data_axis_name: str | None = None
-    reduction: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,23 +94,9 @@ class robbins_monro(Sampler):
         """What it can do, and what it needs."""
         return Traits("heat", needs_gradient=True)
 
-    def space(self, loss: Loss, params: PyTree) -> Space:
-        """The directions that the loss sees."""
-        return reduced_space(
-            loss, params, self.data_axis_name, reduction=self.reduction
-        )
-
-    def in_space(
-        self,
-        key: jax.Array,
-        state: PyTree,
-        space: Space,
-        tau: jax.Array,
-        beta: jax.Array,
-        learns: Any,
-    ) -> Estimate:
+    def in_space(self, given: Given) -> Estimate:
         """The last iterate."""
-        del beta, learns  # heat has none
+        space, tau = given.space, given.tau
         dtype = compute_dtype(space.zeros)
         variance = tau if self.smoothing is None else jnp.asarray(self.smoothing, dtype)
         plan = Plan(self.num_samples, self.antithetic, self.chunk_size)
@@ -126,7 +106,7 @@ class robbins_monro(Sampler):
 
         def move(y: Blocks, step: tuple[jax.Array, jax.Array]) -> tuple[Blocks, Any]:
             j, share = step
-            own = jax.random.fold_in(key, j)
+            own = jax.random.fold_in(given.key, j)
             draws = Draws(own, space, jnp.sqrt(variance), units)
             found = mean_gradient(draws, y)
             proposal = jax.tree.map(
@@ -151,4 +131,4 @@ class robbins_monro(Sampler):
             effective_sample_size=size.sum(),
             nonfinite_fraction=failed.mean(),
         )
-        return Estimate(end, state, info)
+        return Estimate(end, given.state, info)

@@ -16,6 +16,7 @@ from lejax._internal.checks import float_leaves, positive, typed_key
 from lejax._internal.mesh_axes import check_axes, check_bound, varying
 from lejax._internal.trees import compute_dtype, inner
 from lejax._internal.types import LossFn, PyTree, Scalar
+from lejax._spaces.reduced import reduced_space
 from lejax._spaces.space import Space, full_space, over_data
 from lejax._tracing.compiled import run_compiled
 from lejax._tracing.loss import Loss, OutsideLoss, traced
@@ -48,6 +49,26 @@ class Traits(NamedTuple):
     batches_take_turns: bool = False
     reads_again: bool = False
     weighted_samples: int | None = None
+
+
+class Given(NamedTuple):
+    """What an estimate is made of.
+
+    Attributes:
+        key: of this estimate.
+        state: the one before it.
+        space: the coordinates, with the loss in them.
+        tau: τ.
+        beta: β.
+        learns: Σ c uvᵀ as a covariance keeps it; None if none learns.
+    """
+
+    key: jax.Array
+    state: PyTree
+    space: Space
+    tau: jax.Array
+    beta: jax.Array
+    learns: Any
 
 
 class Estimate(NamedTuple):
@@ -100,6 +121,10 @@ class Sampler:
         importance(20000) local entropy -1.0
     """
 
+    _: dataclasses.KW_ONLY
+    axis_name: str | None = None
+    data_axis_name: str | None = None
+
     @property
     def traits(self) -> Traits:
         """What it can do, and what it needs."""
@@ -118,20 +143,19 @@ class Sampler:
     @property
     def axes(self) -> tuple[str | None, str | None]:
         """The axis whose members share its draws, and that of parts of the batch."""
-        return getattr(self, "axis_name", None), getattr(self, "data_axis_name", None)
+        return self.axis_name, self.data_axis_name
 
     def __post_init__(self) -> None:
         check_axes(*self.axes)
 
     def __repr__(self) -> str:
-        given = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.default is dataclasses.MISSING:
-                given.append(f"{value!r}")
-            elif value is not field.default:
-                given.append(f"{field.name}={value!r}")
-        return f"{self.name}({', '.join(given)})"
+        fields = sorted(dataclasses.fields(self), key=lambda one: one.kw_only is True)
+        given = [
+            f"{field.name}={value!r}" if field.kw_only else f"{value!r}"
+            for field in fields
+            if (value := getattr(self, field.name)) is not field.default
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
 
     def check(self, tau: Scalar) -> None:
         """Raise where the sampler cannot work at this τ."""
@@ -236,13 +260,13 @@ class Sampler:
         dtype = compute_dtype(space.zeros)
         tau = jnp.asarray(tau, dtype)
         beta = self.beta_in_use(state, jnp.asarray(beta, dtype))
-        found = self.in_space(key, state, space, tau, beta, learns)
+        found = self.in_space(Given(key, state, space, tau, beta, learns))
         blocks, info = found.displacement, found.info
         # The gradient, as well, must fit; and a direction of many numbers, in one.
         size = sum(block.size for block in blocks)
         limit = jnp.finfo(dtype).max * jnp.minimum(beta * tau, 1) / max(size, 1)
-        fits = [jnp.abs(block).max(initial=0) < limit for block in blocks]
-        finite = functools.reduce(jnp.logical_and, fits)
+        largest = [jnp.abs(block).max(initial=0).astype(dtype) for block in blocks]
+        finite = functools.reduce(jnp.maximum, largest) < limit
         blocks = tuple(jnp.where(finite, block, 0) for block in blocks)
         displacement = space.lift(blocks)
         square = inner(blocks, blocks, dtype)
@@ -276,19 +300,25 @@ class Sampler:
 
     def space(self, loss: Loss, params: PyTree) -> Space:
         """The coordinates in which it draws."""
-        return full_space(loss, params)
-
-    def in_space(
-        self,
-        key: jax.Array,
-        state: PyTree,
-        space: Space,
-        tau: jax.Array,
-        beta: jax.Array,
-        learns: Any,
-    ) -> Estimate:
-        """The estimate in these coordinates; `learns` is a covariance's products."""
         raise NotImplementedError
+
+    def in_space(self, given: Given) -> Estimate:
+        """The estimate in the coordinates that are given."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ReducedSampler(Sampler):
+    """A sampler that draws in the directions alone that the loss sees, if it may."""
+
+    _: dataclasses.KW_ONLY
+    reduction: bool = True
+
+    def space(self, loss: Loss, params: PyTree) -> Space:
+        """The directions that the loss sees."""
+        return reduced_space(
+            loss, params, self.data_axis_name, reduction=self.reduction
+        )
 
 
 def _estimate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from lejax._internal.mesh_axes import mean_over, members, varying
 from lejax._internal.random import Noise
 from lejax._internal.trees import compute_dtype, inner, scaled
 from lejax._internal.types import PyTree
-from lejax._samplers.sampler import Estimate, Sampler, Traits
+from lejax._samplers.sampler import Estimate, Given, ReducedSampler, Traits
 from lejax._spaces.per_example_noise import add_per_example, per_example_space
 from lejax._spaces.reduced import reduced_space
 from lejax._spaces.space import Space
@@ -27,7 +26,7 @@ from lejax._tracing.loss import Loss
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class score_function(Sampler):
+class score_function(ReducedSampler):
     """The gradient of the heat-regularised loss without gradients of the loss.
 
         ∇F^H_τ(x) = E_φ[(f(X) - b)(X - x)] / τ = Cov_φ(f(X), X) / τ,   φ = N(x, τI).
@@ -88,10 +87,7 @@ class score_function(Sampler):
     _: dataclasses.KW_ONLY
     chunk_size: int | None = None
     antithetic: bool = True
-    axis_name: str | None = None
-    data_axis_name: str | None = None
     signs_per_draw: int | None = None
-    reduction: bool = True
     credit: bool = True
 
     def __post_init__(self) -> None:
@@ -108,17 +104,9 @@ class score_function(Sampler):
         make = per_example_space if self.credit else reduced_space
         return make(loss, params, self.data_axis_name, reduction=self.reduction)
 
-    def in_space(
-        self,
-        key: jax.Array,
-        state: PyTree,
-        space: Space,
-        tau: jax.Array,
-        beta: jax.Array,
-        learns: Any,
-    ) -> Estimate:
+    def in_space(self, given: Given) -> Estimate:
         """Losses, their mean, and the sum of the draws times what they are above it."""
-        del beta, learns  # heat has none
+        space, state = given.space, given.state
         control = space.control_variate
         pairs = self.num_samples // 2 if self.antithetic else self.num_samples
         examples = 1 if control is None else control.baselines.size
@@ -130,7 +118,7 @@ class score_function(Sampler):
             least_chunks=1 if control is None else NUM_GROUPS,
             exact=space.exact,
         )
-        draws = Draws(key, space, jnp.sqrt(tau), units)
+        draws = Draws(given.key, space, jnp.sqrt(given.tau), units)
         if control is not None:
             return _by_example(draws, state, self.num_samples)
         found = losses_of(draws)

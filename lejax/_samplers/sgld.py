@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,8 @@ from lejax._internal.mesh_axes import is_bound, member, members
 from lejax._internal.trees import compute_dtype, widen
 from lejax._internal.types import PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.langevin import make_moves, run_chain
-from lejax._samplers.sampler import Estimate, Sampler, Traits
-from lejax._spaces.reduced import reduced_space
+from lejax._samplers.sampler import Estimate, Given, ReducedSampler, Traits
 from lejax._spaces.space import Space
-from lejax._tracing.loss import Loss
 
 
 class SGLDState(NamedTuple):
@@ -50,7 +48,7 @@ class SGLDState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class sgld(Sampler):
+class sgld(ReducedSampler):
     """Langevin dynamics for E_q[X]: a chain of gradient steps (Algorithm 3).
 
         x_{j+1} = x_j - (ε_j/2) [β∇f(x_j) + (x_j - x)/τ] + η_j,   η_j ~ N(0, T_j ε_j I),
@@ -126,9 +124,6 @@ class sgld(Sampler):
     num_chains: int = 1
     warm_start: bool = True
     inner_batches: bool = False
-    axis_name: str | None = None
-    data_axis_name: str | None = None
-    reduction: bool = True
     sample_complement: bool = False
 
     def __post_init__(self) -> None:
@@ -183,23 +178,9 @@ class sgld(Sampler):
             )
         )
 
-    def space(self, loss: Loss, params: PyTree) -> Space:
-        """The directions that the loss sees."""
-        return reduced_space(
-            loss, params, self.data_axis_name, reduction=self.reduction
-        )
-
-    def in_space(
-        self,
-        key: jax.Array,
-        state: PyTree,
-        space: Space,
-        tau: jax.Array,
-        beta: jax.Array,
-        learns: Any,
-    ) -> Estimate:
+    def in_space(self, given: Given) -> Estimate:
         """The mean of the points of all chains."""
-        del learns
+        key, space, tau = given.key, given.space, given.tau
         dtype, chains = compute_dtype(space.zeros), self.share(self.axis_name)
         own = jnp.arange(chains, dtype=jnp.int32)
         numbers = member(self.axis_name) * chains + own
@@ -215,13 +196,13 @@ class sgld(Sampler):
                 position,
                 space,
                 tau,
-                beta,
+                given.beta,
                 moves,
                 noise_at_once=max(1, chunk_limit(space.zeros) // chains),
                 sample_complement=self.sample_complement,
                 axis_name=self.axis_name,
             )
-        )(keys, self.positions(state, space, chains))
+        )(keys, self.positions(given.state, space, chains))
         counts = (numbers < self.num_chains).astype(dtype) / self.num_chains
         mean, beside, refused = jax.tree.map(
             lambda leaf: jnp.tensordot(counts.astype(leaf.dtype), leaf, 1),
@@ -236,6 +217,7 @@ class sgld(Sampler):
             self.num_steps * self.num_chains,
             nonfinite_fraction=refused / self.num_steps,
         )
+        state = given.state
         if self.warm_start:
             end = found.end
             if self.lone:

@@ -144,13 +144,11 @@ def same_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> S
     """An optimiser, compared by its programs; by itself where these do not tell."""
     key: Hashable = optimizer
     with contextlib.suppress(Exception):
-        programs = jax.make_jaxpr(optimizer.init, return_shape=True)(params)
-        programs = (
-            programs[0],
-            jax.make_jaxpr(optimizer.update)(params, programs[1], params),
-        )
+        begin, first = jax.make_jaxpr(optimizer.init, return_shape=True)(params)
+        programs = begin, jax.make_jaxpr(optimizer.update)(params, first, params)
+        state = jax.tree.structure(first)
         if all(np.size(array) < 2 for closed in programs for array in closed.consts):
-            key = tuple(map(_key_of_param, programs))
+            key = state, *map(_key_of_param, programs)
     return Same(key, optimizer)
 
 
