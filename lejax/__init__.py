@@ -64,7 +64,8 @@ from lejax._tracing.report import ReductionReport, reduction_report
 from lejax._transforms.certificate import Certificate, certificate
 from lejax._transforms.entropy_sgd import entropy_sgd
 from lejax._transforms.functional import step_fn, value_and_grad
-from lejax._transforms.gaussian import GaussianState, gaussian
+from lejax._transforms.gaussian import gaussian
+from lejax._transforms.gaussian_step import GaussianState
 from lejax._transforms.heat import heat
 from lejax._transforms.local_entropy import local_entropy
 from lejax._transforms.smoothing import SmoothingState

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._estimators.units import Part, Units
+from lejax._estimators.units import Part, Units, joined
 from lejax._internal.blocks import Blocks
 from lejax._internal.mesh_axes import varying
 from lejax._internal.random import Noise
@@ -84,7 +84,7 @@ def over_units(
     def cut(*shape: int) -> PyTree:
         return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), xs)
 
-    def joined(kept: PyTree, axes: int) -> PyTree:
+    def flat(kept: PyTree, axes: int) -> PyTree:
         return jax.tree.map(
             lambda x: x.reshape(math.prod(x.shape[:axes]), *x.shape[axes:]), kept
         )
@@ -94,17 +94,17 @@ def over_units(
         groups = jax.vmap(lambda xs: body(zeros, xs))
         if steps == 1:
             sums, kept = groups(cut(part.groups, part.size))
-            return sums, joined(kept, 2)
+            return sums, flat(kept, 2)
         sums, kept = jax.lax.map(groups, cut(steps, part.at_once, part.size))
-        return joined(sums, 2), joined(kept, 3)
+        return flat(sums, 2), flat(kept, 3)
     if part.groups == 1:
         sums, kept = jax.lax.scan(body, zeros, cut(part.chunks, part.size))
-        return jax.tree.map(lambda leaf: leaf[None], sums), joined(kept, 2)
+        return jax.tree.map(lambda leaf: leaf[None], sums), flat(kept, 2)
     sums, kept = jax.lax.map(
         lambda xs: jax.lax.scan(body, zeros, xs),
         cut(part.groups, part.chunks, part.size),
     )
-    return sums, joined(kept, 3)
+    return sums, flat(kept, 3)
 
 
 class Chunk(NamedTuple):
@@ -206,14 +206,7 @@ def evaluate(
             )
         found.append((kept, sums, noise))
     values, sums, noise = map(list, zip(*found, strict=True))
-    return Evaluated(values, _joined(sums), noise)
-
-
-def _joined(sums: list[PyTree]) -> PyTree:
-    """The groups of all parts."""
-    if len(sums) == 1:
-        return sums[0]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *sums)
+    return Evaluated(values, joined(sums), noise)
 
 
 class Combined(NamedTuple):
@@ -295,5 +288,5 @@ def combine(
         first = zeros if begin is None or found else (begin, *zeros[1:])
         sums, _ = over_units(part, body, varying(first, axis_name), xs)
         found.append(sums)
-    groups, *others = _joined(found)
+    groups, *others = joined(found)
     return Combined(groups, *jax.tree.map(lambda leaf: leaf.sum(0), others))

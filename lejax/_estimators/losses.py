@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lejax._estimators.draws import Chunk, Draws, Evaluated, evaluate
+from lejax._estimators.units import joined
 from lejax._internal.blocks import Blocks
 from lejax._internal.mesh_axes import mean_over
 from lejax._internal.types import PyTree
@@ -69,6 +70,7 @@ def _outside(draws: Draws) -> Evaluated:
             for block in u
         ]
         displacements.append(tuple(both))
-    points = jax.tree.map(lambda *parts: jnp.concatenate(parts), *displacements)
-    losses = draws.space.outside.losses_of(points).astype(draws.scale.dtype)
+    losses = draws.space.outside.losses_of(joined(displacements)).astype(
+        draws.scale.dtype
+    )
     return Evaluated(draws.units.own(losses), (), [None] * len(draws.units.parts))

@@ -14,7 +14,8 @@ from lejax._estimators.effective_sample_size import beta_for_share
 from lejax._estimators.fitness_shaping import Shaping, check_shaping, shaped
 from lejax._estimators.losses import losses_of, losses_with_credit
 from lejax._estimators.noise import Noise, noise_of_groups, noise_of_units
-from lejax._estimators.units import Plan, Units, default_signs, make_units
+from lejax._estimators.plan import Plan, default_signs, make_units
+from lejax._estimators.units import Units
 from lejax._estimators.weights import (
     Weights,
     average,
@@ -163,6 +164,7 @@ class importance(ReducedSampler):
             values_suffice=True,
             # Ranks of f + T log φ would never become equal.
             learns_covariance=self.shaping is None,
+            weighs_by_beta=self.beta_share is None,
             # What follows the share itself does not tell it to others; that of shaped
             # losses does not depend on τ.
             weighted_samples=None if follows else self.num_samples,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lejax._estimators.draws import Chunk, Draws, evaluate
 from lejax._estimators.losses import by_unit
-from lejax._estimators.units import Plan, default_signs, make_units
+from lejax._estimators.plan import Plan, default_signs, make_units
 from lejax._estimators.weights import Weights, error_of_sum, importance_weights
 from lejax._info import TRUSTED_SAMPLE_SIZE, Info, make_info, unknown
 from lejax._internal.blocks import Blocks

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lejax._estimators.units import largest_divisor
+from lejax._estimators.plan import largest_divisor
 from lejax._internal.blocks import Blocks
 from lejax._internal.mesh_axes import varying
 from lejax._internal.trees import all_finite, compute_dtype

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lejax._estimators.draws import Draws
 from lejax._estimators.gradients import curvature, mean_gradient
-from lejax._estimators.units import Plan, make_units
+from lejax._estimators.plan import Plan, make_units
 from lejax._internal.checks import counts_of
 from lejax._internal.trees import scaled
 from lejax._samplers.sampler import Estimate, Given, ReducedSampler, Traits

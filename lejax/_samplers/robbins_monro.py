@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lejax._estimators.draws import Draws
 from lejax._estimators.gradients import mean_gradient
-from lejax._estimators.units import Plan, make_units
+from lejax._estimators.plan import Plan, make_units
 from lejax._info import make_info
 from lejax._internal.blocks import Blocks
 from lejax._internal.checks import counts_of, positive, positive_or_schedule

@@ -34,6 +34,7 @@ class Traits(NamedTuple):
         needs_gradient: whether it differentiates the loss.
         values_suffice: whether J losses are all that it needs, as for `ask_tell`.
         learns_covariance: whether `gaussian` can use it.
+        weighs_by_beta: whether it has weights, by the β that is passed.
         batches_take_turns: whether a batch is a stack of inner batches.
         reads_again: whether every device reads the loss for itself.
         weighted_samples: the J of which `effective_sample_size` tells how many count at
@@ -46,6 +47,7 @@ class Traits(NamedTuple):
     needs_gradient: bool = False
     values_suffice: bool = False
     learns_covariance: bool = False
+    weighs_by_beta: bool = False
     batches_take_turns: bool = False
     reads_again: bool = False
     weighted_samples: int | None = None

@@ -10,7 +10,8 @@ import optax
 
 from lejax._estimators.draws import Chunk, Draws, combine, evaluate
 from lejax._estimators.losses import losses_of
-from lejax._estimators.units import NUM_GROUPS, Plan, Units, default_signs, make_units
+from lejax._estimators.plan import NUM_GROUPS, Plan, default_signs, make_units
+from lejax._estimators.units import Units
 from lejax._estimators.weights import Average, average, noise_of_sum
 from lejax._internal.blocks import Blocks
 from lejax._internal.checks import counts_of

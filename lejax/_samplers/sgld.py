@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from lejax._estimators.units import chunk_limit
+from lejax._estimators.plan import chunk_limit
 from lejax._info import make_info
 from lejax._internal.checks import (
     at_most_one,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lejax._estimators.units import NUM_GROUPS
+from lejax._estimators.plan import NUM_GROUPS
 from lejax._info import TRUSTED_SAMPLE_SIZE, Info
 from lejax._internal.checks import number
 from lejax._internal.trees import inner

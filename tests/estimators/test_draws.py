@@ -8,7 +8,7 @@ import pytest
 from cases.small_network import BATCH, HIDDEN, INPUTS, PARAMS, TAU, network
 
 import lejax
-from lejax._estimators.units import FEW_NUMBERS, chunk_limit
+from lejax._estimators.plan import FEW_NUMBERS, chunk_limit
 
 
 def drawn(fn, *args):

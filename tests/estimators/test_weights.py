@@ -13,7 +13,7 @@ import scipy.stats
 from cases.problems import assert_mean, replicate
 
 import lejax
-from lejax._estimators.units import Plan, make_units
+from lejax._estimators.plan import Plan, make_units
 from lejax._estimators.weights import average, importance_weights, pareto_shape
 
 ONE = (jnp.zeros(1),)

@@ -154,6 +154,11 @@ def test_a_curved_posterior_needs_wider_draws():
         (lejax.importance(9), 0.5, "widening must be at least 1, got 0.5"),
         (lejax.pathwise(4), 2.0, "widening=2.0 needs weights with a β that is passed"),
         (lejax.importance(9, beta_share=0.5), 2.0, "widening=2.0 needs weights"),
+        (
+            lejax.parallel(lejax.importance(9, beta_share=0.5)),
+            2.0,
+            "widening=2.0 needs weights",
+        ),
     ],
 )
 def test_bad_widening(sampler, widening, message):
