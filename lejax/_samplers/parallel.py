@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from lejax._info import Info
-from lejax._internal.types import LossFn, PyTree, Scalar
+from lejax._internal.types import PyTree, Scalar
 from lejax._samplers.gradient import check_sampler
 from lejax._samplers.sampler import Sampler, Traits
-from lejax._tracing.loss import Loss, OutsideLoss, traced, unread
+from lejax._tracing.loss import Loss, OutsideLoss
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -122,28 +122,9 @@ class parallel(Sampler):
         of_state = self._places(jax.eval_shape(member.first_state, params))
         return self._on_mesh(member.first_state, (jax.P(),), of_state)(params)
 
-    def loss(
-        self,
-        value_fn: LossFn | Loss | OutsideLoss,
-        params: PyTree,
-        batch: PyTree,
-        *,
-        any_batch: bool = False,
-        has_aux: bool = False,
-    ) -> Loss | OutsideLoss:
-        """The loss, which every device reads on its own part of the batch."""
-        if isinstance(value_fn, OutsideLoss):
-            return super().loss(value_fn, params, batch)
-        if not has_aux:
-            return unread(value_fn, batch)
-        return traced(
-            value_fn,
-            params,
-            batch,
-            inner_batches=self.traits.batches_take_turns,
-            any_batch=any_batch,
-            has_aux=True,
-        )
+    def varying(self, params: PyTree) -> PyTree:
+        """The same: outside of the devices there is no axis."""
+        return params
 
     def run(
         self,

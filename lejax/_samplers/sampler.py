@@ -19,7 +19,7 @@ from lejax._internal.types import LossFn, PyTree, Scalar
 from lejax._spaces.reduced import reduced_space
 from lejax._spaces.space import Space, full_space, over_data
 from lejax._tracing.compiled import run_compiled
-from lejax._tracing.loss import Loss, OutsideLoss, traced
+from lejax._tracing.loss import Loss, OutsideLoss, traced, unread
 
 Regularization = Literal["local entropy", "heat"]
 
@@ -36,7 +36,7 @@ class Traits(NamedTuple):
         learns_covariance: whether `gaussian` can use it.
         weighs_by_beta: whether it has weights, by the β that is passed.
         batches_take_turns: whether a batch is a stack of inner batches.
-        reads_again: whether every device reads the loss for itself.
+        reads_again: whether every device reads its part of the loss for itself.
         weighted_samples: the J of which `effective_sample_size` tells how many count at
             a τ and β; None where it tells something else, or nothing.
     """
@@ -224,10 +224,10 @@ class Sampler:
                     "outside be parallel."
                 )
             return value_fn
-        if any(self.axes):
-            check_bound(*self.axes)
         if isinstance(value_fn, Loss):
             return value_fn
+        if self.traits.reads_again and not has_aux:
+            return unread(value_fn, batch)
         return traced(
             value_fn,
             self.varying(params),
@@ -284,6 +284,8 @@ class Sampler:
 
     def varying(self, params: PyTree) -> PyTree:
         """The same numbers, as those of displaced parameters over the axes."""
+        if any(self.axes):
+            check_bound(*self.axes)
         for name in filter(None, self.axes):
             params = varying(params, name)
         return params
