@@ -73,8 +73,15 @@ class Runs(NamedTuple):
     effective: np.ndarray
     shape: np.ndarray
 
-    def row(self, loss: str, antithetic: bool, samples: int, truth: float) -> Any:
-        """A row of the table; None where no error was told."""
+    def row(
+        self,
+        loss: str,
+        antithetic: bool,
+        samples: int,
+        truth: float,
+        share: float | None = None,
+    ) -> Any:
+        """A row of the table, at an expected ESS/J; None where no error was told."""
         told = np.isfinite(self.error)
         if not told.any():
             return None
@@ -83,6 +90,7 @@ class Runs(NamedTuple):
             "loss": loss,
             "draws": "pairs" if antithetic else "plain",
             "samples": samples,
+            "share": share,
             "effective": round(float(self.effective.mean()), 1),
             "pareto_k": round(float(self.shape.mean()), 2),
             "error": round(float(self.error[told].mean()), 3),
@@ -129,7 +137,9 @@ def main(config: Config) -> None:
                 runs = replicates(sampler, value_fn, DIMENSION)
                 for share in SHARES:
                     a, truth = of_share(share)
-                    table.append(runs(keys, a).row(name, antithetic, samples, truth))
+                    table.append(
+                        runs(keys, a).row(name, antithetic, samples, truth, share)
+                    )
         for samples in CURVED_SAMPLES:
             sampler = lejax.importance(samples, antithetic=antithetic)
             runs = replicates(sampler, lambda u, a: curved(u) + 0 * a, 2)

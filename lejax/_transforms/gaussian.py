@@ -104,9 +104,10 @@ def gaussian(
             with weights that leave q what it is. Where p is curved, or has heavier
             tails than φ, so have the weights (`info.pareto_k` above .7), and Σ comes
             out too small with healthy effective samples: on a curved p of two
-            dimensions, J = 1000, deviations are .87 and .65 of the true ones, and 1.00
-            and .99 by s = 2. It costs a factor of about s^d/(2 - 1/s²)^{d/2} in
-            effective samples. (Smoothing the largest weights made Σ smaller still.)
+            dimensions, J = 1000, deviations are .86 and .63 of the true ones, and 1.00
+            and .97 by s = 2 (experiments/benchmarks/curved.py); a smaller ρ changes
+            nothing. It costs a factor of about s^d/(2 - 1/s²)^{d/2} in effective
+            samples.
         bounds: the least and the greatest variance, in any direction; `state.bounded`
             tells how many are kept there. By default τ/10¹⁰ and 10¹⁰τ.
         mask: which leaves to perturb, as in `local_entropy`.

@@ -47,7 +47,8 @@ def local_entropy(
         sampler: `importance` or `sgld`.
         tau: τ, the variance of the smoothing, in squared units of the parameters: a
             positive number, a schedule of the number of updates so far, or a controller
-            made by `target_share`.
+            made by `target_share`. A schedule is known by its identity: what was
+            compiled with it is used again where the same object is passed.
         key: a typed key, `jax.random.key(seed)`.
         beta: β > 0, the inverse temperature. With f the mean over a batch, β = 1 leaves
             the weights almost uniform. `importance` with a `target_share` finds its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import benchmark, chunks, spans
+from experiments.benchmarks import benchmark, chunks, curved, spans
 
 pytestmark = pytest.mark.standard
 
@@ -95,3 +96,12 @@ def test_open_es_estimates_the_same_step():
     # The norm of the gradient is √11; an error is about 0.02 √(11/2000).
     np.testing.assert_allclose(moved["w"], [1 - 0.06, -2 - 0.02], atol=0.006)
     np.testing.assert_allclose(moved["b"], 0.5 - 0.02, atol=0.006)
+
+
+@pytest.mark.slow
+def test_curved(tmp_path):
+    """Wider draws make Σ larger."""
+    config = curved.Config((500,), (1.0, 2.0), (0.2,), updates=60, runs=2)
+    curved.main(dataclasses.replace(config, output=tmp_path))
+    narrow, wide = json.loads((tmp_path / "curved.json").read_text())["table"]
+    assert narrow["deviations"][1] < wide["deviations"][1] - 0.1
