@@ -116,6 +116,10 @@ class parallel(Sampler):
         """As the sampler."""
         self.sampler.check(tau)
 
+    def warn(self, tau: Scalar) -> None:
+        """As the sampler."""
+        self.sampler.warn(tau)
+
     def first_state(self, params: PyTree) -> PyTree:
         """That of all devices."""
         member = self.of_member

@@ -162,6 +162,9 @@ class Sampler:
     def check(self, tau: Scalar) -> None:
         """Raise where the sampler cannot work at this τ."""
 
+    def warn(self, tau: Scalar) -> None:
+        """Warn of what goes wrong behind a gradient, whose rate is not known."""
+
     def init(self, params: PyTree) -> PyTree:
         """The state before the first estimate."""
         return self.first_state(float_leaves(params))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from lejax._estimators.plan import chunk_limit
@@ -27,7 +29,7 @@ from lejax._spaces.space import Space
 
 
 class SGLDState(NamedTuple):
-    """The chain between two updates.
+    """The chain between two updates, with `warm_start`.
 
     Attributes:
         position: x_J, in the shapes of the parameters and at least float32; of several
@@ -35,7 +37,7 @@ class SGLDState(NamedTuple):
 
     Example:
         >>> import jax, jax.numpy as jnp, lejax
-        >>> sampler = lejax.sgld(50, 0.1, num_chains=2)
+        >>> sampler = lejax.sgld(50, 0.1, num_chains=2, warm_start=True)
         >>> state = sampler.init(jnp.ones(3))
         >>> _, state, _ = sampler.estimate(
         ...     jax.random.key(0), state, jnp.ones(3), value_fn=jnp.sum, tau=1.0
@@ -54,10 +56,18 @@ class sgld(ReducedSampler):
         x_{j+1} = x_j - (ε_j/2) [β∇f(x_j) + (x_j - x)/τ] + η_j,   η_j ~ N(0, T_j ε_j I),
         E_q[X] ≈ Σ_j ε_j x_j / Σ_j ε_j   over x_1, …, x_J,
 
-    for q ∝ exp(-βf(x') - |x' - x|²/2τ). The chain starts where that of the previous
-    update ended, or at x. A move to a point where the loss or its gradient is not
-    finite is refused and counted: the chain stays. Where its start is refused, the
-    chain starts at x, one point later.
+    for q ∝ exp(-βf(x') - |x' - x|²/2τ). The chain starts at x, or, with `warm_start`,
+    where that of the previous update ended. A move to a point where the loss or its
+    gradient is not finite is refused and counted: the chain stays. Where its start is
+    refused, the chain starts at x, one point later.
+
+    A chain from x finds of a constant gradient the share 1 - A of the step, where
+
+        A = Σ_j ε_j R_j / Σ_j ε_j,   R_j = Π_{i<j} (1 - ε_i/2τ),
+
+    so that a rate η behind it acts as (1 - A)η: 1 - A is near 1 for the paper's J =
+    1000 and ε_j = 1/(1000 + j), τ = .01, but .02 for J = 10 and ε = τ/100. That is the
+    algorithm, and is not corrected: raise the rate, or J ε.
 
     Args:
         num_steps: J ≥ 1, the points of the chain, its start among them: J - 1 moves.
@@ -73,7 +83,12 @@ class sgld(ReducedSampler):
             μ_1 = x_1, μ_j = (1 - α) μ_{j-1} + α x_j, and not the mean weighted by ε_j.
         num_chains: C ≥ 1, independent chains of J points each, of which the average is
             the estimate.
-        warm_start: start at the previous update's last point; False starts at x. The
+        warm_start: start at the previous update's last point, as the paper does, and
+            not at x. Such a chain pulls x back to where it was: behind it `optax.sgd`
+            with a rate η and heavy-ball momentum μ is stable on a flat loss if
+            η < βτ(1 + R_J)(1 + μ)/A, which is at least 2βτ, and little more unless
+            the chain is long; a chain that forgets less than half of its start is a
+            warning. By the paper's η = βτ it is harmless, and saves the way from x. The
             pure functions `step_fn` and `value_and_grad` always start at x.
         inner_batches: the batch has a leading axis of K batches, and the gradient at
             the j-th point is that of batch j mod K (the aux of `has_aux` that of the
@@ -122,7 +137,7 @@ class sgld(ReducedSampler):
     temperature: ScalarOrSchedule = 1.0
     averaging: Scalar | None = None
     num_chains: int = 1
-    warm_start: bool = True
+    warm_start: bool = False
     inner_batches: bool = False
     sample_complement: bool = False
 
@@ -153,6 +168,40 @@ class sgld(ReducedSampler):
                 f"step_size starts at {first}, but a Langevin chain diverges "
                 f"unless it is below 4 * tau = {4 * tau}; lower step_size or raise tau."
             )
+
+    def warn(self, tau: Scalar) -> None:
+        """Warn of a kept chain that pulls x back with all its force."""
+        numbers = tau, self.step_size
+        if not self.warm_start or any(isinstance(value, Tracer) for value in numbers):
+            return
+        kept, in_mean = self.memory(tau)
+        if kept > 0.5:
+            warnings.warn(
+                f"warm_start=True, but at tau={tau:g} {self.num_steps} steps keep "
+                f"{kept:.2g} of where the chain was: it pulls x back there, and with a "
+                f"rate above {(1 + kept) / in_mean:.2g} beta tau, and little more with "
+                "momentum, x diverges; leave warm_start out, take displacement=True "
+                "and optax.sgd(1.0), or raise num_steps or step_size.",
+                stacklevel=4,
+            )
+
+    def memory(self, tau: Scalar) -> tuple[float, float]:
+        """The share of a displacement at the start that is left in end and mean."""
+        # Known numbers, also inside somebody's jit.
+        with jax.ensure_compile_time_eval():
+            moves = make_moves(
+                self.num_steps,
+                self.step_size,
+                self.temperature,
+                self.averaging,
+                jnp.asarray(tau, jnp.float32),
+            )
+            shares, sizes = np.asarray(moves.share), np.asarray(moves.size)
+        left = np.cumprod(1 - sizes / (2 * tau))
+        mean = 0.0
+        for share, at_point in zip(shares, [1.0, *left[:-1]], strict=True):
+            mean += share * (at_point - mean)
+        return float(left[-2]) if self.num_steps > 1 else 1.0, float(mean)
 
     @property
     def lone(self) -> bool:

@@ -104,7 +104,6 @@ def entropy_sgd(
         2 * inner_learning_rate,
         temperature=noise**2 / 2,
         averaging=averaging,
-        warm_start=False,
         inner_batches=inner_batches,
     )
     tx = optax.chain(

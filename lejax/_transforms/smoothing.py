@@ -69,7 +69,10 @@ def smoothed(
     shrink: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """What the transformations share."""
-    check_smoothing(sampler, first_tau(tau, sampler), beta)
+    first = first_tau(tau, sampler)
+    check_smoothing(sampler, first, beta)
+    if not displacement:
+        sampler.warn(first)
     typed_key(key)
     if shrink and not sampler.traits.tells_noise:
         raise ValueError(

@@ -23,9 +23,11 @@ SAMPLERS = {
     "pathwise": lambda **axis: lejax.pathwise(7, **axis),
     "score_function": lambda **axis: lejax.score_function(7, **axis),
     "robbins_monro": lambda **axis: lejax.robbins_monro(3, 7, 0.3, **axis),
-    "chains": lambda **axis: lejax.sgld(6, 0.05, num_chains=4, **axis),
-    "three chains": lambda **axis: lejax.sgld(6, 0.05, num_chains=3, **axis),
-    "one chain": lambda **axis: lejax.sgld(6, 0.05, **axis),
+    "chains": lambda **axis: lejax.sgld(6, 0.05, num_chains=4, warm_start=True, **axis),
+    "three chains": lambda **axis: lejax.sgld(
+        6, 0.05, num_chains=3, warm_start=True, **axis
+    ),
+    "one chain": lambda **axis: lejax.sgld(6, 0.05, warm_start=True, **axis),
 }
 
 

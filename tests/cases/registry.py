@@ -68,8 +68,9 @@ SMOOTHINGS = {
         lejax.local_entropy, lejax.importance, 20, shaping="ranks"
     ),
     "sgld": smoothing(lejax.local_entropy, lejax.sgld, 5, 0.01),
-    "sgld, cold": smoothing(
-        lejax.local_entropy, lejax.sgld, 5, 0.01, warm_start=False, averaging=0.5
+    "sgld, warm": smoothing(lejax.local_entropy, lejax.sgld, 20, 0.1, warm_start=True),
+    "sgld, averaged": smoothing(
+        lejax.local_entropy, lejax.sgld, 5, 0.01, averaging=0.5
     ),
     "sgld, chains": smoothing(lejax.local_entropy, lejax.sgld, 5, 0.01, num_chains=2),
     "robbins_monro": smoothing(lejax.heat, lejax.robbins_monro, 3, 4, 0.5),

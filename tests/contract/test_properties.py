@@ -35,9 +35,9 @@ SAMPLERS = {
     ),
     "pathwise": lambda **chunk: lejax.pathwise(J, **chunk),
     "robbins_monro": lambda **chunk: lejax.robbins_monro(3, 4, 0.5),
-    "sgld": lambda **chunk: lejax.sgld(J, 0.01),
-    "sgld, cold": lambda **chunk: lejax.sgld(
-        J // 2, 0.01, num_chains=2, averaging=0.5, warm_start=False
+    "sgld": lambda **chunk: lejax.sgld(J, 0.01, warm_start=True),
+    "sgld, averaged": lambda **chunk: lejax.sgld(
+        J // 2, 0.01, num_chains=2, averaging=0.5
     ),
 }
 CREDITED = {

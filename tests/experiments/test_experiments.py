@@ -41,6 +41,7 @@ def test_every_method_is_what_the_paper_says():
     entropy = functools.partial(lejax.local_entropy, tau=tau, key=key)
     plain = {"antithetic": False}
     law = {"sample_complement": True}
+    warm = {"warm_start": True}
     decay = methods.robbins_monro_step_size
 
     def moves(**options):
@@ -50,15 +51,15 @@ def test_every_method_is_what_the_paper_says():
     heads = {
         ("SGD", "as written"): methods.backpropagation(),
         ("IS", "as written"): entropy(lejax.importance(40, **plain, **law)),
-        ("SGLD", "as written"): entropy(lejax.sgld(40, steps, **law)),
+        ("SGLD", "as written"): entropy(lejax.sgld(40, steps, **warm, **law)),
         ("HR", "as written"): moves(**plain),
         ("IS", "as published"): lejax.local_entropy(published, tau**2, key=key),
         ("SGLD", "as published"): entropy(
-            lejax.sgld(40, steps, temperature=steps, **law)
+            lejax.sgld(40, steps, temperature=steps, **warm, **law)
         ),
         ("HR", "as published"): moves(**plain, smoothing=tau**2),
         ("IS", "lejax"): entropy(lejax.importance(40)),
-        ("SGLD", "lejax"): entropy(lejax.sgld(40, steps, temperature=steps)),
+        ("SGLD", "lejax"): entropy(lejax.sgld(40, steps, temperature=steps, **warm)),
         ("HR", "lejax"): moves(),
     }
     params = jnp.array([1.0, -2.0])

@@ -26,7 +26,7 @@ WITH_GRADIENT = {
     "pathwise, plain": lejax.pathwise(2000, antithetic=False),
     "robbins_monro": lejax.robbins_monro(4, 500, 0.3),
     "sgld": lejax.sgld(500, 0.02),
-    "sgld, cold": lejax.sgld(500, 0.02, warm_start=False),
+    "sgld, warm": lejax.sgld(500, 0.02, warm_start=True),
 }
 EVERY = {**GRADIENT_FREE, **WITH_GRADIENT}
 every = pytest.mark.parametrize("name", EVERY)
@@ -210,7 +210,7 @@ def test_a_chain_samples_the_part_where_the_loss_is_finite(bad):
     def f(x, bad):
         return jnp.where(x > 0.3, bad, 0 * x)
 
-    sampler = lejax.sgld(4000, 0.01)
+    sampler = lejax.sgld(4000, 0.01, warm_start=True)
 
     def step(key, bad):
         x = jnp.array(0.0)
@@ -232,7 +232,7 @@ def jitted(sampler, f):
 
 
 def test_a_chain_whose_end_is_not_finite_restarts():
-    sampler, x = lejax.sgld(1, 0.02), jnp.ones(2)
+    sampler, x = lejax.sgld(1, 0.02, warm_start=True), jnp.ones(2)
     state = lejax.SGLDState(jnp.array([1.0, jnp.inf]))
     displacement, state, _ = jitted(sampler, lambda x: jnp.sum(x**2))(
         jax.random.key(0), state, x
@@ -249,13 +249,13 @@ def test_a_refused_start_begins_at_x_one_point_later():
 
     x, key = jnp.ones(2), jax.random.key(0)
     lost = lejax.SGLDState(jnp.array([1.0, jnp.inf]))
-    sampler = lejax.sgld(3, 0.1, temperature=1e-12)
+    sampler = lejax.sgld(3, 0.1, temperature=1e-12, warm_start=True)
     displacement, _, info = jitted(sampler, f)(key, lost, x)
     # x, x, x - ε f'(x)/2
     np.testing.assert_allclose(displacement, -0.1 / 3, rtol=1e-3)
     np.testing.assert_allclose(info.nonfinite_fraction, 1 / 3)
     # x itself, without a draw.
-    displacement, _, _ = jitted(lejax.sgld(2, 0.1), f)(key, lost, x)
+    displacement, _, _ = jitted(lejax.sgld(2, 0.1, warm_start=True), f)(key, lost, x)
     np.testing.assert_array_equal(displacement, 0)
 
 

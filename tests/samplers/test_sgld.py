@@ -56,6 +56,7 @@ def chains(num_steps, averaging=False):
             lambda j: scheduled(step_size, j.astype(jnp.float32)),
             temperature=lambda j: scheduled(temperature, j.astype(jnp.float32)),
             averaging=average if averaging else None,
+            warm_start=True,
         )
         displacement, state, _ = sampler.estimate(
             key,
@@ -129,7 +130,7 @@ def bias(name, tau, beta, step_size, time, replicates):
     """
     f, x = ONE_DIMENSIONAL[name], 0.4
     of_q = quadrature(f, x, tau, beta)
-    sampler = lejax.sgld(int(time / step_size), step_size)
+    sampler = lejax.sgld(int(time / step_size), step_size, warm_start=True)
 
     def displacement(key, start, tau, beta):
         state = lejax.SGLDState(start)
@@ -193,7 +194,7 @@ def test_quadratic_on_a_nested_tree(dtype, tau, beta):
             "a": params["a"] + jnp.asarray(truth[:2], dtype),
             "b": {"c": params["b"]["c"] + jnp.asarray(truth[None, 2:], dtype)},
         }
-        sampler = lejax.sgld(200, 0.1)
+        sampler = lejax.sgld(200, 0.1, warm_start=True)
 
         def step(key, centre, params, tau, beta):
             return sampler.estimate(
@@ -224,9 +225,9 @@ def test_a_warm_chain_goes_on_where_it_ended():
     def jitted(sampler):
         return jax.jit(functools.partial(sampler.estimate, value_fn=f, tau=0.7))
 
-    warm = lejax.sgld(50, 0.1)
+    warm = lejax.sgld(50, 0.1, warm_start=True)
     _, first, _ = jitted(warm)(key, warm.init(x), x)
-    one_more = jitted(lejax.sgld(1, 0.1))
+    one_more = jitted(lejax.sgld(1, 0.1, warm_start=True))
     displacement, same, info = one_more(key, first, x)
     np.testing.assert_allclose(displacement, first.position - x, rtol=1e-6)
     np.testing.assert_allclose(same.position, first.position, rtol=1e-6)
@@ -235,7 +236,7 @@ def test_a_warm_chain_goes_on_where_it_ended():
     moved, state, _ = one_more(key, first, x + 1)
     np.testing.assert_allclose(moved, first.position - x - 1, rtol=1e-5)
     np.testing.assert_allclose(state.position, first.position, rtol=1e-5)
-    cold = lejax.sgld(1, 0.1, warm_start=False)
+    cold = lejax.sgld(1, 0.1)
     displacement, state, _ = jitted(cold)(key, cold.init(x), x)
     np.testing.assert_array_equal(displacement, 0)
     assert state == ()
@@ -249,7 +250,9 @@ def test_a_warm_chain_follows_moving_parameters():
 
     tau = 0.4
     tx = optax.chain(
-        lejax.local_entropy(lejax.sgld(300, 0.1), tau, key=jax.random.key(0)),
+        lejax.local_entropy(
+            lejax.sgld(300, 0.1, warm_start=True), tau, key=jax.random.key(0)
+        ),
         optax.sgd(tau),
     )
 
@@ -269,7 +272,8 @@ def test_the_transformation_carries_the_chain():
     def f(x):
         return 0.5 * jnp.sum(x**2)
 
-    key, x, sampler = jax.random.key(3), jnp.array([2.0, -1.0]), lejax.sgld(20, 0.1)
+    key, x = jax.random.key(3), jnp.array([2.0, -1.0])
+    sampler = lejax.sgld(20, 0.1, warm_start=True)
     tx = lejax.local_entropy(sampler, 0.7, key=key)
     update = jax.jit(lambda s, x: tx.update(None, s, x, value_fn=f))
     step = jax.jit(lambda *args: sampler.estimate(*args, value_fn=f, tau=0.7))
@@ -289,7 +293,7 @@ def test_inner_batches_take_turns():
 
     x, key = jnp.array(0.0), jax.random.key(0)
     batches = jnp.array([[1.0, 0.0], [0.0, 10.0], [50.0, 50.0]])
-    cold = dict(warm_start=False, temperature=1e-12)
+    cold = dict(temperature=1e-12)
 
     def run(batch, **options):
         sampler = lejax.sgld(5, 0.1, **cold, **options)
@@ -329,3 +333,131 @@ def test_info_says_what_a_chain_knows():
     assert info.nonfinite_fraction == 0
     for field in (info.objective, info.standard_error, info.effective_sample_size):
         assert np.isnan(field)
+
+
+def path(sampler, curvature, tau, rate, momentum, updates):
+    """x of updates on a parabola, from 1."""
+    tx = optax.chain(
+        lejax.local_entropy(sampler, tau, key=jax.random.key(0)),
+        optax.sgd(rate, momentum=momentum),
+    )
+
+    def update(carry, _):
+        x, state = carry
+        updates, state = tx.update(
+            None, state, x, value_fn=lambda x: curvature * x**2 / 2
+        )
+        x = optax.apply_updates(x, updates)
+        return (x, state), x
+
+    x = jnp.ones(())
+    carry = x, tx.init(x)
+    return jax.jit(lambda: jax.lax.scan(update, carry, length=updates)[1])()
+
+
+def as_matrix(sampler, curvature, tau, rate, momentum):
+    """An update of (x, its last step, the chain's start) on a parabola, without noise.
+
+    There a chain is one at τ/(1 + cτ) on a flat loss, about x/(1 + cτ).
+    """
+    kept, in_mean = sampler.memory(tau / (1 + curvature * tau))
+    centre = np.array([1 / (1 + curvature * tau), 0, 0])
+    x, start = (
+        np.array([1, 0, 0]),
+        np.array([0, 0, 1] if sampler.warm_start else [1, 0, 0]),
+    )
+    mean = (1 - in_mean) * centre + in_mean * start
+    step = [0, momentum, 0] + rate / tau * (mean - x)
+    return np.array([x + step, step, (1 - kept) * centre + kept * start])
+
+
+def radius(*settings):
+    return np.abs(np.linalg.eigvals(as_matrix(*settings))).max()
+
+
+@pytest.mark.filterwarnings("ignore:warm_start")
+@pytest.mark.parametrize("warm", [True, False])
+def test_updates_on_a_parabola_are_a_linear_map(warm):
+    """So that its radius tells which rates are stable."""
+    fine = {"temperature": 1e-24, "reduction": False, "warm_start": warm}
+    short = lejax.sgld(10, 1e-3, **fine)
+    long = lejax.sgld(30, lambda j: 2e-2 / (1 + j.astype(float)), averaging=0.3, **fine)
+    radii = []
+    for sampler in (short, long):
+        for tau, ratio, momentum in [
+            (0.1, 30.0, 0.9),
+            (0.02, 2.5, 0.0),
+            (0.02, 1.0, 0.9),
+        ]:
+            settings = sampler, 1.5, tau, ratio * tau, momentum
+            power = as_matrix(*settings)
+            at, known = np.array([1.0, 0.0, 1.0]), []
+            for _ in range(12):
+                at = power @ at
+                known.append(at[0])
+            found = path(*settings, updates=12)
+            np.testing.assert_allclose(found, known, rtol=1e-3, atol=1e-4)
+            radii.append(radius(*settings))
+    assert (max(radii) > 2) == warm
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("num_steps", [2, 10, 400])
+def test_the_largest_stable_rate_of_a_kept_chain(num_steps, momentum):
+    """η < βτ(1 + R)(1 + μ)/A on a flat loss, as the docstring has it."""
+    sampler = lejax.sgld(num_steps, 1e-3, warm_start=True)
+    kept, in_mean = sampler.memory(0.1)
+    largest = 0.1 * (1 + kept) * (1 + momentum) / in_mean
+    for share, stable in [(0.999, True), (1.001, False)]:
+        found = radius(sampler, 1e-9, 0.1, share * largest, momentum)
+        assert (found < 1 + 1e-6) == stable
+    assert largest >= 0.2 * (1 + momentum)
+
+
+def test_a_kept_chain_that_forgets_little_is_warned_of():
+    """Its rate is not known; behind a displacement it is harmless."""
+
+    def head(num_steps, **options):
+        sampler = lejax.sgld(num_steps, 1e-5, **options)
+        return functools.partial(
+            lejax.local_entropy, sampler, 1e-3, key=jax.random.key(0)
+        )
+
+    message = r"at tau=0.001 10 steps keep 0.96 .* above 2 beta tau.* leave warm_start"
+    with pytest.warns(UserWarning, match=message) as told:
+        head(10, warm_start=True)()
+    assert told[0].filename == __file__
+    head(10)()
+    head(10, warm_start=True)(displacement=True)
+    head(1000, warm_start=True)()
+
+
+def test_a_short_chain_by_default():
+    """As it diverged when it was kept: a rate of 100τ, a chain of ten points."""
+    sampler = lejax.sgld(10, 1e-5, temperature=1e-8)
+    found = path(sampler, 1.0, 0.001, 0.1, 0.0, 100)
+    assert (np.diff(found) < 0).all()
+    sampler = lejax.sgld(20, 1e-4, temperature=1e-8)
+    found = path(sampler, 1.0, 0.01, 0.1, 0.9, 200)
+    assert np.abs(found).max() <= 1
+    assert abs(found[-1]) < 0.1
+
+
+def test_the_share_that_a_chain_from_x_finds():
+    """1 - A of -βτ g, for a constant gradient g."""
+    for sampler in (
+        lejax.sgld(10, 1e-3, temperature=1e-24),
+        lejax.sgld(30, lambda j: 0.1 / (1 + j.astype(float)), temperature=1e-24),
+        lejax.sgld(7, 0.02, temperature=1e-24, averaging=0.5),
+    ):
+        for tau in (0.1, 0.7):
+            moved, _, _ = sampler.estimate(
+                jax.random.key(0),
+                (),
+                jnp.zeros(()),
+                value_fn=lambda x: 3 * x,
+                tau=tau,
+                beta=0.5,
+            )
+            share = 1 - sampler.memory(tau)[1]
+            np.testing.assert_allclose(moved, -share * tau * 1.5, rtol=1e-4)

@@ -184,7 +184,7 @@ def on_a_mesh_of_data(count, names=DATA_ON_DEVICES):
 
 def test_state_of_other_chains():
     """A state that was not split is refused, and the message says how to."""
-    sampler = lejax.sgld(3, 0.05, num_chains=4, axis_name="member")
+    sampler = lejax.sgld(3, 0.05, num_chains=4, axis_name="member", warm_start=True)
     state = sampler.init(X)
 
     def step(_):

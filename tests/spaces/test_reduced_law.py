@@ -127,6 +127,7 @@ def chain(replicates, seed, tau, **options):
         6,
         lambda j: 0.3 / (1 + j.astype(float)),
         temperature=lambda j: 1 + j.astype(float),
+        warm_start=True,
         **options,
     )
     moved = jax.tree.map(lambda leaf: leaf + 0.1, PARAMS)
@@ -208,7 +209,7 @@ def test_the_unseen_part_of_a_chain_by_linear_algebra():
 
 def test_sgld_that_refuses_its_start():
     """The complement starts at x as well: no trace of where the chain was left."""
-    sampler = lejax.sgld(4, 0.1, sample_complement=True)
+    sampler = lejax.sgld(4, 0.1, sample_complement=True, warm_start=True)
     far = jax.tree.map(lambda leaf: leaf + 1e4, PARAMS)
 
     def loss(params, x):
@@ -236,7 +237,7 @@ def test_inner_batches():
     batches = jnp.stack([BATCH[:1], NEXT[:1], BATCH[1:]])
 
     def run(**options):
-        sampler = lejax.sgld(7, 0.2, inner_batches=True, warm_start=False, **options)
+        sampler = lejax.sgld(7, 0.2, inner_batches=True, **options)
         return sampler
 
     direct, _ = displacements(run(reduction=False), 8000, batch=batches)

@@ -111,7 +111,7 @@ def contenders(samples: int = 64, few: int = 20) -> dict[str, Contender]:
 
     def chain(tau: Any) -> lejax.Sampler:
         # At temperature 1 the noise of so short a chain buries the gradient.
-        return lejax.sgld(few, 0.2 * tau, temperature=1e-6, warm_start=False)
+        return lejax.sgld(few, 0.2 * tau, temperature=1e-6)
 
     moves = lejax.robbins_monro(few // 2, 2, robbins_monro_step_size)
     return {
