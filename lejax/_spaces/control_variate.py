@@ -222,8 +222,12 @@ def add_control_variate(
             continue
         basis = outputs.bases[place]
         assert basis is not None
-        parts = control_variate.parts(layer, basis, _seen(layer, basis, own, losses))
-        blocks = control_variate.with_parts(blocks, parts)
+        # Sign by sign: stacked, the rows would be copied.
+        for k, of_sign in enumerate(losses):
+            one = jax.tree.map(lambda leaf, k=k: leaf[k], basis)
+            seen = _seen(layer, one, own, of_sign)
+            parts = control_variate.parts(layer, one, seen)
+            blocks = control_variate.with_parts(blocks, parts)
         if any(control_variate.layout.apart):
             # Layer by layer, so that not all sums of a chunk are in memory at once.
             wait = zero_after(parts)
@@ -258,9 +262,10 @@ def _seen(
     moves: tuple[jax.Array, ...],
     losses: jax.Array,
 ) -> jax.Array:
-    """The vᵢ of a layer whose rows differ between draws, (k, p, g, B, T, o)."""
+    """The vᵢ of a layer whose rows differ between draws, (p, g, B, T, o)."""
     kernels = jax.vmap(jax.vmap(layer.matrix))(moves[0])
-    found = jnp.einsum("kpgbtn,pgno->kpgbto", basis.rows, kernels)
+    rows = basis.rows.reshape(*basis.rows.shape[:2], -1, basis.rows.shape[-1])
+    found = (rows @ kernels).reshape(*basis.rows.shape[:-1], -1)
     for bias in moves[1:]:
         bias = jax.vmap(jax.vmap(layer.vector))(bias)
         found = found + basis.ones[..., None] * bias[:, :, None, None]

@@ -189,7 +189,8 @@ def transposed_product(
     is over the draws as well. `leaves` have the shapes and dtypes of the result.
     """
     rows = basis.rows.reshape(-1, basis.rows.shape[-1])
-    kernel = rows.T @ vectors.reshape(-1, vectors.shape[-1])
+    # The rows are many, and are not transposed.
+    kernel = (vectors.reshape(-1, vectors.shape[-1]).T @ rows).T
     sums = [_pull_back(layer.matrix, leaves[0], kernel)]
     for leaf in leaves[1:]:
         ones = basis.ones[..., None] * vectors
