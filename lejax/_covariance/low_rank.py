@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
 from lejax._internal.trees import rows
@@ -13,6 +14,9 @@ from lejax._internal.types import PyTree
 
 # An eigenvalue beside the diagonal stays above this, in its units.
 LEAST = 1e-6
+
+# To be told from rounding, a change stays so much below what it may be.
+SLACK = 1e-3
 
 
 class LowRank(NamedTuple):
@@ -85,7 +89,7 @@ class LowRank(NamedTuple):
 
     def factor(self, excess: Any, low: Any, high: Any) -> Any:
         """What `solve` and `stretched` make I + A of, between these."""
-        return excess, low, high
+        return excess, low * (1 + 2 * SLACK), high * (1 - 2 * SLACK)
 
     def solve(self, factor: Any, u: PyTree) -> PyTree:
         """(I + A)⁻¹u, as R⁻¹B⁻¹R⁻¹u of the precision."""
@@ -110,7 +114,40 @@ class LowRank(NamedTuple):
             jnp.maximum(high / scales.max() ** 2, 1),
         )
         kept = LowRank(scales, found.basis, values, found.sketch)
+        # What is known of A need not add up to a covariance near this one: then all of
+        # Σ changes by one factor, and the next draws are looked at along U.
+        (diagonal, _), least, most = factor
+        change = 1 + (diagonal / self.unit(power)[0]).mean()
+        size = jnp.sqrt(change.clip(least, most) ** power)
+        resized = LowRank(
+            (self.scales * size).clip(jnp.sqrt(low), jnp.sqrt(high)),
+            self.basis,
+            self.values,
+            self.basis,
+        )
+        near = kept.is_near(self, most)
+        kept = optax.tree.where(
+            near, kept, optax.tree.where(resized.is_near(self, most), resized, self)
+        )
         return kept, (free != scales).mean(dtype=scales.dtype)
+
+    def is_near(self, other: LowRank, change: Any) -> jax.Array:
+        """Whether no direction is wider, or narrower, by more than a factor."""
+        change = change * (1 + SLACK)
+        return self._is_below(other, change) & other._is_below(self, change)
+
+    def _is_below(self, other: LowRank, change: Any) -> jax.Array:
+        """Whether Σ is nowhere more than so many times the other."""
+        # The difference is of low rank plus diagonal too: a small matrix tells.
+        rest = change * other.scales**2 - self.scales**2
+        apart = jnp.sqrt(jnp.where(rest > 0, rest, 1))[:, None]
+        columns = jnp.concatenate(
+            [one.scales[:, None] * one.basis / apart for one in (self, other)], 1
+        )
+        excess = jnp.concatenate([self.values - 1, -change * (other.values - 1)])
+        triangle = jnp.linalg.qr(columns, mode="r")
+        inside = jnp.linalg.eigvalsh((triangle * excess) @ triangle.T)
+        return (rest > 0).all() & (inside.max() <= 1)
 
     def _of(self, power: int, factor: Any) -> LowRank:
         """Of Σᵖ, in the coordinates of Sᵖ, what B = Rᵖ(I + A)Rᵖ makes of it."""

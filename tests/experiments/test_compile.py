@@ -24,7 +24,7 @@ SIZES = {
     "quadratic, sgld": (188, 52),
     "quadratic, robbins_monro": (231, 61),
     "quadratic, gaussian": (504, 104),
-    "network, importance": (746, 193),
+    "network, importance": (825, 205),
     "network, importance, direct": (438, 149),
     "network, score_function": (522, 134),
     "network, importance_by_example": (636, 109),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,61 @@ def test_sums_that_overflow():
     )
     np.testing.assert_array_equal(x, start)
     np.testing.assert_array_equal(state.covariance.scales, 1.0)
+
+
+CHANGES = {"pathwise": lejax.pathwise(100), "importance": lejax.importance(500)}
+
+
+@crossed(
+    ("low_rank", "pathwise", "double"),
+    ("low_rank", "importance", "single"),
+    ("full", "pathwise", "double"),
+    ("diagonal", "importance", "single"),
+    covariance={name: name for name in (*STRUCTURES, "low_rank")},
+    sampler=CHANGES,
+    precision={"single": jnp.float32, "double": jnp.float64},
+)
+def test_no_direction_changes_by_more(covariance, sampler, precision):
+    """Generalised eigenvalues of Σ after an update and before, as conditions grow."""
+    size, options = 6, {"rank": 3} if covariance == "low_rank" else {}
+    with jax.enable_x64(precision == jnp.float64):
+        turn = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
+
+        def loss(x, scales):
+            return jnp.sum((scales * (turn.T.astype(precision) @ x)) ** 2) / 2
+
+        tx = lejax.gaussian(
+            sampler,
+            1.0,
+            key=jax.random.key(0),
+            covariance=covariance,
+            temperature=1.0,
+            max_change=5.0,
+            **options,
+        )
+
+        @jax.jit
+        def run(scales):
+            def update(carry, _):
+                x, state = carry
+                step, state = tx.update(None, state, x, value_fn=loss, batch=scales)
+                return (x - step, state), state.covariance
+
+            x = jnp.ones(size, precision)
+            _, every = jax.lax.scan(update, (x, tx.init(x)), length=60)
+            return tx.init(x).covariance, every
+
+        for condition in (1e2, 1e4, 1e6):
+            first, every = run(jnp.logspace(0, np.log10(condition) / 2, size))
+            later = (jax.tree.map(lambda leaf, k=k: leaf[k], every) for k in range(60))
+            roots = [first, *later]
+            like = jnp.zeros(size, precision)
+            found = np.array([dense(root, like) for root in roots], np.float64)
+            for before, after in itertools.pairwise(found):
+                inverse = np.linalg.inv(np.linalg.cholesky(before))
+                ratios = np.linalg.eigvalsh(inverse @ after @ inverse.T)
+                assert ratios.max() < 5 * (1 + 1e-3)
+                assert ratios.min() > 1 / 5 / (1 + 1e-3)
 
 
 @crossed(
