@@ -18,6 +18,9 @@ LEAST = 1e-6
 # To be told from rounding, a change stays so much below what it may be.
 SLACK = 1e-3
 
+# Parts change by this power of what a direction may, at least.
+LEAST_POWER = 0.1
+
 
 class LowRank(NamedTuple):
     """Σ = S (I + U(Λ - I)Uᵀ) S; all flat, as `ravel_pytree` has the parameters.
@@ -103,32 +106,47 @@ class LowRank(NamedTuple):
     def stretched(
         self, factor: Any, power: int, bounds: tuple[Any, Any]
     ) -> tuple[LowRank, jax.Array]:
-        """The root of L(I + A)ᵖLᵀ within bounds, and the share of scales at one."""
-        found = self._of(power, factor)
+        """The root of L(I + A)ᵖLᵀ within bounds, and the share of scales at one.
+
+        What is known of A may add up to a covariance too far from this one. Then each
+        part of Σ changes by less, or, where Ω has left U too far, all of it alike.
+        """
+        excess, least, most = factor
+
+        def learnt(part: jax.Array) -> tuple[LowRank, jax.Array]:
+            own = excess, least**part, most**part
+            return self._of(power, own)._bounded(power, bounds)
+
+        def less(state: Any) -> Any:
+            return state[0] / 2, learnt(state[0] / 2)
+
+        def too_far(state: Any) -> jax.Array:
+            return (state[0] > LEAST_POWER) & ~state[1][0].is_near(self, most)
+
+        one = jnp.ones((), self.scales.dtype)
+        _, (kept, bounded) = jax.lax.while_loop(too_far, less, (one, learnt(one)))
+        change = 1 + (excess[0] / self.unit(power)[0]).mean()
+        size = jnp.sqrt(change.clip(least, most) ** power)
+        low, high = (jnp.sqrt(bound) for bound in bounds)
+        resized = self._replace(
+            scales=(self.scales * size).clip(low, high), sketch=kept.sketch
+        )
+        near = kept.is_near(self, most)
+        return optax.tree.where(near, kept, resized), bounded
+
+    def _bounded(
+        self, power: int, bounds: tuple[Any, Any]
+    ) -> tuple[LowRank, jax.Array]:
+        """Of Σᵖ, within bounds, and the share of scales at one."""
         low, high = bounds
-        free = found.scales**power
+        free = self.scales**power
         scales = free.clip(jnp.sqrt(low), jnp.sqrt(high))
         # Along all others the variances of S lie between the bounds.
-        values = (found.values**power).clip(
+        values = (self.values**power).clip(
             jnp.minimum(low / scales.min() ** 2, 1),
             jnp.maximum(high / scales.max() ** 2, 1),
         )
-        kept = LowRank(scales, found.basis, values, found.sketch)
-        # What is known of A need not add up to a covariance near this one: then all of
-        # Σ changes by one factor, and the next draws are looked at along U.
-        (diagonal, _), least, most = factor
-        change = 1 + (diagonal / self.unit(power)[0]).mean()
-        size = jnp.sqrt(change.clip(least, most) ** power)
-        resized = LowRank(
-            (self.scales * size).clip(jnp.sqrt(low), jnp.sqrt(high)),
-            self.basis,
-            self.values,
-            self.basis,
-        )
-        near = kept.is_near(self, most)
-        kept = optax.tree.where(
-            near, kept, optax.tree.where(resized.is_near(self, most), resized, self)
-        )
+        kept = self._replace(scales=scales, values=values)
         return kept, (free != scales).mean(dtype=scales.dtype)
 
     def is_near(self, other: LowRank, change: Any) -> jax.Array:
@@ -165,11 +183,16 @@ class LowRank(NamedTuple):
         scale = jnp.sqrt(rest)[:, None]
         basis, triangle = jnp.linalg.qr(directions / scale)
         excess, turn = jnp.linalg.eigh((triangle * (found - 1)) @ triangle.T)
+        basis = basis @ turn
+        # Of the old covariance in the new directions.
+        y = basis / scale
+        across = self.values**power - 1
+        old = (y**2).sum(0) + across @ (self.basis.T @ y) ** 2
         sketch = jnp.linalg.qr((columns - rest[:, None] * self.sketch) / scale)[0]
         return LowRank(
             self.scales**power * scale[:, 0],
-            basis @ turn,
-            (1 + excess).clip(LEAST, 1 / LEAST),
+            basis,
+            (1 + excess).clip(low * old, high * old).clip(LEAST, 1 / LEAST),
             sketch,
         )
 

@@ -99,8 +99,8 @@ def gaussian(
             updates. With few effective samples a large ρ makes Σ shrink by its noise.
         max_change: c > 1: no variance, in any direction, changes by more than this
             factor in an update, and x moves by at most √c standard deviations, in the
-            mean square over all directions. Of low rank, where what is known of a step
-            does not add up to such a change, Σ changes as a whole in that update.
+            mean square over all directions. Of low rank, what is known of a step
+            may add up to more: then less of it is taken.
         widening: s ≥ 1, of `importance` without a `beta_share`: draws are of N(x, s²Σ),
             with weights that leave q what it is. Where p is curved, or has heavier
             tails than φ, so have the weights (`info.pareto_k` above .7), and Σ comes
