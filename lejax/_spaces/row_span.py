@@ -91,7 +91,7 @@ def make_matrix_layer(
         return ordered[(0,) * num_row_axes].reshape(features)
 
     def basis_of(inputs: jax.Array) -> RowBasis:
-        return row_basis(layer.rows(inputs), has_bias=layer.bias is not None)
+        return row_basis(layer.rows(inputs, dtype), has_bias=layer.bias is not None)
 
     fixed_basis = None
     if coefficients is not None:

@@ -54,8 +54,9 @@ class PerExampleLayer(NamedTuple):
     row_length: int
     num_feature_axes: int
 
-    def rows(self, inputs: jax.Array) -> jax.Array:
-        """The rows Hᵢ of all examples, (B, T, n)."""
+    def rows(self, inputs: jax.Array, dtype: Any) -> jax.Array:
+        """The rows Hᵢ of all examples, (B, T, n); integers and booleans as `dtype`."""
+        inputs = jnp.asarray(inputs, dtype)
         if self.patches is not None:
             inputs = jax.lax.conv_general_dilated_patches(inputs, **self.patches)
         rows = jnp.transpose(inputs, self.inputs_order)
@@ -90,8 +91,10 @@ def candidate_layers(
     index = operation.inputs.index(number)
     inputs, (result,) = operation.inputs[1 - index], operation.outputs
     for value in (inputs, result):
-        if jnp.dtype(program.shapes[value].dtype) not in (jnp.float32, jnp.float64):
-            raise UnknownUseError("its product is of half precision")
+        dtype = jnp.dtype(program.shapes[value].dtype)
+        exact = value == inputs and not jnp.issubdtype(dtype, jnp.inexact)
+        if not exact and dtype not in (jnp.float32, jnp.float64):
+            raise UnknownUseError(f"its product is of {dtype}")
         if is_sharded(program.shapes[value]):
             raise UnknownUseError("sharded over an explicit mesh")
         if 0 in program.shapes[value].shape:

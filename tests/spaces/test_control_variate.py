@@ -247,3 +247,26 @@ def test_examples_along_the_last_axis():
     whole, found = credited(network("square"), ROWS), credited(turned, ROWS)
     for leaf, mine in whole.items():
         np.testing.assert_allclose(found[leaf], mine, 1e-4, 1e-6)
+
+
+@pytest.mark.parametrize("kind", [bool, jnp.int8, jnp.int32, jnp.uint8])
+def test_rows_of_integers(kind):
+    """Of 0 and 1, as they are: the same credit as of floating ones."""
+    x = jax.random.bernoulli(jax.random.key(4), 0.5, ROWS.shape)
+
+    def loss(params, x):
+        # Of several dtypes the product is that of the weights.
+        hidden = jax.lax.dot_general(
+            x,
+            params["w"],
+            (((1,), (0,)), ((), ())),
+            preferred_element_type=params["w"].dtype,
+        )
+        y = jnp.tanh(hidden + params["b"]) @ params["v"]
+        return jnp.mean(LOSSES["square"](y + params["c"]))
+
+    assert set(reasons(loss, PARAMS, x.astype(kind))) == {""}
+    whole = credited(loss, x.astype(ROWS.dtype))
+    found = credited(loss, x.astype(kind))
+    for leaf, mine in whole.items():
+        np.testing.assert_allclose(found[leaf], mine, 1e-4, 1e-6)
