@@ -12,8 +12,7 @@ from lejax._internal.types import PyTree
 # From this k̂ on the largest weights are those that were not drawn (Vehtari et al.).
 TRUSTED_PARETO_K = 0.7
 
-# Below this many effective samples the standard error of F saturates near 1/β; with so
-# many 95 % intervals cover 91 to 92 % (experiments/benchmarks/coverage.py).
+# Below this many effective samples the standard error of F saturates near 1/β.
 TRUSTED_SAMPLE_SIZE = 20
 
 
@@ -31,11 +30,12 @@ class Info(NamedTuple):
             `shaping` it is F^H_τ too.
         standard_error: the standard error of `objective`, from independent units (an
             antithetic pair is one, and so are all samples that share a draw). For local
-            entropy NaN below twenty effective samples: the formula then saturates near
-            1/β and would say too little. It is of first order in 1/J: where weights
-            have heavy tails that few samples show, 95 % intervals cover less (of a
-            linear loss 92 to 93 % with 200 of 1000 samples effective, 85 to 88 % with
-            20 of 200: `experiments/benchmarks/coverage.py`).
+            entropy NaN below twenty effective samples, or with a `pareto_k` of .7 and
+            more: the largest weights are then missing in it as well. Else it is that of
+            first order in 1/J times 1 + 5/ESS + 1.5 max(k̂ - .2, 0), by which 95 %
+            intervals cover 89 to 98 % wherever most updates tell one
+            (`experiments/benchmarks/coverage.py`). Where few updates do, these are the
+            ones that saw no large weight, and cover less.
         effective_sample_size: (Σw)²/Σw² for importance weights w; the number of draws
             that count for plain averages. 0 says that nothing could be estimated: the
             update is then zero.
@@ -44,6 +44,7 @@ class Info(NamedTuple):
             lost because something was not finite.
         squared_error: V, the estimate of E|δ̂ - E δ̂|², the noise in the displacement
             δ̂ = -βτ ∇ that the sampler estimated (as it is in a gradient, with 1/(βτ)²).
+            With few effective samples it is too small, as `standard_error` would be.
         signal: the share of |δ̂|² that is no noise, (|δ̂|² - V)/|δ̂|²; 1 for a perfect
             estimate, around 0, and below, for nothing but noise.
         signal_standard_error: the standard error of `signal`, by the jackknife over

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lejax._estimators.units import Units
-from lejax._info import Info, make_info, unknown
+from lejax._info import (
+    TRUSTED_PARETO_K,
+    TRUSTED_SAMPLE_SIZE,
+    Info,
+    is_known,
+    make_info,
+    unknown,
+)
 
 
 class Weights(NamedTuple):
@@ -82,6 +89,20 @@ def importance_weights(losses: jax.Array, units: Units, beta: jax.Array) -> Weig
         ),
         failed_fraction=((~finite).sum() - filled).astype(dtype) / size,
     )
+
+
+def told_error(weights: Weights, shape: jax.Array) -> jax.Array:
+    """The standard error of F as it is told, by k̂ as well; unknown where none is.
+
+    The factor was found on weights that are lognormal, bounded, of quadratics in 2 and
+    20 dimensions, of two wells, and of a curved density, of 50 to 4000 samples.
+    """
+    effective = weights.effective_sample_size
+    k = jnp.where(is_known(shape), shape, 0)  # unknown of fewer than 25
+    factor = 1 + 5 / jnp.maximum(effective, 1) + 1.5 * jnp.maximum(k - 0.2, 0)
+    trusted = (effective >= TRUSTED_SAMPLE_SIZE) & (k < TRUSTED_PARETO_K)
+    error = weights.standard_error
+    return jnp.where(trusted, error * factor, unknown(error.dtype))
 
 
 def error_of_sum(

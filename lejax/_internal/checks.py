@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
 from lejax._internal.types import LossFn, PyTree
+
+LEAVE_OUT = (
+    "exclude it with mask= of local_entropy, heat or gaussian (True for the leaves to "
+    "perturb), or let value_fn close over it."
+)
 
 # By default variances stay within this factor of the first.
 WIDEST = 1e10
@@ -82,11 +89,20 @@ def number(
         with contextlib.suppress(TypeError, ValueError):
             found = float(value)
     if not (math.isfinite(found) and above < found < below and least <= found <= most):
-        raise ValueError(
-            f"{name} must be {must_be}, got {value!r}{reason}"
-            f"pass for example {name}={example}."
-        )
+        mend = f"pass for example {name}={example}."
+        if name.endswith("(0)"):
+            mend = f"let the schedule begin there, for example with {example}."
+        raise ValueError(f"{name} must be {must_be}, got {shown(value)}{reason}{mend}")
     return found
+
+
+def shown(value: Any) -> str:
+    """What to call a value in an error."""
+    if getattr(value, "ndim", 0):
+        return f"an array of shape {value.shape}"
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer):
+        return f"{value}"
+    return repr(value)
 
 
 def positive(name: str, value: Any) -> float:
@@ -152,8 +168,28 @@ def first_value(name: str, value: Any) -> tuple[str, Any]:
     if not callable(value):
         return name, value
     # A schedule on constants is a constant, also inside somebody's jit.
+    step = np.zeros((), np.int32)
+    if not takes(value, step):
+        raise TypeError(
+            f"{name} must be a number, or a schedule: a function of the number of "
+            f"steps so far, got {value!r}, which does not take it; pass for example "
+            f"{name}=lambda step: 0.1."
+        )
     with jax.ensure_compile_time_eval():
-        return f"{name}(0)", value(jnp.zeros((), jnp.int32))
+        return f"{name}(0)", value(jnp.asarray(step))
+
+
+def takes(function: Any, *args: Any) -> bool:
+    """Whether a function can be called so, as far as its signature tells."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return True
+    try:
+        signature.bind(*args)
+    except TypeError:
+        return False
+    return True
 
 
 def typed_key(key: Any) -> None:
@@ -215,19 +251,30 @@ def float_leaves(params: PyTree) -> PyTree:
             raise ValueError(
                 f"{where} is an optax.MaskedNode, so value_fn would not see the "
                 "parameters; instead of optax.masked or optax.partition, pass mask= "
-                "to local_entropy or heat."
+                "to local_entropy, heat or gaussian themselves."
             )
-        dtype = jnp.asarray(leaf).dtype
+        dtype = dtype_of(leaf)
+        if dtype is None:
+            raise ValueError(
+                f"{where} is {leaf!r:.60}, which is no array and cannot be perturbed; "
+                f"{LEAVE_OUT}"
+            )
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"{where} has dtype {dtype} and cannot be perturbed; make it floating, "
-                "exclude it with mask= of local_entropy or heat (True for the leaves "
-                "to perturb), or let value_fn close over it."
+                f"{LEAVE_OUT}"
             )
     # Of strong types: what is traced at these is run at the sum of two arrays.
     return jax.tree.map(
         lambda leaf: jnp.asarray(leaf, dtype=jnp.asarray(leaf).dtype), params
     )
+
+
+def dtype_of(leaf: Any) -> Any:
+    """That of an array or number; None of anything else."""
+    is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+    known = isinstance(leaf, bool | int | float | complex) or is_array
+    return jnp.result_type(leaf) if known and not isinstance(leaf, type) else None
 
 
 def untraced(name: str, arguments: Any, mend: str) -> None:

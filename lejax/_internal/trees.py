@@ -30,6 +30,17 @@ def widen(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(_at_least_float32(leaf.dtype)), tree)
 
 
+def of_strong_types(tree: PyTree) -> PyTree:
+    """`tree` as arrays with dtypes of their own, as they are once two are added."""
+
+    def strong(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.weak_type:
+            return leaf
+        return jax.lax.convert_element_type(leaf, jnp.result_type(leaf))
+
+    return jax.tree.map(strong, tree)
+
+
 def is_large(tree: PyTree) -> bool:
     """Whether the leaves are drawn, and laid out over devices, one by one."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree)) > POOLED_NUMBERS

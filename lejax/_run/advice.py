@@ -21,9 +21,12 @@ def advice(history: History, sampler: Sampler) -> Iterator[str]:
     failing = history.nonfinite_fraction > ALL
     nothing = (failing | (history.effective_sample_size == 0))[-FAILED_UPDATES:]
     if nothing.all():
+        mend = "start where value_fn is finite, or lower tau"
+        if history.tau_used[-1] <= 0:
+            mend = "tau has fallen to 0; let its schedule end above it"
         yield (
             f"no sample of {sampler.name} was effective in the last {nothing.size} "
-            "estimates, so nothing moved; start where value_fn is finite, or lower tau."
+            f"estimates, so nothing moved: {mend}."
         )
         return
     failed = known_mean(history.nonfinite_fraction)

@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
+from lejax._info import Info
 from lejax._internal.checks import positive_count, untraced
+from lejax._internal.trees import of_strong_types
 from lejax._internal.types import PyTree, Scalar
 from lejax._tracing.loss import OutsideLoss
 
@@ -172,15 +174,26 @@ def ask_tell(
         return wanted[0]
 
     @jax.jit
-    def told(losses: jax.Array, state: PyTree, params: PyTree) -> PyTree:
-        return update(lambda points: losses, state, params)
+    def told(losses: jax.Array, least: Any, state: PyTree, params: PyTree) -> PyTree:
+        updates, inner = update(lambda points: losses, state, params)
+        # The losses are those above the least.
+        inner = jax.tree.map(
+            lambda node: (
+                node._replace(objective=node.objective + least.astype(losses.dtype))
+                if isinstance(node, Info)
+                else node
+            ),
+            inner,
+            is_leaf=lambda node: isinstance(node, Info),
+        )
+        return updates, inner
 
     def init(params: PyTree) -> AskTellState:
         return AskTellState(tx.init(params), jnp.zeros((), jnp.int32))
 
     def ask(state: AskTellState, params: PyTree) -> PyTree:
         untraced("ask", (state, params), "call it outside jax.jit and jax.vmap.")
-        return jax.device_get(asked(state.inner, params))
+        return jax.device_get(asked(state.inner, of_strong_types(params)))
 
     def tell(
         points: PyTree, losses: Losses, state: AskTellState, params: PyTree
@@ -189,17 +202,21 @@ def ask_tell(
         again = ask(state, params)
         _check_the_same(points, again, params)
         count = len(jax.tree.leaves(again)[0])
-        with np.errstate(over="ignore"):  # what is too large has failed
-            values = jnp.asarray(_by_number(losses, count))
-        values = jnp.where(jnp.isfinite(values), values, jnp.nan)
-        failed = int(state.failed) + 1 if jnp.isnan(values).all() else 0
+        values = _by_number(losses, count)
+        # What is too large for the device has failed, as has what is not finite.
+        limit = jnp.finfo(jnp.zeros(()).dtype).max / 2
+        values = np.where(np.abs(values) < float(limit), values, np.nan)
+        failed = int(state.failed) + 1 if np.isnan(values).all() else 0
+        # Differences are taken in the precision in which the losses are told.
+        least = np.float64(np.nanmin(values) if not failed else 0)
         if failed >= max_failures:
             raise RuntimeError(
                 f"all losses of {failed} updates in a row failed; look at one of the "
                 "points by hand, move params to where the simulator runs, or make tau "
                 "smaller, so that points lie nearer to them."
             )
-        updates, inner = told(values, state.inner, params)
+        above = jnp.asarray(values - least)
+        updates, inner = told(above, least, state.inner, of_strong_types(params))
         return updates, AskTellState(inner, jnp.asarray(failed, jnp.int32))
 
     return AskTell(init, ask, tell)
@@ -210,6 +227,8 @@ def _check_the_same(points: PyTree, again: PyTree, params: PyTree) -> None:
     same = jax.tree.structure(points) == jax.tree.structure(again)
     trees = map(jax.tree.leaves, (points, again, params))
     for leaf, other, x in zip(*trees, strict=False):
+        if jnp.issubdtype(jnp.result_type(other), jax.dtypes.prng_key):
+            continue  # what a mask left out is no part of a point
         a, b, x = (np.asarray(value, np.float64) for value in (leaf, other, x))
         real = jnp.issubdtype(other.dtype, jnp.floating)
         eps = float(jnp.finfo(other.dtype).eps) if real else 0

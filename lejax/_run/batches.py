@@ -43,6 +43,15 @@ def make_blocks(
             f"batches must be an iterable of batches, got {batches!r}; "
             "pass a list or a generator of them, or one batch as batch=."
         )
+    if isinstance(batches, tuple):
+        shapes = [getattr(leaf, "shape", ()) for leaf in batches]
+        # Of batches alike, or of a last one that is shorter.
+        if len({shape[:1] for shape in shapes}) == 1 < len(set(shapes)):
+            raise ValueError(
+                f"batches={tuple(shapes)}, by shapes, would be {len(shapes)} batches, "
+                "each of another kind; pass one batch as batch=(...), or a list or a "
+                "generator of such tuples as batches=."
+            )
     return _stacks(itertools.islice(batches, num_updates), size)
 
 

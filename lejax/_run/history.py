@@ -25,6 +25,7 @@ class History(NamedTuple):
     squared_norm: np.ndarray
     signal: np.ndarray
     pareto_k: np.ndarray
+    tau_used: np.ndarray
     certified: np.ndarray
 
 
@@ -40,6 +41,7 @@ def record(info: Any, squared_norm: Any, certified: Any) -> History:
         squared_norm=squared_norm,
         signal=info.signal,
         pareto_k=info.pareto_k,
+        tau_used=info.tau_used,
         certified=certified,
     )
 

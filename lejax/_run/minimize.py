@@ -21,7 +21,7 @@ from lejax._internal.checks import (
     typed_key,
     untraced,
 )
-from lejax._internal.types import LossFn, PyTree, Scalar, ScalarOrSchedule
+from lejax._internal.types import LossFn, PyTree, ScalarOrSchedule
 from lejax._run.advice import advice
 from lejax._run.batches import Block, make_blocks, signature
 from lejax._run.history import History, joined, known_mean, signal_of
@@ -35,7 +35,7 @@ from lejax._samplers.sampler import Sampler, check_smoothing
 from lejax._schedules.target_share import ShareController, first_tau
 from lejax._tracing.compiled import same_optimizer
 from lejax._tracing.loss import check_loss
-from lejax._transforms.smoothing import Smoothing
+from lejax._transforms.smoothing import Smoothing, rules_of
 
 WHOLE_STEP = optax.sgd(1.0)
 
@@ -49,7 +49,7 @@ def minimize(
     batch: PyTree = None,
     batches: Iterable[PyTree] | None = None,
     sampler: Sampler | None = None,
-    beta: Scalar = 1.0,
+    beta: ScalarOrSchedule = 1.0,
     optimizer: optax.GradientTransformation | None = None,
     num_updates: int = 1000,
     target_value: float | None = None,
@@ -155,9 +155,9 @@ def minimize(
         )
     check_progress(progress)
     rules = make_rules(target_value, patience, sampler)
-    rule = tau if isinstance(tau, ShareController) or callable(tau) else None
+    smoothing_rules, numbers = rules_of(tau, beta)
     loop = Loop(
-        Smoothing(sampler, rule, displacement=optimizer is None),
+        Smoothing(sampler, smoothing_rules, displacement=optimizer is None),
         same_optimizer(_optimizer(optimizer), params),
         rules.patience,
         rules.target_value is not None,
@@ -171,7 +171,7 @@ def minimize(
         start(loop, key, params),
         make_blocks(batch, batches, num_updates, size),
         batch,
-        (None if rule else tau, beta, rules.target_value),
+        (*numbers, rules.target_value),
         num_updates,
         callback,
         progress,

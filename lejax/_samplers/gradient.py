@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from lejax._info import Info
-from lejax._internal.trees import all_finite, scaled
+from lejax._internal.trees import all_finite, of_strong_types, scaled
 from lejax._internal.types import PyTree
 from lejax._samplers.sampler import Regularization, Sampler
 from lejax._tracing.loss import Loss, OutsideLoss
@@ -66,6 +66,7 @@ def estimate_gradient(
         info = info._replace(effective_sample_size=effective)
     if isinstance(loss, Loss) and loss.aux is not None:
         info = info._replace(
-            aux=loss.outputs(params)[1], num_evaluations=info.num_evaluations + 1
+            aux=of_strong_types(loss.outputs(params)[1]),
+            num_evaluations=info.num_evaluations + 1,
         )
     return grads, state, info, products

@@ -22,8 +22,9 @@ from lejax._estimators.weights import (
     credit_factor,
     importance_weights,
     pareto_shape,
+    told_error,
 )
-from lejax._info import TRUSTED_SAMPLE_SIZE, Info, make_info, unknown
+from lejax._info import Info, make_info, unknown
 from lejax._internal.blocks import Blocks
 from lejax._internal.checks import counts_of, fraction
 from lejax._internal.mesh_axes import mean_over
@@ -303,20 +304,17 @@ class importance(ReducedSampler):
     ) -> Info:
         """What the weights tell."""
         dtype = losses.dtype
+        shape = pareto_shape(weights.shares, units)
         info = make_info(
             dtype,
             self.num_samples + at_x,
             objective=weights.free_energy,
-            standard_error=jnp.where(
-                weights.effective_sample_size < TRUSTED_SAMPLE_SIZE,
-                unknown(dtype),
-                weights.standard_error,
-            ),
+            standard_error=told_error(weights, shape),
             effective_sample_size=weights.effective_sample_size,
             nonfinite_fraction=weights.failed_fraction,
             squared_error=noise.square,
             signal_standard_error=noise.norm_error,
-            pareto_k=pareto_shape(weights.shares, units),
+            pareto_k=shape,
         )
         if self.shaping is None:
             return info

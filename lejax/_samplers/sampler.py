@@ -12,10 +12,15 @@ import optax
 
 from lejax._info import Info, is_known, unknown
 from lejax._internal.blocks import Blocks
-from lejax._internal.checks import float_leaves, positive, typed_key
+from lejax._internal.checks import (
+    float_leaves,
+    positive,
+    positive_or_schedule,
+    typed_key,
+)
 from lejax._internal.mesh_axes import check_axes, check_bound, varying
 from lejax._internal.trees import compute_dtype, inner
-from lejax._internal.types import LossFn, PyTree, Scalar
+from lejax._internal.types import LossFn, PyTree, Scalar, ScalarOrSchedule
 from lejax._spaces.reduced import reduced_space
 from lejax._spaces.space import Space, full_space, over_data
 from lejax._tracing.compiled import run_compiled
@@ -340,10 +345,10 @@ def _estimate(
     return sampler.run(key, state, params, loss, tau, beta)[:3]
 
 
-def check_smoothing(sampler: Sampler, tau: Scalar, beta: Scalar) -> None:
+def check_smoothing(sampler: Sampler, tau: Scalar, beta: ScalarOrSchedule) -> None:
     """Refuse a τ or β that the sampler cannot serve, as far as they are known."""
     sampler.check(tau)
-    known_beta = positive("beta", beta)
+    known_beta = positive_or_schedule("beta", beta)
     if sampler.regularization == "heat" and known_beta != 1:
         raise ValueError(
             f"beta must be 1 for {sampler.name}, got {beta!r}: heat regularisation has "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jax.extend import core
 
-from lejax._internal.checks import loss_function
+from lejax._internal.checks import loss_function, takes
 from lejax._internal.types import LossFn, PyTree
 from lejax._tracing.obstacles import calls_outside, obstacles
 
@@ -208,26 +208,44 @@ def nth_batch(batches: PyTree, j: Any) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[j % jnp.shape(leaf)[0]], batches)
 
 
+def _is_loss(value_fn: LossFn, *args: PyTree) -> bool:
+    """Whether it is a real scalar of these arguments."""
+    try:
+        out = jax.eval_shape(lambda: value_fn(*args))
+    except Exception:
+        return False
+    return getattr(out, "shape", None) == ()
+
+
 def _explain(error: Exception, value_fn: LossFn, params: PyTree, batch: PyTree) -> None:
     """Raise or note what is wrong with the call, where that can be seen."""
-    try:
-        signature = inspect.signature(value_fn)
-    except (TypeError, ValueError):  # some builtins have none
-        signature = None
-    try:
-        if signature is not None:
-            signature.bind(*(params,) if batch is None else (params, batch))
-    except TypeError as mismatch:
-        takes = "params alone" if batch is None else "params and a batch"
+    if not takes(value_fn, *(params,) if batch is None else (params, batch)):
+        given = "params alone" if batch is None else "params and a batch"
         mend = "pass batch=..." if batch is None else "leave batch out"
         raise TypeError(
-            f"value_fn{signature} cannot be called with {takes} ({mismatch}); "
+            f"value_fn{inspect.signature(value_fn)} cannot be called with {given}; "
             f"{mend}, or change value_fn."
         ) from error
 
     def shapes(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), tree)
 
+    untraceable = (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    )
+    if isinstance(error, untraceable):
+        raise TypeError(
+            "value_fn needs the numbers of an array that JAX traces, as NumPy and "
+            "float() do; write it with jax.numpy, put what must run outside of JAX "
+            "into jax.pure_callback, or use lejax.ask_tell."
+        ) from error
+    if batch is not None and _is_loss(value_fn, batch, params):
+        raise TypeError(
+            "value_fn fails on (params, batch), and runs on (batch, params); its "
+            "arguments are swapped: let the parameters be the first."
+        ) from error
     error.add_note(
         f"value_fn failed on params of shapes {shapes(params)} and a batch of shapes "
         f"{shapes(batch)}; see that they are what value_fn expects."

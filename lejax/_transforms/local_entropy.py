@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import optax
 
-from lejax._internal.types import Mask, PyTree, Scalar, ScalarOrSchedule
+from lejax._internal.types import Mask, PyTree, ScalarOrSchedule
 from lejax._samplers.gradient import check_sampler
 from lejax._samplers.sampler import Sampler
 from lejax._schedules.target_share import ShareController
@@ -17,7 +17,7 @@ def local_entropy(
     tau: ScalarOrSchedule | ShareController,
     *,
     key: jax.Array,
-    beta: Scalar = 1.0,
+    beta: ScalarOrSchedule = 1.0,
     mask: Mask = None,
     has_aux: bool | PyTree = False,
     displacement: bool = False,
@@ -41,7 +41,8 @@ def local_entropy(
     To accumulate over k batches, put the accumulation behind: the mean of k estimates
     is `optax.chain(lejax.local_entropy(...), multi)` with `multi =
     optax.MultiSteps(optax.sgd(...), k).gradient_transformation()`. Around it,
-    `MultiSteps` evaluates k times and keeps the last estimate alone.
+    `MultiSteps` evaluates k times and keeps the last estimate alone, and what its
+    `gradient_transformation` makes hands no `value_fn` on from within another chain.
 
     Args:
         sampler: `importance` or `sgld`.
@@ -50,18 +51,18 @@ def local_entropy(
             made by `target_share`. A schedule is known by its identity: what was
             compiled with it is used again where the same object is passed.
         key: a typed key, `jax.random.key(seed)`.
-        beta: β > 0, the inverse temperature. With f the mean over a batch, β = 1 leaves
-            the weights almost uniform. `importance` with a `target_share` finds its own
-            from the second update on.
+        beta: β > 0, the inverse temperature, or a schedule of the number of updates so
+            far. With f the mean over a batch, β = 1 leaves the weights almost uniform.
+            `importance` with a `beta_share` finds its own from the second update on.
         mask: which leaves to perturb: a tree of booleans like params, or a prefix of
             it, or a function of params that returns one. The others keep their incoming
             updates (zeros where `updates` is None). Default: all.
         has_aux: whether `value_fn` returns a pair (f, aux). The aux at params itself is
             kept in `state.info.aux`, at the price of one more evaluation. True leaves
-            it None before the first update; an example of aux (arrays, or
+            it None before the first update; an example of aux (arrays, numbers, or
             `jax.ShapeDtypeStruct`s) instead of True keeps the structure of the state
-            the same from the start, as `jax.lax.scan` needs it. f(x) itself is had by
-            `value_fn` returning (f, (f, ...)).
+            the same from the start, as `jax.lax.scan` and `nnx.Optimizer` need it.
+            f(x) itself is had by `value_fn` returning (f, (f, ...)).
         keep_gradient: whether `state.info.gradient` holds the gradient, for
             `certificate`.
         shrink: multiply the gradient by the share of it that is signal, `info.signal`,

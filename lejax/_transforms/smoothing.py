@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from lejax._info import Info, is_known, make_info
-from lejax._internal.checks import float_leaves, given, loss_function, typed_key
+from lejax._internal.checks import (
+    dtype_of,
+    float_leaves,
+    given,
+    loss_function,
+    shown,
+    typed_key,
+)
 from lejax._internal.trees import compute_dtype, scaled
 from lejax._internal.types import LossFn, Mask, PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.gradient import estimate_gradient
@@ -60,7 +70,7 @@ def smoothed(
     sampler: Sampler,
     tau: ScalarOrSchedule | ShareController,
     key: jax.Array,
-    beta: Scalar,
+    beta: ScalarOrSchedule,
     mask: Mask,
     has_aux: bool | PyTree,
     displacement: bool,
@@ -81,11 +91,22 @@ def smoothed(
             "score_function."
         )
 
-    rule = tau if isinstance(tau, ShareController) or callable(tau) else None
-    settings = Smoothing(sampler, rule, displacement, keep_gradient, shrink)
-
-    numbers = tau if rule is None else None, beta
+    rules, numbers = rules_of(tau, beta)
+    settings = Smoothing(sampler, rules, displacement, keep_gradient, shrink)
     return of_selected(settings, smoothing_step, numbers, key, mask, has_aux)
+
+
+def rules_of(tau: Any, beta: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """What gives τ and β where they are no numbers, and the numbers; None beside."""
+    rules = tuple(
+        value if callable(value) or isinstance(value, ShareController) else None
+        for value in (tau, beta)
+    )
+    numbers = tuple(
+        value if rule is None else None
+        for rule, value in zip(rules, (tau, beta), strict=True)
+    )
+    return rules, numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +115,15 @@ class Smoothing:
 
     Attributes:
         sampler: what estimates.
-        rule: what gives τ, where it is no number: a schedule, or a controller.
+        rules: what gives τ and β where they are no numbers: a schedule, or of τ a
+            controller.
         displacement: whether βτ times the gradient comes out.
         keep_gradient: whether the info keeps it.
         shrink: whether it is multiplied by the share that is signal.
     """
 
     sampler: Sampler
-    rule: Any
+    rules: tuple[Any, Any]
     displacement: bool = False
     keep_gradient: bool = False
     shrink: bool = False
@@ -123,14 +145,18 @@ def smoothing_step(
     params: PyTree,
     state: SmoothingState,
     tau: Scalar | None,
-    beta: Scalar,
+    beta: Scalar | None,
 ) -> tuple[PyTree, SmoothingState]:
-    """What comes out, and the next state; τ is None where a rule gives it."""
+    """What comes out, and the next state; None is what a rule gives."""
     sampler: Sampler = settings.sampler
-    if isinstance(settings.rule, ShareController):
-        tau = current_tau(settings.rule, state.step, state.info, sampler)
-    elif settings.rule is not None:
-        tau = settings.rule(state.step)
+    of_tau, of_beta = settings.rules
+    controller = of_tau if isinstance(of_tau, ShareController) else None
+    if controller is not None:
+        tau = current_tau(controller, state.step, state.info, sampler)
+    elif of_tau is not None:
+        tau = of_tau(state.step)
+    if of_beta is not None:
+        beta = of_beta(state.step)
     grads, inside, info, _ = estimate_gradient(
         sampler,
         jax.random.fold_in(state.key, state.step),
@@ -147,8 +173,8 @@ def smoothing_step(
     if settings.shrink:
         share = jnp.where(is_known(info.signal), info.signal, 1)
         grads = scaled(grads, share.clip(0, 1))
-    if isinstance(settings.rule, ShareController):
-        grads = restrained(settings.rule, grads, state.step, info, sampler)
+    if controller is not None:
+        grads = restrained(controller, grads, state.step, info, sampler)
     return grads, SmoothingState(next_step(state), state.key, inside, info)
 
 
@@ -175,8 +201,11 @@ def of_selected(
 
     def init(params: PyTree) -> Any:
         selected, _ = _select(mask, params)
-        aux = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
-        return settings.first_state(key, selected, aux)
+        aux = jax.tree.map(
+            lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf)), like
+        )
+        # A key of its own, for a state may be donated.
+        return settings.first_state(jnp.copy(key), selected, aux)
 
     def update(
         updates: PyTree,
@@ -189,6 +218,8 @@ def of_selected(
     ) -> tuple[PyTree, Any]:
         del ignored
         selected, restore = _select(mask, params)
+        if updates is not None:
+            _check_discarded(restore(updates, jax.tree.map(lambda _: None, params)))
         with_aux = has_aux is True or like is not None
         loss = _of_selected(value_fn, lambda part: restore(part, params), with_aux)
         found, new_state = run_compiled(
@@ -199,11 +230,42 @@ def of_selected(
             differentiated=sampler.traits.needs_gradient,
             inline=any(sampler.axes),
         )
+        _MADE.update((id(leaf), leaf) for leaf in jax.tree.leaves(found))
         if updates is None:
-            updates = jax.tree.map(jnp.zeros_like, params)
+            # For what is no array, which a mask leaves out, there is no update.
+            updates = jax.tree.map(
+                lambda leaf: None if dtype_of(leaf) is None else jnp.zeros_like(leaf),
+                params,
+            )
         return restore(found, updates), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+# What was made by transformations of this kind, while it is alive.
+_MADE: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def _check_discarded(updates: PyTree) -> None:
+    """Refuse, or warn of, what comes before and would be lost, where it can be seen."""
+    leaves = jax.tree.leaves(updates)
+    if any(_MADE.get(id(leaf)) is leaf for leaf in leaves):
+        raise ValueError(
+            "two transformations of a smoothed loss follow each other, and the second "
+            "replaces what the first has made; keep one, or give them masks that have "
+            "no leaf in common."
+        )
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return
+    with jax.ensure_compile_time_eval():
+        lost = any(bool(jnp.any(leaf != 0)) for leaf in leaves)
+    if lost:
+        warnings.warn(
+            "updates that are not zero are replaced: what comes before local_entropy, "
+            "heat or gaussian in a chain is lost, and so are gradients; let these be "
+            "the first, and pass None as updates.",
+            stacklevel=3,
+        )
 
 
 def _of_selected(
@@ -228,7 +290,15 @@ def _select(mask: Mask, params: PyTree) -> tuple[PyTree, Callable[..., PyTree]]:
     given(params)
     if mask is None:
         return float_leaves(params), lambda selected, others: selected
-    tree = mask(params) if callable(mask) else mask
+    # A tree of booleans may be callable itself, as modules are.
+    leaves = jax.tree.leaves(mask)
+    tree = mask(params) if leaves and all(map(callable, leaves)) else mask
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if dtype_of(leaf) != jnp.dtype(bool):
+            raise ValueError(
+                f"mask{jax.tree_util.keystr(path)} must be True or False, got "
+                f"{shown(leaf)}; pass True for what is to be perturbed."
+            )
     try:
         chosen = jax.tree.broadcast(tree, params)
     except ValueError as error:

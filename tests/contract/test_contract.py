@@ -128,6 +128,7 @@ def test_state_never_changes_and_nothing_is_traced_twice(name, x64):
 
 
 @every_transformation
+@pytest.mark.filterwarnings("ignore:updates that are not zero")
 def test_updates_are_replaced_and_extra_arguments_ignored(name):
     tx = transformation(name)
     ones = jax.tree.map(jnp.ones_like, params())

@@ -14,7 +14,12 @@ from cases.problems import assert_mean, replicate
 
 import lejax
 from lejax._estimators.plan import Plan, make_units
-from lejax._estimators.weights import average, importance_weights, pareto_shape
+from lejax._estimators.weights import (
+    average,
+    importance_weights,
+    pareto_shape,
+    told_error,
+)
 
 ONE = (jnp.zeros(1),)
 
@@ -182,21 +187,45 @@ def test_weights_without_a_tail():
 )
 def test_reported_errors_are_those_of_replicates(pairs, slope):
     """The squared error of δ̂ and the standard error of F: odd, even and skewed."""
-    sampler = lejax.importance(1024 if pairs else 512, antithetic=pairs)
+    count = 1024 if pairs else 512
+    sampler = lejax.importance(count, antithetic=pairs)
 
     def loss(u):
         return slope * (u[0] + 0.5 * u[1] ** 2 + 0.3 * jnp.exp(-u[2]))
 
     def estimate(key):
         moved, _, info = sampler.estimate(key, (), jnp.zeros(3), value_fn=loss, tau=1.0)
-        return moved, info
+        u = jax.random.normal(key, (512, 3))
+        if pairs:
+            u = jnp.stack([u, -u], 1).reshape(count, 3)
+        return moved, info, weights_of(jax.vmap(loss)(u), 1.0, pairs)
 
-    moved, info = replicate(estimate, 4000)
+    moved, info, weights = replicate(estimate, 4000)
     # Both formulas are of first order in 1/J: allow what they neglect.
     square = ((moved - moved.mean(0)) ** 2).sum(1)
     assert_mean(info.squared_error - square, 0, bias=0.02 * square.mean())
-    square = (info.objective - info.objective.mean()) ** 2
-    assert_mean(info.standard_error**2 - square, 0, bias=0.02 * square.mean())
+    square = (weights.free_energy - weights.free_energy.mean()) ** 2
+    assert_mean(weights.standard_error**2 - square, 0, bias=0.02 * square.mean())
+
+
+def test_the_error_that_is_told():
+    """By effective samples and k̂; none where either says that it is too small."""
+    weights = weights_of(jnp.linspace(0, 1, 200))
+
+    def told(effective, shape):
+        made = weights._replace(effective_sample_size=jnp.float32(effective))
+        return told_error(made, jnp.float32(shape)) / weights.standard_error
+
+    for effective, shape, factor in [
+        (100, -0.5, 1.05),
+        (100, 0.2, 1.05),
+        (25, 0.6, 1 + 0.2 + 0.6),
+        (1e6, 0.4, 1.3),
+        (25, np.nan, 1.2),
+    ]:
+        np.testing.assert_allclose(told(effective, shape), factor, rtol=1e-4)
+    for effective, shape in [(19.9, 0.1), (1000, 0.7), (1000, 1.2), (0, np.nan)]:
+        assert np.isnan(told(effective, shape))
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
