@@ -33,7 +33,7 @@ class Info(NamedTuple):
             entropy NaN below twenty effective samples, or with a `pareto_k` of .7 and
             more: the largest weights are then missing in it as well. Else it is that of
             first order in 1/J times 1 + 5/ESS + 1.5 max(k̂ - .2, 0), by which 95 %
-            intervals cover 89 to 98 % wherever most updates tell one
+            intervals cover 89 to 99 % wherever most updates tell one
             (`experiments/benchmarks/coverage.py`). Where few updates do, these are the
             ones that saw no large weight, and cover less.
         effective_sample_size: (Σw)²/Σw² for importance weights w; the number of draws

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -185,7 +186,10 @@ def optimizer(
     elif run.method == "HR":
         head = lejax.heat(sampler(run, tau), tau, key=key)
     else:
-        head = lejax.local_entropy(sampler(run, tau), tau, key=key, beta=run.beta)
+        with warnings.catch_warnings():
+            # The paper carries its chain over, at a rate at which that is stable.
+            warnings.filterwarnings("ignore", "warm_start=True")
+            head = lejax.local_entropy(sampler(run, tau), tau, key=key, beta=run.beta)
 
     def paper(k: Any) -> Any:
         return run.beta * lejax.scoping(run.tau[0], run.scoping_rate)(k)

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import math
 import operator
+import warnings
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ LEAVE_OUT = (
     "exclude it with mask= of local_entropy, heat or gaussian (True for the leaves to "
     "perturb), or let value_fn close over it."
 )
+
+# A standard deviation of fewer spacings of the numbers is not told well.
+SPACINGS = 4
 
 # By default variances stay within this factor of the first.
 WIDEST = 1e10
@@ -275,6 +279,30 @@ def dtype_of(leaf: Any) -> Any:
     is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
     known = isinstance(leaf, bool | int | float | complex) or is_array
     return jnp.result_type(leaf) if known and not isinstance(leaf, type) else None
+
+
+def warn_of_rounding(params: PyTree, tau: Any) -> None:
+    """Warn where draws of this variance fall between the numbers that there are.
+
+    Of half precision they are rounded at random, and nothing is lost.
+    """
+    if isinstance(tau, Tracer) or math.isnan(tau):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if isinstance(leaf, Tracer) or leaf.dtype.itemsize < 4 or not leaf.size:
+            continue
+        with jax.ensure_compile_time_eval():
+            largest = float(jnp.abs(leaf).max())
+        spacing = float(jnp.finfo(leaf.dtype).eps) * largest
+        if math.sqrt(tau) < SPACINGS * spacing < math.inf:
+            warnings.warn(
+                f"params{jax.tree_util.keystr(path)} has numbers of {largest:.2g}, "
+                f"where {leaf.dtype} has steps of {spacing:.2g}: draws of a standard "
+                f"deviation of {math.sqrt(tau):.2g}, as tau={tau:.2g} says, are lost "
+                "in rounding; let params be what is added to a fixed point, or use "
+                "jax_enable_x64.",
+                stacklevel=3,
+            )
 
 
 def untraced(name: str, arguments: Any, mend: str) -> None:

@@ -20,6 +20,7 @@ from lejax._internal.checks import (
     positive_count,
     typed_key,
     untraced,
+    warn_of_rounding,
 )
 from lejax._internal.types import LossFn, PyTree, ScalarOrSchedule
 from lejax._run.advice import advice
@@ -145,6 +146,7 @@ def minimize(
     check_sampler(sampler, "local entropy", "heat")
     check_smoothing(sampler, first_tau(tau, sampler), beta)
     typed_key(key)
+    warn_of_rounding(params, first_tau(tau, sampler))
     num_updates = positive_count("num_updates", num_updates)
     by_default = max(1, min(num_updates // 100, 100))
     size = min(optional_count("block_size", block_size) or by_default, num_updates)

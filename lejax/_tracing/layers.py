@@ -54,8 +54,8 @@ class PerExampleLayer(NamedTuple):
     row_length: int
     num_feature_axes: int
 
-    def rows(self, inputs: jax.Array, dtype: Any) -> jax.Array:
-        """The rows Hᵢ of all examples, (B, T, n); integers and booleans as `dtype`."""
+    def rows(self, inputs: jax.Array, dtype: Any = None) -> jax.Array:
+        """The rows Hᵢ of all examples, (B, T, n), as `dtype` or as they are."""
         inputs = jnp.asarray(inputs, dtype)
         if self.patches is not None:
             inputs = jax.lax.conv_general_dilated_patches(inputs, **self.patches)

@@ -201,4 +201,4 @@ def gaussian(
     )
     numbers = [None if callable(rule) else rule for rule in rules]
     numbers += [widening, *bounds_about(tau, bounds)]
-    return of_selected(settings, gaussian_step, (numbers,), key, mask, has_aux)
+    return of_selected(settings, gaussian_step, (numbers,), key, mask, has_aux, tau)

@@ -17,6 +17,7 @@ from lejax._covariance.update import (
     within_reach,
 )
 from lejax._info import Info, make_info
+from lejax._internal.checks import SPACINGS
 from lejax._internal.random import translate
 from lejax._internal.trees import (
     all_finite,
@@ -43,7 +44,9 @@ class GaussianState(NamedTuple):
         covariance: Σ, by its root L: `covariance.times(u)` is Lu, so that x + Lu with
             u ~ N(0, I) is a draw of N(x, Σ); `covariance.variances(params)` is its
             diagonal.
-        bounded: the share of directions whose variance was kept at a bound.
+        bounded: the share of directions whose variance was kept at a bound, or, if that
+            is more, of parameters whose standard deviation is below four spacings of
+            their dtype at x: draws are then lost in rounding.
         info: the info of the last update; NaN before the first.
 
     Example:
@@ -158,7 +161,8 @@ def gaussian_step(
         moved, learnt = by_natural_gradient(root, steep, bend, *how)
         error = info.squared_error * step**2
         info = info._replace(beta_used=step, squared_error=error)
-    learnt = learnt[0], learnt[1].astype(dtype)
+    bounded = learnt[1].astype(dtype)
+    learnt = learnt[0], jnp.maximum(bounded, lost_in_rounding(learnt[0], params))
     moved = root.times(scaled(within_reach(moved, most), -1))
     known = info.effective_sample_size > 0
     known &= all_finite((moved, products, learnt))
@@ -172,6 +176,20 @@ def gaussian_step(
     return moved, GaussianState(
         next_step(state), state.key, limited(inside), kept, bounded, info
     )
+
+
+def lost_in_rounding(root: Covariance, params: PyTree) -> jax.Array:
+    """The share of parameters whose deviation is below a few of their spacings."""
+    zeros = _coordinates(params)
+    dtype = compute_dtype(zeros)
+    lost = jnp.zeros((), dtype)
+    for variance, x in zip(
+        jax.tree.leaves(root.variances(zeros)), jax.tree.leaves(params), strict=True
+    ):
+        if x.dtype.itemsize >= 4:  # else they are rounded at random
+            least = SPACINGS * float(jnp.finfo(x.dtype).eps) * jnp.abs(x).astype(dtype)
+            lost += (variance.astype(dtype) < jnp.square(least)).sum(dtype=dtype)
+    return lost / max(optax.tree.size(params), 1)
 
 
 def _tilted(

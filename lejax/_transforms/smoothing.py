@@ -22,6 +22,7 @@ from lejax._internal.checks import (
     loss_function,
     shown,
     typed_key,
+    warn_of_rounding,
 )
 from lejax._internal.trees import compute_dtype, scaled
 from lejax._internal.types import LossFn, Mask, PyTree, Scalar, ScalarOrSchedule
@@ -93,7 +94,7 @@ def smoothed(
 
     rules, numbers = rules_of(tau, beta)
     settings = Smoothing(sampler, rules, displacement, keep_gradient, shrink)
-    return of_selected(settings, smoothing_step, numbers, key, mask, has_aux)
+    return of_selected(settings, smoothing_step, numbers, key, mask, has_aux, first)
 
 
 def rules_of(tau: Any, beta: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -190,8 +191,9 @@ def of_selected(
     key: jax.Array,
     mask: Mask,
     has_aux: bool | PyTree,
+    tau: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """A transformation of the leaves of a mask, by a loss of them.
+    """A transformation of the leaves of a mask, by a loss of them, from τ on.
 
     `step(settings, loss, selected, state, *numbers)` is what comes out in their place,
     and the next state.
@@ -201,11 +203,13 @@ def of_selected(
 
     def init(params: PyTree) -> Any:
         selected, _ = _select(mask, params)
+        warn_of_rounding(selected, tau)
         aux = jax.tree.map(
             lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.result_type(leaf)), like
         )
-        # A key of its own, for a state may be donated.
-        return settings.first_state(jnp.copy(key), selected, aux)
+        # A state may be donated: no two of its leaves, and no key or parameter of the
+        # caller's, are the same array.
+        return jax.tree.map(jnp.copy, settings.first_state(key, selected, aux))
 
     def update(
         updates: PyTree,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import benchmark, chunks, curved, spans
+from experiments.benchmarks import benchmark, chunks, curved, spans, starts
 
 pytestmark = pytest.mark.standard
 
@@ -105,3 +105,12 @@ def test_curved(tmp_path):
     curved.main(dataclasses.replace(config, output=tmp_path))
     narrow, wide = json.loads((tmp_path / "curved.json").read_text())["table"]
     assert narrow["deviations"][1] < wide["deviations"][1] - 0.1
+
+
+@pytest.mark.slow
+def test_starts(tmp_path):
+    """A row for every setting, of both kinds."""
+    starts.main(starts.Config("digits", None, 4, 3, 1, tmp_path))
+    table = json.loads((tmp_path / "starts.json").read_text())["table"]
+    assert [len(row["at x"]) for row in table] == 4 * [1]
+    assert all(0 <= row["carried over"][0] <= 1 for row in table)
