@@ -58,7 +58,9 @@ def run_compiled(
     """`fn(settings, loss, params, *args)`, compiled once for each program and settings.
 
     Inside of another trace, and where programs cannot be compared, it runs as it is.
+    The loss was traced under the caller's modes; those of `fn` are its own.
     """
+    fn = _broadcasting(fn)
     if inline or isinstance(loss, OutsideLoss) or loss.again is not None:
         return fn(settings, loss, params, *args)
     arrays = jax.tree.leaves((loss.constants, loss.batches, params, args))
@@ -86,11 +88,24 @@ def compiled(
     It is one that was compiled before if that is `comparable`. With `donate` the first
     of `args` is used up.
     """
+    fn = _broadcasting(fn)
     if comparable and loss.again is None:
         with contextlib.suppress(NotComparableError, TypeError):
             return _found(fn, settings, loss, params, differentiated, donate=donate)
     run = _compile(fn, settings, Program(None, loss), donate)
     return functools.partial(run, loss.constants, loss.batches)
+
+
+@functools.cache
+def _broadcasting(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`fn` where arrays of other ranks are broadcast, whatever the caller has set."""
+
+    @functools.wraps(fn)
+    def broadcasting(*args: Any) -> PyTree:
+        with jax.numpy_rank_promotion("allow"):
+            return fn(*args)
+
+    return broadcasting
 
 
 def _found(

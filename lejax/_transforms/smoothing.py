@@ -44,7 +44,9 @@ class SmoothingState(NamedTuple):
     Attributes:
         step: the number of updates so far.
         key: the key that the factory was given; every update folds `step` into it, so
-            that a restored state goes on bit for bit.
+            that a restored state goes on bit for bit. What keeps numbers alone, as
+            `flax.serialization` does, wants `jax.random.key_data(state.key)`, and
+            `jax.random.wrap_key_data` makes it a key again.
         sampler: the state of the sampler.
         info: the info of the last update; NaN before the first.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pickle
 import warnings
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases.registry import TRANSFORMATIONS, every_transformation
+from cases.registry import SMOOTHINGS, TRANSFORMATIONS, every_transformation
 from jax.experimental.ode import odeint
 
 import lejax
@@ -47,7 +48,7 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("kind", BESIDE)
-@every_transformation
+@pytest.mark.parametrize("name", sorted(SMOOTHINGS.keys() | {"gaussian, full"}))
 def test_leaves_that_a_mask_leaves_out(name, kind):
     """They have no part in an update, whatever they are; None is their update."""
     rows = jax.random.normal(jax.random.key(1), (6, 3))
@@ -366,3 +367,82 @@ def test_messages(name):
 def test_a_schedule_of_tau_that_ends_at_0():
     with pytest.warns(UserWarning, match="fallen to 0; let its schedule end above it"):
         minimize(tau=optax.linear_schedule(0.1, 0.0, 10), num_updates=50)
+
+
+def by_update(head):
+    def run():
+        tx = optax.chain(head(), optax.sgd(0.1))
+        return jax.jit(lambda x: first(tx, params=x)[0])(X)
+
+    return run
+
+
+def by_asking():
+    search, x = lejax.ask_tell(smooth()), jnp.full(3, 2.0)
+    state = search.init(x)
+    for _ in range(2):
+        points = search.ask(state, x)
+        updates, state = search.tell(points, (points**2).sum(1), state, x)
+        x = optax.apply_updates(x, -0.1 * updates)
+    return x
+
+
+STRICTLY = {
+    **{
+        f"gaussian, {covariance}": by_update(
+            lambda covariance=covariance: lejax.gaussian(
+                IMPORTANCE, 0.1, key=KEY, covariance=covariance, rank=2
+            )
+        )
+        for covariance in ("scale", "diagonal", "low_rank", "full")
+    },
+    "gaussian, pathwise": by_update(lambda: lejax.gaussian(PATHWISE, 0.1, key=KEY)),
+    "minimize": lambda: minimize(num_updates=3).params,
+    "minimize, batches": lambda: (
+        minimize(zero_one, batches=[(INPUTS, LABELS)] * 3, sampler=IMPORTANCE).params
+    ),
+    "ask_tell": by_asking,
+}
+
+
+@pytest.mark.parametrize("name", STRICTLY)
+@pytest.mark.parametrize("x64", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_under_the_modes_of_jax(name, x64):
+    """Strict and rank promotion, a search for leaked tracers, and double precision."""
+    modes = (
+        jax.enable_x64(x64),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.checking_leaks(),
+    )
+    with contextlib.ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        found = np.asarray(STRICTLY[name]())
+    assert np.isfinite(found).all()
+    assert (found != 0).any()
+
+
+def test_a_full_covariance_is_saved_and_restored():
+    """And goes on bit for bit."""
+    tx = lejax.gaussian(IMPORTANCE, 0.1, key=KEY, covariance="full", temperature=1.0)
+    update = jax.jit(lambda state, x: tx.update(None, state, x, value_fn=bowl))
+    moved, state = update(tx.init(X), X)
+    leaves, structure = jax.tree.flatten(state)
+    kept = pickle.dumps(
+        [
+            np.asarray(jax.random.key_data(leaf) if leaf.dtype == KEY.dtype else leaf)
+            for leaf in leaves
+        ]
+    )
+    read = [
+        jax.random.wrap_key_data(jnp.asarray(x))
+        if leaf.dtype == KEY.dtype
+        else jnp.asarray(x)
+        for x, leaf in zip(pickle.loads(kept), leaves, strict=True)
+    ]
+    again = structure.unflatten(read)
+    for one, other in zip(
+        *(jax.tree.leaves(update(s, X - moved)[0]) for s in (state, again)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)

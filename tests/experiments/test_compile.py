@@ -21,7 +21,7 @@ SIZES = {
     "quadratic, importance": (358, 91),
     "quadratic, score_function": (219, 55),
     "quadratic, pathwise": (224, 43),
-    "quadratic, sgld": (188, 52),
+    "quadratic, sgld": (173, 50),
     "quadratic, robbins_monro": (231, 61),
     "quadratic, gaussian": (534, 105),
     "network, importance": (841, 205),
@@ -29,7 +29,7 @@ SIZES = {
     "network, score_function": (522, 134),
     "network, importance_by_example": (636, 109),
     "network, pathwise": (388, 78),
-    "network, sgld": (499, 120),
+    "network, sgld": (304, 85),
     "network, robbins_monro": (395, 94),
 }
 
