@@ -50,7 +50,8 @@ def solved(share: Callable[[float], float], wanted: float, most: float) -> float
     """Where a share that falls is as wanted; None where it is less from the start."""
     if share(0.0) < wanted:
         return None
-    return float(brentq(lambda a: share(a) - wanted, 0, most))
+    found: Any = brentq(lambda a: share(a) - wanted, 0, most)
+    return float(found)
 
 
 def linear(share: float) -> Problem:
@@ -92,7 +93,8 @@ def wells(share: float, width: float = 0.3) -> Problem | None:
     phi = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi) * (grid[1] - grid[0])
 
     def weights(a: float) -> np.ndarray:
-        return sum(np.exp(-((grid - m) ** 2) / (2 * width**2)) / 2 for m in (a, -a))
+        each = np.stack([grid - a, grid + a])
+        return np.exp(-(each**2) / (2 * width**2)).mean(0)
 
     a = solved(
         lambda a: (weights(a) @ phi) ** 2 / (weights(a) ** 2 @ phi), share, most=5.0

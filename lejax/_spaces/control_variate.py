@@ -222,6 +222,7 @@ def add_control_variate(
             continue
         basis = outputs.bases[place]
         assert basis is not None
+        parts: dict[int, jax.Array] = {}
         # Sign by sign: stacked, the rows would be copied.
         for k, of_sign in enumerate(losses):
             one = jax.tree.map(lambda leaf, k=k: leaf[k], basis)

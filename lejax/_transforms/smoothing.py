@@ -101,15 +101,12 @@ def smoothed(
 
 def rules_of(tau: Any, beta: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     """What gives τ and β where they are no numbers, and the numbers; None beside."""
-    rules = tuple(
-        value if callable(value) or isinstance(value, ShareController) else None
-        for value in (tau, beta)
+    of_tau = tau if callable(tau) or isinstance(tau, ShareController) else None
+    of_beta = beta if callable(beta) else None
+    return (of_tau, of_beta), (
+        None if of_tau is not None else tau,
+        None if of_beta is not None else beta,
     )
-    numbers = tuple(
-        value if rule is None else None
-        for rule, value in zip(rules, (tau, beta), strict=True)
-    )
-    return rules, numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +153,8 @@ def smoothing_step(
     controller = of_tau if isinstance(of_tau, ShareController) else None
     if controller is not None:
         tau = current_tau(controller, state.step, state.info, sampler)
-    elif of_tau is not None:
-        tau = of_tau(state.step)
+    elif settings.rules[0] is not None:
+        tau = settings.rules[0](state.step)
     if of_beta is not None:
         beta = of_beta(state.step)
     grads, inside, info, _ = estimate_gradient(
