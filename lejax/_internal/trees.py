@@ -34,7 +34,7 @@ def of_strong_types(tree: PyTree) -> PyTree:
     """`tree` as arrays with dtypes of their own, as they are once two are added."""
 
     def strong(leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array) and not leaf.weak_type:
+        if isinstance(leaf, jax.Array) and not getattr(leaf, "weak_type", False):
             return leaf
         return jax.lax.convert_element_type(leaf, jnp.result_type(leaf))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import subprocess
 import sys
 import textwrap
@@ -332,3 +333,70 @@ def test_what_is_no_single_smoothing():
         jax.jit(search.ask)(state, PARAMS)
     with pytest.raises(TypeError, match=r"tell .*cannot be traced"):
         jax.jit(search.tell)(points, np.ones(30), state, PARAMS)
+
+
+@pytest.mark.parametrize("name", ["odd", "share", "score_function", "gaussian"])
+def test_losses_that_differ_in_digits_of_double_precision(name):
+    """A constant of 1e9 changes nothing but the objective."""
+    search = search_by(name)
+    state = search.init(PARAMS)
+    points = search.ask(state, PARAMS)
+    losses = found(points, loss).astype(np.float64)
+    near, one = search.tell(points, losses, state, PARAMS)
+    far, other = search.tell(points, losses + 1e9, state, PARAMS)
+    # Of the losses what double precision keeps beside the constant.
+    assert_close(far, near, rtol=1e-3, atol=1e-5)
+    infos = [optax.tree.get(told.inner, "info") for told in (one, other)]
+    np.testing.assert_allclose(infos[1].objective, 1e9 + infos[0].objective, rtol=1e-6)
+    for field in ("effective_sample_size", "standard_error"):
+        np.testing.assert_allclose(*(getattr(info, field) for info in infos), 1e-3)
+    # And of the losses alone it is their own.
+    jitted, state = jax.jit(
+        lambda state: chain(name).update(None, state, PARAMS, value_fn=loss)
+    )(state.inner)
+    assert_close(near, jitted, rtol=1e-3, atol=1e-5)
+    expected = optax.tree.get(state, "info").objective
+    np.testing.assert_allclose(infos[0].objective, expected, rtol=1e-4)
+
+
+def test_leaves_that_are_not_perturbed():
+    """Of size 0, and keys that a mask leaves out, are parts of a point as they are."""
+    params = {"w": jnp.ones(3), "none": jnp.zeros((0, 2)), "key": jax.random.key(1)}
+    mask = {"w": True, "none": True, "key": False}
+    smooth = lejax.local_entropy(lejax.importance(20), 0.3, key=KEY, mask=mask)
+    search = lejax.ask_tell(smooth)
+    state = search.init(params)
+    points = search.ask(state, params)
+    assert points["none"].shape == (20, 0, 2)
+    updates, _ = search.tell(points, (points["w"] ** 2).sum(1), state, params)
+    assert (updates["w"] > 0).all()
+    assert updates["none"].shape == (0, 2)
+
+
+def test_nothing_is_compiled_twice():
+    """Of a start by `jnp.full`, whose type is weak, and of Python numbers."""
+    for x in (jnp.full(3, 2.0), {"a": 2.0, "b": jnp.ones(2)}):
+        counts = []
+        search = lejax.ask_tell(
+            optax.chain(
+                lejax.local_entropy(lejax.importance(10), 0.3, key=KEY), optax.sgd(0.1)
+            )
+        )
+        state = search.init(x)
+        for _ in range(3):
+            with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+                compiled = []
+                patch.setattr(
+                    logging.getLogger("jax._src.interpreters.pxla"),
+                    "log",
+                    lambda level, text, *args, found=compiled: found.append(text),
+                )
+                points = search.ask(state, x)
+                losses = sum(
+                    (np.asarray(leaf).reshape(10, -1) ** 2).sum(1)
+                    for leaf in jax.tree.leaves(points)
+                )
+                updates, state = search.tell(points, losses, state, x)
+            counts.append(len(compiled))
+            x = optax.apply_updates(x, updates)
+        assert counts[1:] == [0, 0]
