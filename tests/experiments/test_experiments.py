@@ -34,6 +34,7 @@ def nothing_prepared(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:warm_start=True")
 def test_every_method_is_what_the_paper_says():
     """One update of each is that of a chain written out here, with the same key."""
     key, tau = jax.random.key(5), 0.03
