@@ -237,6 +237,7 @@ def test_one_device():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:warm_start=True")
 def test_one_device_and_chains():
     on_all_devices(["three chains"])
     of_rbg_keys()
