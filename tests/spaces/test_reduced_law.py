@@ -288,8 +288,11 @@ def test_sharing_a_draw_changes_neither_mean_nor_order_of_error():
     assert_same_mean(np.asarray(shared_info.objective), np.asarray(info.objective))
     ratio = shared.var(0).sum() / alone.var(0).sum()
     assert 0.9 < ratio < 1.25
-    assert_mean(
-        shared_info.standard_error**2 - shared_info.objective.var(),
-        0,
-        bias=0.1 * shared_info.objective.var(),
-    )
+    # The error of first order, before it is made larger for few and heavy weights.
+    tail = np.maximum(shared_info.pareto_k - 0.2, 0)
+    factor = 1 + 5 / shared_info.effective_sample_size + 1.5 * tail
+    told = np.isfinite(shared_info.standard_error)
+    assert told.mean() > 0.9
+    error = (shared_info.standard_error / factor)[told]
+    variance = shared_info.objective.var()
+    assert_mean(error**2 - variance, 0, bias=0.1 * variance)
