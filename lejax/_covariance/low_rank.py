@@ -113,25 +113,22 @@ class LowRank(NamedTuple):
         """
         excess, least, most = factor
 
-        def learnt(part: jax.Array) -> tuple[LowRank, jax.Array]:
+        def learnt(part: jax.Array) -> tuple[Any, ...]:
             own = excess, least**part, most**part
-            return self._of(power, own)._bounded(power, bounds)
+            kept, bounded = self._of(power, own)._bounded(power, bounds)
+            return part, kept, bounded, kept.is_near(self, most)
 
-        def less(state: Any) -> Any:
-            return state[0] / 2, learnt(state[0] / 2)
-
-        def too_far(state: Any) -> jax.Array:
-            return (state[0] > LEAST_POWER) & ~state[1][0].is_near(self, most)
-
-        one = jnp.ones((), self.scales.dtype)
-        _, (kept, bounded) = jax.lax.while_loop(too_far, less, (one, learnt(one)))
+        _, kept, bounded, near = jax.lax.while_loop(
+            lambda state: (state[0] > LEAST_POWER) & ~state[3],
+            lambda state: learnt(state[0] / 2),
+            learnt(jnp.ones((), self.scales.dtype)),
+        )
         change = 1 + (excess[0] / self.unit(power)[0]).mean()
         size = jnp.sqrt(change.clip(least, most) ** power)
         low, high = (jnp.sqrt(bound) for bound in bounds)
         resized = self._replace(
             scales=(self.scales * size).clip(low, high), sketch=kept.sketch
         )
-        near = kept.is_near(self, most)
         return optax.tree.where(near, kept, resized), bounded
 
     def _bounded(
