@@ -46,7 +46,7 @@ class GaussianState(NamedTuple):
             diagonal.
         bounded: the share of directions whose variance was kept at a bound, or, if that
             is more, of parameters whose standard deviation is below four spacings of
-            their dtype at x: draws are then lost in rounding.
+            their dtype at x: its draws were then lost in rounding.
         info: the info of the last update; NaN before the first.
 
     Example:
@@ -162,7 +162,7 @@ def gaussian_step(
         error = info.squared_error * step**2
         info = info._replace(beta_used=step, squared_error=error)
     bounded = learnt[1].astype(dtype)
-    learnt = learnt[0], jnp.maximum(bounded, lost_in_rounding(learnt[0], params))
+    learnt = learnt[0], jnp.maximum(bounded, lost_in_rounding(root, params))
     moved = root.times(scaled(within_reach(moved, most), -1))
     known = info.effective_sample_size > 0
     known &= all_finite((moved, products, learnt))

@@ -430,6 +430,16 @@ def test_a_kept_chain_that_forgets_little_is_warned_of():
     head(10)()
     head(10, warm_start=True)(displacement=True)
     head(1000, warm_start=True)()
+    # Nothing is known of steps that are traced.
+    for options in ({}, {"averaging": 0.5}):
+        jax.eval_shape(
+            lambda size, options=options: lejax.local_entropy(
+                lejax.sgld(10, lambda j: size, warm_start=True, **options),
+                1e-3,
+                key=jax.random.key(0),
+            ).init(jnp.ones(2)),
+            jnp.float32(1e-5),
+        )
 
 
 def test_a_short_chain_by_default():
