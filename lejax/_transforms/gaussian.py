@@ -23,7 +23,7 @@ from lejax._internal.types import Mask, PyTree, Scalar, ScalarOrSchedule
 from lejax._samplers.gradient import check_sampler
 from lejax._samplers.sampler import Sampler
 from lejax._transforms.gaussian_step import Gaussian, gaussian_step
-from lejax._transforms.smoothing import of_selected
+from lejax._transforms.smoothing import of_selected, rules_of
 
 
 def gaussian(
@@ -191,14 +191,13 @@ def gaussian(
             f"widening={widening!r} needs weights with a β that is passed, got "
             f"{sampler!r}; pass importance without a beta_share, or leave it out."
         )
-    rules = beta, temperature, covariance_rate, max_change
+    schedules, numbers = rules_of(beta, temperature, covariance_rate, max_change)
     settings = Gaussian(
         sampler,
-        tuple(rule if callable(rule) else None for rule in rules),
+        schedules,
         covariance,
         rank,
         tau,
     )
-    numbers = [None if callable(rule) else rule for rule in rules]
-    numbers += [widening, *bounds_about(tau, bounds)]
+    numbers = (*numbers, widening, *bounds_about(tau, bounds))
     return of_selected(settings, gaussian_step, (numbers,), key, mask, has_aux, tau)

@@ -109,7 +109,7 @@ def gaussian_step(
     loss: Loss | OutsideLoss,
     params: PyTree,
     state: GaussianState,
-    numbers: list[Any],
+    numbers: tuple[Any, ...],
 ) -> tuple[PyTree, GaussianState]:
     """What comes out, and the next state; None stands for numbers of a schedule."""
     sampler, zeros = settings.sampler, _coordinates(params)

@@ -99,13 +99,13 @@ def smoothed(
     return of_selected(settings, smoothing_step, numbers, key, mask, has_aux, first)
 
 
-def rules_of(tau: Any, beta: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """What gives τ and β where they are no numbers, and the numbers; None beside."""
-    of_tau = tau if callable(tau) or isinstance(tau, ShareController) else None
-    of_beta = beta if callable(beta) else None
-    return (of_tau, of_beta), (
-        None if of_tau is not None else tau,
-        None if of_beta is not None else beta,
+def rules_of(*values: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Of numbers and what gives them, the rules and the numbers; None beside."""
+    ruled = [callable(v) or isinstance(v, ShareController) for v in values]
+    pairs = list(zip(ruled, values, strict=True))
+    return (
+        tuple(value if is_rule else None for is_rule, value in pairs),
+        tuple(None if is_rule else value for is_rule, value in pairs),
     )
 
 
@@ -123,7 +123,7 @@ class Smoothing:
     """
 
     sampler: Sampler
-    rules: tuple[Any, Any]
+    rules: tuple[Any, ...]
     displacement: bool = False
     keep_gradient: bool = False
     shrink: bool = False
@@ -150,11 +150,10 @@ def smoothing_step(
     """What comes out, and the next state; None is what a rule gives."""
     sampler: Sampler = settings.sampler
     of_tau, of_beta = settings.rules
-    controller = of_tau if isinstance(of_tau, ShareController) else None
-    if controller is not None:
-        tau = current_tau(controller, state.step, state.info, sampler)
-    elif settings.rules[0] is not None:
-        tau = settings.rules[0](state.step)
+    if isinstance(of_tau, ShareController):
+        tau = current_tau(of_tau, state.step, state.info, sampler)
+    elif of_tau is not None:
+        tau = of_tau(state.step)
     if of_beta is not None:
         beta = of_beta(state.step)
     grads, inside, info, _ = estimate_gradient(
@@ -173,8 +172,8 @@ def smoothing_step(
     if settings.shrink:
         share = jnp.where(is_known(info.signal), info.signal, 1)
         grads = scaled(grads, share.clip(0, 1))
-    if controller is not None:
-        grads = restrained(controller, grads, state.step, info, sampler)
+    if isinstance(of_tau, ShareController):
+        grads = restrained(of_tau, grads, state.step, info, sampler)
     return grads, SmoothingState(next_step(state), state.key, inside, info)
 
 
@@ -222,7 +221,9 @@ def of_selected(
         del ignored
         selected, restore = _select(mask, params)
         if updates is not None:
-            _check_discarded(restore(updates, jax.tree.map(lambda _: None, params)))
+            # With a mask they are what the other leaves get.
+            lost = restore(updates, jax.tree.map(lambda _: None, params))
+            _check_discarded(lost, may_be_gradients=mask is not None)
         with_aux = has_aux is True or like is not None
         loss = _of_selected(value_fn, lambda part: restore(part, params), with_aux)
         found, new_state = run_compiled(
@@ -249,7 +250,7 @@ def of_selected(
 _MADE: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
-def _check_discarded(updates: PyTree) -> None:
+def _check_discarded(updates: PyTree, *, may_be_gradients: bool) -> None:
     """Refuse, or warn of, what comes before and would be lost, where it can be seen."""
     leaves = jax.tree.leaves(updates)
     if any(_MADE.get(id(leaf)) is leaf for leaf in leaves):
@@ -258,7 +259,7 @@ def _check_discarded(updates: PyTree) -> None:
             "replaces what the first has made; keep one, or give them masks that have "
             "no leaf in common."
         )
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
+    if may_be_gradients or any(isinstance(leaf, Tracer) for leaf in leaves):
         return
     with jax.ensure_compile_time_eval():
         lost = any(bool(jnp.any(leaf != 0)) for leaf in leaves)

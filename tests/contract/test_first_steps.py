@@ -195,6 +195,16 @@ def test_what_comes_before_is_lost(before):
         first(chain, updates=X)
 
 
+def test_gradients_of_all_leaves_beside_a_mask():
+    """Those of the leaves that it leaves out are kept, and nothing is said."""
+    params = {"a": X, "b": X}
+    tx = smooth(mask={"a": True, "b": False})
+    grads = jax.grad(lambda p: bowl(p["a"]) + bowl(p["b"]))(params)
+    updates, _ = first(tx, lambda p: bowl(p["a"]), params, grads)
+    np.testing.assert_array_equal(updates["b"], grads["b"])
+    assert (updates["a"] != grads["a"]).all()
+
+
 def test_states_by_flax():
     """Typed keys as their numbers, and back."""
     state = smooth().init(X)
