@@ -62,7 +62,7 @@ class Info(NamedTuple):
         gradient: the gradient that went to the chain, with `keep_gradient`: what
             `certificate` wants. None for the leaves that a mask left out.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, lejax
         >>> smoothed = lejax.value_and_grad(jnp.square, lejax.importance(1000), tau=0.5)
         >>> (_, info), _ = jax.jit(smoothed)(jnp.array(3.0), jax.random.key(0))

@@ -48,7 +48,7 @@ def negative_log_posterior(
         TypeError: at the first call where the prior is no real scalar, or G(u) is
             complex.
 
-    Example:
+    Examples:
         A mean of observations with the prior N(0, 1): 10 · 2 / (10 + 1).
 
         >>> import jax, jax.numpy as jnp, lejax

@@ -44,7 +44,7 @@ def beta_for_share(
     Raises:
         ValueError: `share` is not between 0 and 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, lejax
         >>> losses = jnp.array([1.0, 2.0, 4.0, jnp.inf])
         >>> beta = lejax.beta_for_share(losses, 0.5)

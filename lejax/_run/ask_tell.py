@@ -33,7 +33,7 @@ class AskTellState(NamedTuple):
         inner: that of the transformation, whose `info` tells about the last update.
         failed: how many updates in a row had no loss that was finite.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, lejax
         >>> smooth = lejax.heat(lejax.score_function(4), 1.0, key=jax.random.key(0))
         >>> search, x = lejax.ask_tell(smooth), jnp.full(3, 5.0)
@@ -56,7 +56,7 @@ class AskTell(NamedTuple):
             NumPy arrays, and always the same for the same update.
         tell: `tell(points, losses, state, params) -> (updates, state)`.
 
-    Example:
+    Examples:
         An update from the losses of all points but one:
 
         >>> import jax, jax.numpy as jnp, lejax
@@ -115,7 +115,7 @@ def ask_tell(
             is no real number; or `tx` has `has_aux`, for which there is no value.
         RuntimeError: from `tell`, all losses failed in `max_failures` updates in a row.
 
-    Example:
+    Examples:
         Any Python may find the losses; here half of them are never found.
 
         >>> import jax, jax.numpy as jnp, lejax, optax

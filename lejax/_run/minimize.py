@@ -119,7 +119,7 @@ def minimize(
         TypeError: something is of another type than is said here, or traced.
         ImportError: `progress=True` without tqdm.
 
-    Example:
+    Examples:
         An error count has no gradient; its local entropy has:
 
         >>> import jax, jax.numpy as jnp, lejax

@@ -34,7 +34,7 @@ class MinimizeResult(NamedTuple):
         reason: what stopped it: "num_updates", "target_value", "patience", "callback",
             "batches" (there were no more) or "failed samples".
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, lejax
         >>> result = lejax.minimize(
         ...     lambda x: 0.5 * x**2,

@@ -124,7 +124,7 @@ class importance(ReducedSampler):
             `shaping` is another word or meets `credit=True` or a `beta_share`, an axis
             is not bound, or both are the same.
 
-    Example:
+    Examples:
         The step on f(x) = x²/2 is -τ/(1 + τ) x, here -1/3 of x:
 
         >>> import jax, jax.numpy as jnp, lejax

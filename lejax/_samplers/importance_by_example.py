@@ -70,7 +70,7 @@ class importance_by_example(Sampler):
             and in use, where the loss is no sum over the examples of the batch, by
             which alone it depends on a layer that they see apart.
 
-    Example:
+    Examples:
         Two examples with fᵢ = (w - yᵢ)²/2 each pull by -τ/(1 + τ) (w - yᵢ):
 
         >>> import jax, jax.numpy as jnp, lejax

@@ -57,7 +57,7 @@ class parallel(Sampler):
             split into equal parts.
         TypeError: `sampler` is not a sampler.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, lejax
         >>> sampler = lejax.parallel(lejax.importance(10_000))
         >>> step = lejax.step_fn(lambda x: 0.5 * x**2, sampler, tau=0.5)

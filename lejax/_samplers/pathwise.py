@@ -42,7 +42,7 @@ class pathwise(ReducedSampler):
             an axis is not bound, or both are the same.
         TypeError: `value_fn` returns integers, which have no gradient.
 
-    Example:
+    Examples:
         On f(x) = x²/2 the step is -τ x:
 
         >>> import jax, jax.numpy as jnp, lejax

@@ -61,7 +61,7 @@ class robbins_monro(ReducedSampler):
             positive, an axis is not bound, or both are the same.
         TypeError: `value_fn` returns integers, which have no gradient.
 
-    Example:
+    Examples:
         On f(x) = x²/2 the step is -τ/(1 + τ) x, here -1/3 of x:
 
         >>> import jax, jax.numpy as jnp, lejax

@@ -116,7 +116,7 @@ class Sampler:
         regularization: what it samples, `"local entropy"` or `"heat"`.
         name: what makes it.
 
-    Example:
+    Examples:
         By hand: the displacement of f(x) = x²/2 is -τ/(1 + τ) x.
 
         >>> import jax, jax.numpy as jnp, lejax

@@ -70,7 +70,7 @@ class score_function(ReducedSampler):
             on the baseline), `chunk_size` is not a positive integer, or an axis is
             not bound, or both are the same.
 
-    Example:
+    Examples:
         On f(x) = x²/2 the step is -τ x:
 
         >>> import jax, jax.numpy as jnp, lejax

@@ -36,7 +36,7 @@ class SGLDState(NamedTuple):
         position: x_J, in the shapes of the parameters and at least float32; of several
             chains, or with an axis, on a leading axis: those of this member.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, lejax
         >>> sampler = lejax.sgld(50, 0.1, num_chains=2, warm_start=True)
         >>> state = sampler.init(jnp.ones(3))
@@ -118,7 +118,7 @@ class sgld(ReducedSampler):
             another number of chains.
         TypeError: `value_fn` returns integers, which have no gradient.
 
-    Example:
+    Examples:
         The step on f(x) = x²/2 is -τ/(1 + τ) x, here -1/3 of x:
 
         >>> import jax, jax.numpy as jnp, lejax

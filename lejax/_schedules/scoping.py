@@ -33,7 +33,7 @@ def scoping(init_value: Scalar, rate: float) -> Callable[[ArrayLike], jax.Array]
         ValueError: `init_value` is not positive and finite, or `rate` is not a finite
             number above -1.
 
-    Example:
+    Examples:
         >>> import lejax
         >>> tau = lejax.scoping(1.5, 0.01)
         >>> print(f"{tau(0):.2f} {tau(1):.3f} {tau(500):.4f}")

@@ -88,7 +88,7 @@ def target_share(
             tell such a share (`sgld` and those of heat), or follows one itself, or has
             the same at every τ (`importance` with a `beta_share` or a `shaping`).
 
-    Example:
+    Examples:
         From τ = 1e-6 to where half of the samples are effective:
 
         >>> import jax, jax.numpy as jnp, lejax, optax

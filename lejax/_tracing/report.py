@@ -42,7 +42,7 @@ class ReductionReport(NamedTuple):
         leaves: a report for each leaf, with `name`, `shape`, `reduced_shape`,
             `reason` and `credit`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, lejax
         >>> def loss(w, x):
         ...     return jnp.mean(x @ w)
@@ -130,7 +130,7 @@ def reduction_report(
         ValueError, TypeError: `value_fn` is not a scalar loss of these parameters on
             this batch.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, lejax
         >>> params = {"w": jnp.zeros((100, 3)), "b": jnp.zeros(3), "v": jnp.zeros(3)}
         >>> def loss(params, x):

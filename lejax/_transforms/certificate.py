@@ -28,7 +28,7 @@ class Certificate(NamedTuple):
             twenty effective samples, and updates that move leaves which the estimate
             left alone; `decrease` is then -inf.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, lejax
         >>> smoothed = lejax.value_and_grad(jnp.square, lejax.importance(1000), tau=0.1)
         >>> (_, info), grad = smoothed(jnp.array(3.0), jax.random.key(0))
@@ -77,7 +77,7 @@ def certificate(
             Hessian has no bound; `updates` are not like it; `confidence` is not
             between 0.5 and 1.
 
-    Example:
+    Examples:
         An error count has no gradient, and yet updates that are sure to help:
 
         >>> import jax, jax.numpy as jnp, lejax, optax

@@ -70,7 +70,7 @@ def entropy_sgd(
             `inner_learning_rate` ≥ 2τ; the batch is not of `num_steps` batches.
         TypeError: `key` is not a typed key.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, lejax, optax
         >>> def loss(x, batch):
         ...     return jnp.mean((x - batch) ** 2) / 2

@@ -43,7 +43,7 @@ def step_fn(
         ValueError: `tau` or `beta` is not positive and finite.
         TypeError: `sampler` is not a sampler.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, lejax
         >>> def loss(x, y):
         ...     return jnp.sum((x - y) ** 2) / 2
@@ -107,7 +107,7 @@ def value_and_grad(
         ValueError: `tau` or `beta` is not positive and finite.
         TypeError: `sampler` is not a sampler.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, lejax
         >>> def loss(x):
         ...     return jnp.sum(x**2) / 2

@@ -132,7 +132,7 @@ def gaussian(
             `local_entropy` says.
         TypeError: as `local_entropy`.
 
-    Example:
+    Examples:
         The posterior of two numbers, from a prior N(0, I) and an observation y = 1 of
         their sum with variance ¼, by evaluations alone: mean 4/9 of each.
 

@@ -49,7 +49,7 @@ class GaussianState(NamedTuple):
             their dtype at x: its draws were then lost in rounding.
         info: the info of the last update; NaN before the first.
 
-    Example:
+    Examples:
         Ten draws of N(x, Σ), before anything was learnt of Σ:
 
         >>> import jax, jax.numpy as jnp, lejax

@@ -49,7 +49,7 @@ def heat(
     Raises:
         ValueError, TypeError: as `local_entropy`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, lejax, optax
         >>> def loss(x):
         ...     return jnp.sum(x**2) / 2

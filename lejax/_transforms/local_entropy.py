@@ -84,7 +84,7 @@ def local_entropy(
             is asked of a sampler that never knows its noise; or as `target_share` says.
         TypeError: `key` is not a typed key, or `value_fn` does not return a scalar.
 
-    Example:
+    Examples:
         An error count has no gradient; its local entropy has:
 
         >>> import jax, jax.numpy as jnp, lejax, optax

@@ -50,7 +50,7 @@ class SmoothingState(NamedTuple):
         sampler: the state of the sampler.
         info: the info of the last update; NaN before the first.
 
-    Example:
+    Examples:
         It is the first part of the state of a chain that begins with either:
 
         >>> import jax, jax.numpy as jnp, lejax, optax

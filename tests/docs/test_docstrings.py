@@ -38,11 +38,11 @@ def test_template(name):
     assert first.endswith(".")
     assert blank == ""
     if name not in FUNCTIONS:
-        assert sections(thing) == ["Attributes", "Example"]
+        assert sections(thing) == ["Attributes", "Examples"]
         for field in getattr(thing, "_fields", ()):
             assert re.search(rf"^        {field}: ", thing.__doc__, re.MULTILINE)
         return
-    assert sections(thing) == ["Args", "Returns", "Raises", "Example", "References"]
+    assert sections(thing) == ["Args", "Returns", "Raises", "Examples", "References"]
     before, arguments = thing.__doc__.split("\n    Args:\n")
     assert re.search(r"^        .* [=≈←] ", before, re.MULTILINE), "no equation"
     arguments = arguments.split("\n    Returns:\n")[0]
