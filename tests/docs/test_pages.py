@@ -1,0 +1,57 @@
+"""The code of README and documentation runs as printed, and prints what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import lejax
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    *(page for page in sorted(ROOT.glob("docs/**/*.md")) if not page.is_symlink()),
+]
+# A block of code, and what it prints where that follows.
+BLOCK = re.compile(
+    r"^```python\n(.*?)^```\n(?:\s*^```text\n(.*?)^```)?", re.DOTALL | re.MULTILINE
+)
+
+
+def blocks(page):
+    """Code and output; what is a file of `examples` is tested there."""
+    found = BLOCK.findall(page.read_text())
+    return [(code, said) for code, said in found if not code.startswith("--8<--")]
+
+
+@pytest.mark.standard
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if blocks(page)],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_code_runs_as_printed(page, capsys, monkeypatch, tmp_path):
+    """The blocks of a page in their order, each going on from the one before."""
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for code, said in blocks(page):
+        exec(compile(code, str(page), "exec"), names)
+        assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_are_short(page):
+    for line in page.read_text().splitlines():
+        assert len(line) <= 120 or "|" in line or "](" in line or "$" in line
+
+
+def test_the_readme_can_be_read():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_public_names_are_listed():
+    """Each has a page, made of the package's docstring."""
+    listed = re.findall(r"^    (\w+) ", lejax.__doc__, re.MULTILINE)
+    assert sorted(listed) == sorted(lejax.__all__)
