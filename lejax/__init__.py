@@ -18,6 +18,7 @@ Transformations: gradients for the head of an `optax.chain`
 Whole runs: loops on the host
     minimize                one call, with stopping rules and advice
     ask_tell                losses that are evaluated outside of JAX
+    plot                    a picture of a run
 
 Schedules: numbers that change from update to update
     scoping                 the paper's schedule of τ
@@ -49,6 +50,7 @@ from lejax._info import Info
 from lejax._posterior import negative_log_posterior
 from lejax._run.ask_tell import AskTell, AskTellState, ask_tell
 from lejax._run.minimize import minimize
+from lejax._run.plot import plot
 from lejax._run.result import MinimizeResult
 from lejax._samplers.importance import importance
 from lejax._samplers.importance_by_example import importance_by_example
@@ -94,6 +96,7 @@ __all__ = [
     "negative_log_posterior",
     "parallel",
     "pathwise",
+    "plot",
     "reduction_report",
     "robbins_monro",
     "scoping",

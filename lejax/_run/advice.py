@@ -1,22 +1,37 @@
-"""What a run's history says against its settings, and which knob to turn."""
+"""What the history of a run says about its settings, and which one to change."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from lejax._info import TRUSTED_PARETO_K, TRUSTED_SAMPLE_SIZE
-from lejax._run.history import History, known_mean, signal_of
+from lejax._run.history import History, known, known_mean, signal_of
 from lejax._run.stopping import ALL, FAILED_UPDATES
 from lejax._samplers.sampler import Sampler
 
-# Updates average noise, some tens of them; less signal than this they do not find.
+# Some tens of updates average noise out. Below this signal they do not.
 LEAST_SIGNAL = 0.1
+# Weights of so many effective samples hardly differ.
+NEARLY_ALL = 0.95
+# The quantile of effective sample sizes that stands for a run before its minimum.
+WAY_THERE = 0.1
+# The share of effective samples that is suggested instead.
+GOOD_SHARE = 0.5
+# A fall of the objective by so many of its standard errors is progress.
+PROGRESS = 3.0
 
 
-def advice(history: History, sampler: Sampler) -> Iterator[str]:
-    """One sentence and its mend for each thing that is wrong.
+def advice(
+    history: History, sampler: Sampler, beta: float, *, whole_step: bool
+) -> Iterator[str]:
+    """A sentence, with its mend, for each setting that the history speaks against.
 
-    A field that the sampler cannot estimate says nothing.
+    `beta` is the β of the run; NaN if it has no say. With `whole_step` an update is the
+    whole displacement, of length βτ|∇F|. A field that the sampler does not estimate
+    gives no advice.
     """
     failing = history.nonfinite_fraction > ALL
     nothing = (failing | (history.effective_sample_size == 0))[-FAILED_UPDATES:]
@@ -29,6 +44,11 @@ def advice(history: History, sampler: Sampler) -> Iterator[str]:
             f"estimates, so nothing moved: {mend}."
         )
         return
+    if history.slope.size > 1 and (history.slope[:-1] > 0).all():
+        yield (
+            "every update went up the gradient: the optimizer lacks a descent step; "
+            "end it with optax.scale(-learning_rate), or use optax.sgd or optax.adam."
+        )
     failed = known_mean(history.nonfinite_fraction)
     if failed > 0.5:
         yield (
@@ -45,18 +65,55 @@ def advice(history: History, sampler: Sampler) -> Iterator[str]:
             f"num_samples of {sampler.name}, or lower beta or tau."
         )
     shape = known_mean(history.pareto_k)
-    # Where few are effective, that has been said.
+    # If few are effective, that has been said.
     if shape > TRUSTED_PARETO_K and effective >= TRUSTED_SAMPLE_SIZE:
         yield (
             f"the largest weights were seldom drawn (pareto_k {shape:.2f}, above "
-            f"{TRUSTED_PARETO_K}): errors and effective samples promise too much, "
-            f"however many these are; raise num_samples of {sampler.name}, or lower "
-            "beta or tau."
+            f"{TRUSTED_PARETO_K}): errors and effective sample sizes are too "
+            f"optimistic; raise num_samples of {sampler.name}, or lower beta or tau."
         )
-    signal = signal_of(history)
-    if signal < LEAST_SIGNAL:
+    noisy = signal_of(history) < LEAST_SIGNAL and not _fell(history.objective)
+    larger = _larger_beta(history, sampler, beta)
+    if larger is not None and (noisy or whole_step):
         yield (
-            f"the run was mostly noise ({max(signal, 0):.0%} signal), unless it began "
-            f"at a minimum; raise num_samples of {sampler.name}, or lower the rate of "
-            "the optimizer."
+            f"{effective:,.0f} of {sampler.traits.weighted_samples:,} samples were "
+            "effective in an update, so their weights hardly differed and updates were "
+            f"small; raise beta, to about {larger:.2g}, or let {sampler.name} find it "
+            f"by beta_share={GOOD_SHARE}."
         )
+    elif noisy:
+        yield (
+            f"the run was mostly noise ({max(signal_of(history), 0):.0%} signal), "
+            f"unless it began at a minimum; raise num_samples of {sampler.name}, or "
+            "lower the learning rate of the optimizer."
+        )
+
+
+def _fell(objective: np.ndarray) -> bool:
+    """Whether the last third of the objectives is clearly below the first third."""
+    values = objective[known(objective)].astype(np.float64)
+    third = values.size // 3
+    if third < 2:
+        return False
+    first, last = values[:third], values[-third:]
+    error = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / third)
+    return bool(first.mean() - last.mean() > PROGRESS * error)
+
+
+def _larger_beta(history: History, sampler: Sampler, beta: float) -> float | None:
+    """The β for a good share of effective samples, if nearly all were effective.
+
+    For small β the squared coefficient of variation of the weights, J/ESS - 1, grows
+    as β².
+    """
+    samples = sampler.traits.weighted_samples
+    if samples is None or math.isnan(beta):
+        return None
+    # At a minimum weights hardly differ at any β: what counts is the way there.
+    effective = float(np.quantile(history.effective_sample_size, WAY_THERE))
+    if not effective > NEARLY_ALL * samples:
+        return None
+    variation = samples / effective - 1
+    if variation <= 0:  # equal losses: no β makes them differ
+        return None
+    return beta * math.sqrt((1 / GOOD_SHARE - 1) / variation)

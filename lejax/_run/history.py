@@ -1,4 +1,4 @@
-"""What a run keeps of every estimate."""
+"""The record of a run: an entry for each estimate."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 
 
 class History(NamedTuple):
-    """Arrays of one number for every estimate of a run: the fields of `Info`, and more.
+    """NumPy arrays with an entry for each estimate: fields of `Info`, and more.
 
-    Entry k is of the parameters after k updates. `squared_norm` is |δ̂|², which goes
-    with `squared_error`. `certified` says whether the update made there was sure to
-    lower the local entropy of its batch, by `certificate`.
+    Entry k belongs to the parameters after k updates. `squared_norm` is |δ̂|², to
+    compare with `squared_error`. `slope` is the inner product of gradient and update:
+    below 0 the update descends. `certified` is 1 if the update was certain, by
+    `certificate`, to lower the local entropy of its batch, and 0 if not.
     """
 
     objective: np.ndarray
@@ -23,14 +24,15 @@ class History(NamedTuple):
     nonfinite_fraction: np.ndarray
     squared_error: np.ndarray
     squared_norm: np.ndarray
+    slope: np.ndarray
     signal: np.ndarray
     pareto_k: np.ndarray
     tau_used: np.ndarray
     certified: np.ndarray
 
 
-def record(info: Any, squared_norm: Any, certified: Any) -> History:
-    """The scalars of one `Info`, traced still: what is as large as x is not kept."""
+def record(info: Any, squared_norm: Any, slope: Any, certified: Any) -> History:
+    """The scalars of one `Info`, while traced. Arrays of the size of x are left out."""
     return History(
         objective=info.objective,
         standard_error=info.standard_error,
@@ -39,6 +41,7 @@ def record(info: Any, squared_norm: Any, certified: Any) -> History:
         nonfinite_fraction=info.nonfinite_fraction,
         squared_error=info.squared_error,
         squared_norm=squared_norm,
+        slope=slope,
         signal=info.signal,
         pareto_k=info.pareto_k,
         tau_used=info.tau_used,
@@ -47,26 +50,26 @@ def record(info: Any, squared_norm: Any, certified: Any) -> History:
 
 
 def joined(parts: list[History]) -> History:
-    """The histories of successive blocks as one."""
+    """The histories of successive blocks, concatenated."""
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def known(values: np.ndarray) -> np.ndarray:
-    """Which values say something: `unknown` is NaN, or the largest number."""
+    """Which values were estimated: `unknown` is NaN, or the largest number."""
     return np.isfinite(values) & (values < np.finfo(values.dtype).max)
 
 
 def known_mean(values: np.ndarray) -> float:
-    """The mean of the known values, NaN where there is none."""
+    """The mean of the known values; NaN if there are none."""
     values = values[known(values)]
     return float(values.mean(dtype=np.float64)) if values.size else float("nan")
 
 
 def signal_of(history: History) -> float:
-    """The share of all steps of a run that is no noise; NaN where it is unknown.
+    """The share of all steps of a run that is not noise; NaN if it is unknown.
 
-    Σ(|δ̂|² - V) / Σ|δ̂|²: a run that has arrived makes small steps, all noise, that are
-    no reason to complain.
+    It is Σ(|δ̂|² - V) / Σ|δ̂|². The small and noisy steps of a run that has converged
+    therefore count little.
     """
     told = known(history.squared_error)
     noise = history.squared_error[told].astype(np.float64)

@@ -1,4 +1,4 @@
-"""The compiled loop of `minimize`: estimates, and the updates made of them."""
+"""The compiled loop of `minimize`: estimates, and updates from them."""
 
 from __future__ import annotations
 
@@ -15,34 +15,45 @@ from lejax._info import Info, is_known, unknown
 from lejax._internal.trees import compute_dtype, inner, scaled
 from lejax._internal.types import LossFn, PyTree
 from lejax._run.history import History, record
-from lejax._run.stopping import Rules, Watch, look, start_watch
+from lejax._run.stopping import REASONS, Rules, Watch, look, start_watch
 from lejax._tracing.compiled import Same, compiled
 from lejax._tracing.loss import Loss
 from lejax._transforms.certificate import certificate
-from lejax._transforms.smoothing import Smoothing, smoothing_step
+from lejax._transforms.smoothing import Smoothing, SmoothingState, smoothing_step
 
 
-class Run(NamedTuple):
-    """What goes on from update to update."""
+class RunState(NamedTuple):
+    """Everything that a run carries from update to update, beside the parameters.
 
-    params: PyTree
-    smoothing: PyTree
+    Attributes:
+        smoothing: the state of the smoothing: step, key, sampler, last info.
+        optimizer: the state of the optimizer.
+        watch: the state of the stopping rules.
+    """
+
+    smoothing: SmoothingState
     optimizer: PyTree
     watch: Watch
 
 
+class Run(NamedTuple):
+    """The parameters and the state of a run."""
+
+    params: PyTree
+    state: RunState
+
+
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """What every update of a run is made by, but for its numbers.
+    """The settings of a run that are fixed at compile time.
 
     Attributes:
-        smoothing: makes a gradient, or a displacement.
-        optimizer: makes updates of it.
-        patience: of the rules.
+        smoothing: estimates a gradient, or a displacement.
+        optimizer: computes updates from it.
+        patience: of the stopping rules.
         has_target: whether there is a target value.
-        size: how many updates there are in a block at most.
-        donate: whether the run that goes into a block is used up: its memory is then
-            that of the new one.
+        size: the most updates in a block.
+        donate: whether a block reuses the memory of the run that it is given.
     """
 
     smoothing: Smoothing
@@ -53,19 +64,56 @@ class Loop:
     donate: bool
 
 
-def start(loop: Loop, key: jax.Array, params: PyTree) -> Run:
-    """The run before its first update, of arrays that nobody else holds."""
+def start(
+    loop: Loop, key: jax.Array, params: PyTree, state: RunState | None = None
+) -> Run:
+    """The run before its first update, in arrays of its own.
+
+    With a `state`, the run continues from there; its stopping rules start anew if
+    `patience` is another one.
+    """
     dtype = compute_dtype(params)
-    run = Run(
-        params,
+    watch = start_watch(loop.patience, dtype)
+    new = RunState(
         loop.smoothing.first_state(key, params, None),
         loop.optimizer.value.init(params),
-        start_watch(loop.patience, dtype),
+        watch,
     )
-    # Copies: the caller keeps the parameters, and a chain's start is they.
+    if state is not None:
+        state = _checked(state, new)
+        if state.watch.window.shape != watch.window.shape:
+            state = state._replace(watch=watch)
+        new = state._replace(watch=state.watch._replace(reason=watch.reason))
+    # Copies: the caller keeps the parameters, and a chain starts at them.
     return jax.tree.map(
-        lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype, copy=True), run
+        lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype, copy=True),
+        Run(params, new),
     )
+
+
+def finished(state: RunState) -> RunState:
+    """The state to continue from: a run that patience ended begins to count anew."""
+    watch = state.watch
+    ended_by_patience = int(watch.reason) == REASONS.index("patience") + 1
+    if ended_by_patience:
+        watch = start_watch(watch.window.size, watch.window.dtype)
+    return state._replace(watch=watch)
+
+
+def _checked(state: Any, like: RunState) -> RunState:
+    """`state`, if it can be the state of this run."""
+
+    def kinds(state: RunState) -> Any:
+        leaves, structure = jax.tree.flatten(state._replace(watch=None))
+        return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+
+    if not isinstance(state, RunState) or kinds(state) != kinds(like):
+        raise ValueError(
+            "state must come from a run with the same params, sampler and optimizer, "
+            f"got a {type(state).__name__} that does not fit; pass state=result.state, "
+            "or a checkpoint that was restored into such a state."
+        )
+    return state
 
 
 def make_program(
@@ -73,10 +121,10 @@ def make_program(
 ) -> Callable[..., tuple[Run, History]]:
     """A compiled block of updates, on this batch or, with `any_batch`, on others.
 
-    `program(run, batches, first, last, moving, numbers)` makes an estimate for each of
-    the batches from `first` to before `last`, until a rule says stop; each is followed
-    by an update unless one does, if `moving`. `batches` is None where there is but one.
-    The history, of NumPy arrays, is that of the estimates made.
+    `program(run, batches, first, last, moving, numbers)` makes an estimate on each of
+    `batches[first:last]`, and an update from it if `moving`, until a stopping rule
+    applies. `batches` is None if there is one batch for all. An estimate without an
+    update leaves the run as it was. The history has a NumPy entry for each estimate.
     """
     sampler = loop.smoothing.sampler
     loss: Any = sampler.loss(value_fn, params, batch, any_batch=any_batch)
@@ -116,7 +164,7 @@ def _block(
 
     def unfinished(carry: tuple[Run, History, jax.Array]) -> jax.Array:
         run, _, i = carry
-        return (i < last) & (run.watch.reason == 0)
+        return (i < last) & (run.state.watch.reason == 0)
 
     def advance(
         carry: tuple[Run, History, jax.Array],
@@ -125,40 +173,53 @@ def _block(
         own = loss
         if batches is not None:
             own = loss.on(jax.tree.map(lambda leaf: leaf[i], batches))
+        before = run.state
         grads, smoothing = smoothing_step(
-            loop.smoothing, own, run.params, run.smoothing, tau, beta
+            loop.smoothing, own, run.params, before.smoothing, tau, beta
         )
         info = smoothing.info
-        watch = look(run.watch, info, rules)
-        updates, state = loop.optimizer.value.update(grads, run.optimizer, run.params)
-        moved = optax.apply_updates(run.params, updates)
-        # Where a rule stops the run, it returns the parameters that it judged.
+        watch = look(before.watch, info, rules)
+        updates, optimizer = loop.optimizer.value.update(
+            grads, before.optimizer, run.params
+        )
+        moved = Run(
+            optax.apply_updates(run.params, updates),
+            RunState(smoothing, optimizer, watch),
+        )
+        # A run that stops returns the parameters that the rule judged, and their state:
+        # it can then continue as if it had not stopped.
         moves = moving & (watch.reason == 0)
-        params = optax.tree.where(moves, moved, run.params)
+        run = jax.tree.map(lambda new, old: jnp.where(moves, new, old), moved, run)
+        run = run._replace(
+            state=run.state._replace(
+                watch=run.state.watch._replace(reason=watch.reason)
+            )
+        )
         history = jax.tree.map(
             lambda past, new: past.at[i].set(new),
             history,
             _kept(loop.smoothing, info, grads, updates),
         )
-        return Run(params, smoothing, state, watch), history, i + 1
+        return run, history, i + 1
 
-    info = run.smoothing.info
+    info = run.state.smoothing.info
     history = jax.tree.map(
         lambda leaf: jnp.zeros((loop.size, *leaf.shape), leaf.dtype),
-        record(info, info.signal, info.signal),
+        record(info, *(info.signal,) * 3),
     )
     return jax.lax.while_loop(unfinished, advance, (run, history, first))
 
 
 def _kept(smoothing: Smoothing, info: Info, grads: PyTree, updates: PyTree) -> History:
-    """What the history keeps: also which updates were certain to lower F."""
+    """The entries of one update, and whether it was certain to lower F."""
     nothing = unknown(info.signal.dtype)
     scale = info.beta_used * info.tau_used
     gradient = scaled(grads, 1 / scale) if smoothing.displacement else grads
     square = inner(gradient, gradient, nothing.dtype) * scale**2
+    slope = inner(gradient, updates, nothing.dtype)
     if smoothing.sampler.regularization == "heat":
-        return record(info, square, nothing)
+        return record(info, square, slope, nothing)
     found = certificate(info._replace(gradient=gradient), updates)
     certain = (found.decrease > 0).astype(nothing.dtype)
     certain = jnp.where(is_known(info.signal_standard_error), certain, nothing)
-    return record(info, square, certain)
+    return record(info, square, slope, certain)

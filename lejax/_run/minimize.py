@@ -1,8 +1,9 @@
-"""A whole run in one call: estimates, updates, and what is said of them at the end."""
+"""A whole run in one call: the compiled loop, its stopping rules, its advice."""
 
 from __future__ import annotations
 
 import functools
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -22,13 +23,15 @@ from lejax._internal.checks import (
     untraced,
     warn_of_rounding,
 )
+from lejax._internal.text import estimate_text
 from lejax._internal.types import LossFn, PyTree, ScalarOrSchedule
 from lejax._run.advice import advice
 from lejax._run.batches import Block, make_blocks, signature
 from lejax._run.history import History, joined, known_mean, signal_of
-from lejax._run.loop import Loop, Run, make_program, start
+from lejax._run.interruption import interruptible
+from lejax._run.loop import Loop, Run, RunState, finished, make_program, start
 from lejax._run.progress import check_progress, progress_bar
-from lejax._run.result import MinimizeResult, estimate_text
+from lejax._run.result import MinimizeResult, outcome
 from lejax._run.stopping import REASONS, make_rules
 from lejax._samplers.gradient import check_sampler
 from lejax._samplers.importance import importance
@@ -59,64 +62,69 @@ def minimize(
     progress: bool | None = None,
     block_size: int | None = None,
     has_aux: bool = False,
+    state: RunState | None = None,
 ) -> MinimizeResult:
     """Minimise a smoothed loss: a whole run, compiled, in one call.
 
         x_{k+1} = x_k + optimizer(∇F_{τ,β}(x_k)),   by default = x_k - βτ ∇F_{τ,β}(x_k),
 
-    with F the local entropy, or F^H by a sampler of `heat`; by default the paper's
-    Algorithm 1, or 2. It is the loop over `optax.chain(lejax.local_entropy(sampler,
-    tau, key=key, beta=beta), optimizer)`, to rounding, with one estimate more: that of
-    the parameters it returns.
+    with F the local entropy, or F^H for a sampler of `heat`. Use it where
+    `scipy.optimize.minimize` would be used, for objectives that are noisy, flat,
+    discontinuous or full of small minima. Write the loop yourself, over
+    `optax.chain(lejax.local_entropy(sampler, tau, key=key, beta=beta), optimizer)`, if
+    it has to do more than that; the updates are the same.
 
-    Updates run in blocks inside a compiled loop; the host calls back, shows progress
-    and reads batches between them. Stopping rules are looked at in every update, so
-    that the size of a block makes no difference to what comes out. What seems wrong
-    with the settings is a warning at the end, which names the knob.
+    Updates run in blocks inside a compiled loop. Between blocks the host calls back,
+    shows progress, reads batches, and ends the run after Ctrl-C. Stopping rules are
+    checked in every update, so the size of a block does not change the result.
+    Settings that seem wrong cause a warning at the end, which names the one to change.
 
     Args:
-        value_fn: the loss f: `value_fn(params, batch)`, or `value_fn(params)` where no
+        value_fn: the loss f: `value_fn(params, batch)`, or `value_fn(params)` if no
             batch is passed.
         params: x_0, any tree of floating arrays.
         tau: τ, the variance of the smoothing, in squared units of the parameters: a
             positive number, a schedule of the number of updates so far, or a controller
             made by `target_share`.
         key: a typed key, `jax.random.key(seed)`.
-        batch: one batch for all updates; it may hold more than arrays.
-        batches: an iterable instead, of a batch for every update, which are trees of
-            arrays and numbers; the run stops where it ends, and `itertools.cycle` goes
-            round. It is read a block ahead. Batches of other shapes, as the last of an
-            epoch may be, are used as well: the loop is compiled once for each.
-        sampler: any sampler; by default `importance(1000)`. One of heat minimises F^H.
+        batch: one batch for all updates; it may contain more than arrays.
+        batches: instead, an iterable with a batch for each update, of arrays and
+            numbers; the run ends with it. `itertools.cycle` repeats it. It is read a
+            block ahead. Each new shape of a batch compiles the loop again.
+        sampler: any sampler, by default `importance(1000)`. A sampler of heat minimises
+            F^H.
         beta: β > 0, the inverse temperature, as in `local_entropy`; 1 for heat.
-        optimizer: the optax transformation that makes updates of smoothed gradients; by
-            default the paper's step is taken, whatever becomes of τ and β.
-        num_updates: at most so many.
+        optimizer: the optax transformation that turns smoothed gradients into updates.
+            By default an update is the paper's, the whole displacement.
+        num_updates: the most updates.
         target_value: stop at the first parameters whose estimated objective, plus its
-            standard error where that is known, is not above it.
-        patience: stop after so many estimates in a row in which the mean of the last
-            `patience` objectives did not fall below the best such mean by more than its
-            standard error, which comes from their scatter; 2 at least.
+            standard error if known, is at most this.
+        patience: stop after this many estimates in a row, 2 at least, in which the mean
+            of the last `patience` objectives did not fall below the best such mean by
+            more than its standard error. That error comes from their scatter.
         callback: `callback(step, params, info)`, called after every block with the
-            number of updates so far, their parameters, and the `Info` of the last
-            estimate, made before the last update. If it returns something true, the run
-            stops.
-        progress: True for a bar by tqdm, False for none; None for one if tqdm is
-            installed and stderr is a terminal.
+            number of updates so far, the parameters, and the `Info` of the last update.
+            The run stops if it returns something true.
+        progress: True for a progress bar by tqdm, False for none; by default one is
+            shown in terminals and notebooks if tqdm is installed.
         block_size: the most updates between two callbacks; by default a hundredth of
-            `num_updates`, 100 at most. Fewer where batches are large.
-        has_aux: whether `value_fn` returns a pair (f, aux); aux is left out.
+            `num_updates`, and at most 100. Large batches make it smaller.
+        has_aux: whether `value_fn` returns a pair (f, aux); aux is ignored.
+        state: `result.state` of a run that is to continue, with its `result.params` as
+            `params`. Draws, schedules, optimizer and patience go on where they were,
+            and the key is the earlier one. `batches` must begin with the first batch
+            that was not used.
 
     Returns:
-        A `MinimizeResult`. After ten updates in a row without any effective sample the
-        run stops as well.
+        A `MinimizeResult`. A run also ends after ten updates in a row without any
+        effective sample, and, in the main thread, after Ctrl-C.
 
     Raises:
-        ValueError: a number, `progress` or `callback` is not what it should be; both
-            `batch` and `batches` are passed, or `batches` is empty; `target_value` or
-            `patience` with `sgld`, which does not estimate the objective; or as
-            `local_entropy` and `heat`.
-        TypeError: something is of another type than is said here, or traced.
+        ValueError: a number, `progress` or `state` is not valid; both `batch` and
+            `batches` are passed, or `batches` is empty; `target_value` or `patience`
+            is used with `sgld`, which does not estimate the objective; and the errors
+            of `local_entropy` and `heat`.
+        TypeError: an argument has the wrong type, or is traced.
         ImportError: `progress=True` without tqdm.
 
     Examples:
@@ -167,10 +175,10 @@ def minimize(
         # What a callback gets it may keep.
         donate=callback is None,
     )
-    params, history, done, reason = _run(
+    run, history, done, reason = _run(
         loop,
         _without_aux(value_fn) if has_aux else value_fn,
-        start(loop, key, params),
+        start(loop, key, params, state),
         make_blocks(batch, batches, num_updates, size),
         batch,
         (*numbers, rules.target_value),
@@ -178,10 +186,14 @@ def minimize(
         callback,
         progress,
     )
-    for sentence in advice(history, sampler):
+    known_beta = math.nan if callable(beta) else float(beta)
+    for sentence in advice(history, sampler, known_beta, whole_step=optimizer is None):
         warnings.warn(sentence, stacklevel=2)
+    success, message = outcome(reason, done, rules)
+    if reason == "interrupted":
+        warnings.warn(message, stacklevel=2)
     return MinimizeResult(
-        params=params,
+        params=run.params,
         objective=float(history.objective[-1]),
         standard_error=known_mean(history.standard_error[-1:]),
         num_updates=done,
@@ -194,6 +206,9 @@ def minimize(
         certified=known_mean(history.certified[:done]),
         history=history,
         reason=reason,
+        success=success,
+        message=message,
+        state=finished(run.state),
     )
 
 
@@ -207,23 +222,24 @@ def _run(
     num_updates: int,
     callback: Callable[[int, PyTree, Info], object] | None,
     progress: bool | None,
-) -> tuple[PyTree, History, int, str]:
-    """The last parameters, the history, the number of updates, and what stopped it."""
+) -> tuple[Run, History, int, str]:
+    """The last run, the history, the number of updates, and what ended it."""
     parts: list[History] = []
     programs: dict[Any, Callable[..., tuple[Run, History]]] = {}
     done, last, stopped, block, reason = 0, 0, 0, None, "batches"
 
-    def go_on(run: Run, block: Block, first: int, moving: bool) -> Run:
+    def program(run: Run, block: Block) -> tuple[Callable[..., Any], Run]:
         one = jax.tree.map(lambda leaf: leaf[0], block.batches)
         shapes = signature(one)
         if shapes not in programs:
             if len(programs) == 1:
                 warnings.warn(
                     f"batches have other shapes than before, {shapes[1]}: updates are "
-                    "compiled anew for each; drop or fill up the last of an epoch if "
+                    "compiled again for each; drop or fill up the last of an epoch if "
                     "that takes too long.",
                     stacklevel=4,
                 )
+            began = time.perf_counter()
             programs[shapes] = make_program(
                 loop,
                 value_fn,
@@ -231,34 +247,42 @@ def _run(
                 batch if block.batches is None else one,
                 any_batch=block.batches is not None,
             )
-        run, part = programs[shapes](run, block.batches, first, last, moving, numbers)
-        parts.append(part)
-        return run
+            # No updates: this compiles, and does nothing else.
+            run, _ = programs[shapes](run, block.batches, 0, 0, False, numbers)
+            bar.compiled(time.perf_counter() - began)
+        return programs[shapes], run
 
-    with progress_bar(progress, num_updates) as show:
+    with progress_bar(progress, num_updates) as bar, interruptible() as interrupted:
         for block in blocks:
             last = min(block.size, num_updates - done)
-            run = go_on(run, block, 0, True)
-            part, stopped = parts[-1], int(run.watch.reason)
+            go_on, run = program(run, block)
+            run, part = go_on(run, block.batches, 0, last, True, numbers)
+            parts.append(part)
+            stopped = int(run.state.watch.reason)
             done += part.objective.size - bool(stopped)
-            show(done, estimate_text(part.objective[-1], part.standard_error[-1]))
-            if callback is not None and callback(done, run.params, run.smoothing.info):
+            bar.done(done, estimate_text(part.objective[-1], part.standard_error[-1]))
+            info = run.state.smoothing.info
+            if callback is not None and callback(done, run.params, info):
                 reason = "callback"
+            if interrupted():
+                reason = "interrupted"
             if done == num_updates:
                 reason = "num_updates"
             if stopped or reason != "batches":
                 break
-    if block is None:
-        raise ValueError(
-            "batches gave no batch; pass an iterable of one at least, and a new one to "
-            "every call: a generator is used up by the first."
-        )
-    if not stopped:
-        # So that the value is that of the parameters that are returned.
-        run = go_on(run, block, last - 1, False)
-        stopped = int(run.watch.reason)
+        if block is None:
+            raise ValueError(
+                "batches gave no batch; pass an iterable of one at least, and a new "
+                "one to every call: a generator is used up by the first."
+            )
+        if not stopped:
+            # The value of the parameters that are returned.
+            go_on, run = program(run, block)
+            run, part = go_on(run, block.batches, last - 1, last, False, numbers)
+            parts.append(part)
+            stopped = int(run.state.watch.reason)
     reason = REASONS[stopped - 1] if stopped else reason
-    return run.params, joined(parts), done, reason
+    return run, joined(parts), done, reason
 
 
 def _without_aux(value_fn: LossFn) -> LossFn:
@@ -268,7 +292,7 @@ def _without_aux(value_fn: LossFn) -> LossFn:
 
 
 def _optimizer(optimizer: Any) -> optax.GradientTransformation:
-    """The whole displacement, where nothing else is asked for."""
+    """The optimizer; by default the whole displacement."""
     if optimizer is None:
         return WHOLE_STEP
     if not isinstance(optimizer, optax.GradientTransformation):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import itertools
 import re
+import signal
 import sys
 import types
 
@@ -91,10 +93,120 @@ def test_it_is_the_loop_over_an_optax_chain(name):
     "options", [{"target_value": 0.9}, {"patience": 3, "num_updates": 40}]
 )
 def test_the_size_of_a_block_makes_no_difference(options):
-    one, other = (
-        minimize(block_size=size, **options)._replace(seconds=0) for size in (1, 5)
+    one, other = (minimize(block_size=size, **options) for size in (1, 5))
+    assert_same(one, other)
+    assert one.message == other.message
+
+
+def assert_same(one, other):
+    """Parameters, history and state, bit for bit."""
+    for result in (one, other):
+        assert jax.tree.leaves(result.state)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(numbers(a), numbers(b)),
+        (one.params, one.history, one.state),
+        (other.params, other.history, other.state),
     )
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def numbers(leaf):
+    is_key = jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+CONTINUED = {
+    "momentum, a schedule of tau": {"tau": SCHEDULE, "optimizer": SLOW},
+    "a rate that falls": {"optimizer": optax.sgd(SCHEDULE, 0.5)},
+    "an adaptive beta": {"sampler": lejax.importance(40, beta_share=0.5)},
+    "a chain that is carried over": {
+        "sampler": lejax.sgld(50, 0.1, warm_start=True),
+    },
+    "patience": {"patience": 3},
+}
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+def test_a_run_continues_where_it_was(name):
+    """In one go, or in parts: the same draws, schedules, moments and windows."""
+    options = CONTINUED[name]
+    whole = minimize(loss, X, batches=BATCHES, **options)
+    result = minimize(loss, X, batches=BATCHES[:3], **options)
+    parts = [result]
+    for batches_left in (BATCHES[3:5], BATCHES[5:]):
+        result = minimize(
+            loss, result.params, state=result.state, batches=batches_left, **options
+        )
+        parts.append(result)
+    history = [part.history.objective[: part.num_updates] for part in parts]
+    np.testing.assert_array_equal(
+        np.concatenate(history), whole.history.objective[: whole.num_updates]
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(numbers(a), numbers(b)),
+        (whole.params, whole.state),
+        (result.params, result.state),
+    )
+
+
+def test_a_run_continues_after_a_rule_has_ended_it():
+    """From the parameters that the rule judged, by the same draws."""
+    ended = minimize(target_value=0.9)
+    assert ended.reason == "target_value"
+    again = minimize(params=ended.params, state=ended.state, target_value=0.9)
+    assert (again.reason, again.num_updates) == ("target_value", 0)
+    rest = 12 - ended.num_updates
+    going = minimize(params=ended.params, state=ended.state, num_updates=rest)
+    whole = minimize()
+    assert_close(going.params, whole.params)
+    stale = minimize(patience=2, num_updates=60)
+    assert stale.reason == "patience"
+    more = minimize(params=stale.params, state=stale.state, patience=2, num_updates=60)
+    assert more.num_updates >= 2  # it counts anew
+
+
+def test_a_state_that_does_not_fit():
+    state = minimize().state
+    for options in ({"optimizer": SLOW}, {"state": tuple(state)}):
+        with pytest.raises(ValueError, match="state must come from a run with the sam"):
+            minimize(**{"state": state, **options})
+
+
+def test_ctrl_c_ends_a_run_with_what_there_is():
+    """After the block; the run continues as if nothing had happened."""
+    handler = signal.getsignal(signal.SIGINT)
+
+    def press(step, *_):
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.warns(UserWarning, match="Ctrl-C ended the run after 4 updates"):
+        result = minimize(block_size=4, callback=press)
+    assert (result.reason, result.success) == ("interrupted", False)
+    assert result.history.objective.size == 5
+    assert signal.getsignal(signal.SIGINT) is handler
+    rest = minimize(params=result.params, state=result.state, num_updates=8)
+    assert_close(rest.params, minimize().params)
+
+    def press_twice(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        minimize(callback=press_twice)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_is_left_to_others():
+    """A handler of the user's stays, and other threads have none."""
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+    try:
+        minimize(callback=lambda *_: signal.raise_signal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert pressed
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert pool.submit(minimize).result().num_updates == 12
 
 
 def test_one_batch_for_all_updates():
@@ -229,9 +341,16 @@ class Bar:
 
     made: list
 
-    def __init__(self, total, unit):
-        self.total, self.unit, self.n, self.texts, self.open = total, unit, 0, [], True
+    def __init__(self, total, unit, desc):
+        self.total, self.unit, self.n, self.open = total, unit, 0, True
+        self.texts, self.descriptions, self.resets = [], [desc], 0
         Bar.made.append(self)
+
+    def reset(self):
+        self.resets += 1
+
+    def set_description(self, text):
+        self.descriptions.append(text)
 
     def __enter__(self):
         return self
@@ -249,7 +368,7 @@ class Bar:
 @pytest.fixture
 def bars(monkeypatch):
     Bar.made = []
-    monkeypatch.setitem(sys.modules, "tqdm", types.SimpleNamespace(tqdm=Bar))
+    monkeypatch.setitem(sys.modules, "tqdm.auto", types.SimpleNamespace(tqdm=Bar))
     return Bar.made
 
 
@@ -258,6 +377,10 @@ def test_progress_bar(bars):
     (bar,) = bars
     assert (bar.total, bar.unit, bar.n, bar.open) == (12, "update", 12, False)
     assert len(bar.texts) == 3
+    # Time to compile is shown as such, and not in the time that is left.
+    assert bar.descriptions[0] == "compiling"
+    assert re.fullmatch(r"compiled in \d+\.\d s", bar.descriptions[1])
+    assert bar.resets == 1
     assert re.fullmatch(r"[\d.]+ ± [\d.]+", bar.texts[0])
     assert float(bar.texts[0].split()[0]) == pytest.approx(
         result.history.objective[4], rel=1e-3
@@ -267,9 +390,15 @@ def test_progress_bar(bars):
     assert not bars[1].open
 
 
-def test_progress_bar_in_terminals_alone(bars, monkeypatch):
+def test_progress_bar_where_somebody_looks(bars, monkeypatch):
     minimize(num_updates=1)
     assert not bars
+    shell = types.SimpleNamespace(kernel=None)
+    notebook = types.SimpleNamespace(get_ipython=lambda: shell)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "IPython", notebook)
+        minimize(num_updates=1)
+    assert bars.pop()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     minimize(num_updates=1, progress=False)
     assert not bars
@@ -281,7 +410,7 @@ def test_progress_bar_in_terminals_alone(bars, monkeypatch):
 
 
 def test_progress_bar_without_its_library(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     minimize(num_updates=1)
     with pytest.raises(ImportError, match=r"progress=True needs tqdm.*pip install"):
@@ -307,11 +436,36 @@ def test_summary():
         "signal       87% of the steps",
         "certified    50% of the updates",
     ]
+    assert repr(result) == str(result)
+    cell = result._repr_html_()
+    assert "<td style='text-align:left'>1.235 ± 0.01</td>" in cell
+    assert cell.count("<tr>") == 7
+    assert (result.fun, result.nfev) == (1.23456, 3_000_000_000)
+    assert result.x is result.params
     nan = float("nan")
     unknown = result._replace(objective=nan, standard_error=nan)
     unknown = unknown._replace(effective_sample_size=nan)
     assert str(unknown).count("not estimated") == 2
     assert "1.235\n" in str(result._replace(standard_error=nan))
+
+
+@pytest.mark.parametrize(
+    ("options", "success", "message"),
+    [
+        ({}, True, "All updates were made after 12 updates."),
+        ({"batches": np.zeros(3)}, True, "No batch is left after 3 updates."),
+        ({"target_value": 0.9}, True, r"The objective reached target_value after \d"),
+        ({"target_value": -9.0}, False, "All .*; target_value did not end it earlier"),
+        ({"patience": 3, "num_updates": 99}, True, "The objective stopped falling aft"),
+        ({"callback": lambda *_: True}, True, "The callback stopped the run after"),
+    ],
+)
+def test_success_and_message(options, success, message):
+    value_fn = bowl if "batches" not in options else lambda x, batch: bowl(x - batch)
+    with jax.numpy_dtype_promotion("standard"):
+        result = minimize(value_fn, **options)
+    assert result.success is success
+    assert re.match(message, result.message)
 
 
 def test_seconds_and_evaluations_of_a_long_run():

@@ -133,6 +133,26 @@ WARNINGS = {
         r"mostly noise \(\d+% signal\).*raise num_samples of importance.*rate",
         {"sampler": PLAIN, **STILL},
     ),
+    "mostly noise, and beta is small": (
+        r"\d+ of 40 samples were effective.*raise beta, to about \d+.*beta_share=0.5",
+        {
+            "value_fn": lambda x: bowl(x) + jnp.sum(x) * 1e-3,
+            "sampler": PLAIN,
+            "beta": 1e-3,
+            **STILL,
+        },
+    ),
+    "beta is small for an error count": (
+        r"\d+ of 1,000 samples were effective.*raise beta",
+        {
+            "value_fn": lambda x: jnp.mean((x > 0).astype(jnp.float32)) / 10,
+            "sampler": lejax.importance(1000, **runs.WHOLE),
+        },
+    ),
+    "an optimizer that climbs": (
+        r"every update went up the gradient.*optax\.scale\(-learning_rate\)",
+        {"optimizer": optax.scale(0.1), "params": jnp.full(2, 0.1)},
+    ),
     "nothing is effective": (
         r"no sample of importance was effective in the last 3 estimates.*lower tau",
         {"value_fn": nowhere, "sampler": FEW, "num_updates": 2},
@@ -183,6 +203,15 @@ def test_no_warning_without_reason(sampler):
     minimize(loss, start, sampler=sampler, tau=0.1, batch=BATCHES[0], num_updates=20)
 
 
+def test_a_run_that_falls_is_no_reason():
+    """Its signal is low in each update, and the objective falls all the same."""
+    options = {"optimizer": optax.sgd(0.005), "num_updates": 600, "tau": 0.1}
+    x = jnp.ones(200)
+    result = minimize(params=x, sampler=PLAIN, beta=0.1, **options)
+    assert result.signal < 0.1
+    assert bowl(result.params) < 0.5 * bowl(x)
+
+
 def test_noise_that_averages_out_is_no_reason():
     """The fall is as large as the error of one estimate, in 200 of them."""
     result = minimize(optimizer=optax.sgd(5e-4), num_updates=200)
@@ -218,6 +247,8 @@ def test_a_run_that_fails_stops():
     with pytest.warns(UserWarning, match="in the last 10 estimates, so nothing moved"):
         result = minimize(fails_on_zero, batches=good, num_updates=100, block_size=4)
     assert (result.reason, result.num_updates) == ("failed samples", 22)
+    assert not result.success
+    assert "No sample was effective" in result.message
     assert np.isfinite(result.params).all()
     with pytest.warns(UserWarning, match="no sample of sgld was effective in the last"):
         result = minimize(nowhere, sampler=lejax.sgld(3, 0.1))
