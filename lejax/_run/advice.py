@@ -16,6 +16,8 @@ from lejax._samplers.sampler import Sampler
 LEAST_SIGNAL = 0.1
 # Weights of so many effective samples hardly differ.
 NEARLY_ALL = 0.95
+# A variation of weights below this is rounding: no β makes equal losses differ.
+EQUAL = 1e-5
 # The quantile of effective sample sizes that stands for a run before its minimum.
 WAY_THERE = 0.1
 # The share of effective samples that is suggested instead.
@@ -114,6 +116,6 @@ def _larger_beta(history: History, sampler: Sampler, beta: float) -> float | Non
     if not effective > NEARLY_ALL * samples:
         return None
     variation = samples / effective - 1
-    if variation <= 0:  # equal losses: no β makes them differ
+    if variation < EQUAL:
         return None
     return beta * math.sqrt((1 / GOOD_SHARE - 1) / variation)

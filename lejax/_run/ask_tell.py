@@ -1,7 +1,7 @@
-"""Losses that are evaluated elsewhere: points are asked for, and their losses told.
+"""Ask for points and tell their losses, for losses evaluated outside of JAX.
 
-An update is a pure function of J losses. So it runs twice: once to see at which points
-they are wanted, and once with what was found there.
+An update is a pure function of J losses, so it runs twice: once to record the points,
+and once with their losses.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from lejax._internal.trees import of_strong_types
 from lejax._internal.types import PyTree, Scalar
 from lejax._tracing.loss import OutsideLoss
 
-# One for each point in their order, or by the numbers of some.
+# An array with one loss for each point, or a mapping from numbers of points to losses.
 Losses: TypeAlias = npt.ArrayLike | Mapping[int, Scalar]
 
 
 class AskTellState(NamedTuple):
     """The state of `ask_tell`.
 
+    It is a tree of arrays: save it with the parameters, and go on after a crash.
+
     Attributes:
-        inner: that of the transformation, whose `info` tells about the last update.
-        failed: how many updates in a row had no loss that was finite.
+        inner: the state of the transformation; `optax.tree.get(inner, "info")` is the
+            `Info` of the last update.
+        failed: the number of updates in a row without a finite loss.
 
     Examples:
         >>> import jax, jax.numpy as jnp, lejax
@@ -48,16 +51,18 @@ class AskTellState(NamedTuple):
 
 
 class AskTell(NamedTuple):
-    """What `ask_tell` returns.
+    """The three functions that `ask_tell` returns.
+
+    Use them in turn: `init` once, then `ask` and `tell` for each update.
 
     Attributes:
         init: `init(params) -> state`.
-        ask: `ask(state, params) -> points`: parameters with a leading axis of all J,
-            NumPy arrays, and always the same for the same update.
+        ask: `ask(state, params) -> points`: a tree like params of NumPy arrays, with a
+            leading axis of J points; always the same for the same state and params.
         tell: `tell(points, losses, state, params) -> (updates, state)`.
 
     Examples:
-        An update from the losses of all points but one:
+        An update from the losses of 99 of 100 points:
 
         >>> import jax, jax.numpy as jnp, lejax
         >>> smooth = lejax.heat(lejax.score_function(100), 1.0, key=jax.random.key(0))
@@ -78,45 +83,49 @@ class AskTell(NamedTuple):
 def ask_tell(
     tx: optax.GradientTransformationExtraArgs, *, max_failures: int = 5
 ) -> AskTell:
-    """Let the losses of a transformation be evaluated outside of JAX.
+    """Ask for points and tell their losses, for losses evaluated outside of JAX.
+
+    Use it for simulators that run on other machines, take hours, or fail. If the
+    simulator can run inside of JAX, by `jax.pure_callback`, use the transformation
+    itself, which is simpler. The two calls are those of pycma's `ask` and `tell`, with
+    the state passed explicitly.
 
         X_1, …, X_J ~ φ,   x_{k+1} = x_k + U(f(X_1), …, f(X_J))
 
-    For simulators that run on other machines, take hours, or fail. `ask` gives the
-    points of the next update, numbers out, and `tell` makes the update of their losses,
-    numbers in: in any order, at any time, some of them missing. What is missing, NaN or
-    infinite counts as failed, a sample without weight, and costs no more than itself.
+    `ask` returns the points of the next update, and `tell` makes the update from their
+    losses. Losses may come in any order, at any time. Missing, NaN and infinite losses
+    count as failed samples, which have no weight.
 
-    Nothing is kept between the two but what they return. After a crash ask again, or
-    read state, parameters and points from disk: the points are the same, and those
-    whose losses are known need no second evaluation. `tell` draws them again to see
-    that they are.
+    All state is in the values that the functions return. After a crash ask again, or
+    read the state, the parameters and the points from disk: the points are the same,
+    and losses that you have stay valid. `tell` draws the points again to check this.
 
     Args:
-        tx: `local_entropy`, `heat` or `gaussian`, or a chain that begins with one, by
-            `importance` (shaped as well) or `score_function`, and has no other.
-            Reduction and credit by example do not apply: nobody sees how the losses
-            are made. Updates are made of losses in single precision, but for x64: take
-            a constant off that is large against their differences.
-        max_failures: after so many updates in a row without a finite loss `tell` stops.
+        tx: `local_entropy`, `heat` or `gaussian`, or a chain with exactly one of them,
+            at its head. The sampler is `importance` or `score_function`. Reduction and
+            credit by example do not apply. Losses are used in single precision
+            (double with x64), after their minimum is subtracted.
+        max_failures: `tell` raises after this many updates in a row without a finite
+            loss.
 
     Returns:
-        An `AskTell`, three functions for the host, which compile what is inside. Losses
-        are one number for each point, an array (J,) in their order; or a mapping from
-        the number of a point to its loss, which may lack some.
+        An `AskTell`, three functions to call outside of `jax.jit`. Losses are an array
+        (J,) in the order of the points, or a mapping from the numbers of some points to
+        their losses.
 
     Raises:
-        ValueError: from `ask`, nothing in `tx` evaluates a loss, or more than one
-            thing; its sampler needs more than losses, or shares its draws over an axis.
-            From `tell`, there are more or fewer losses than points, a number is that of
-            no point, or the points are those of another update: another state, as after
-            a `tell` of the same, other parameters, or another `tx`.
-        TypeError: `tx` is no transformation; it is called under `jax.jit`; what is told
-            is no real number; or `tx` has `has_aux`, for which there is no value.
-        RuntimeError: from `tell`, all losses failed in `max_failures` updates in a row.
+        ValueError: from `ask`, if `tx` evaluates no loss or makes more than one
+            estimate, or its sampler needs more than losses or shares its draws over an
+            axis. From `tell`, if the number of losses is not that of the points, a
+            number has no point, or the points are those of another update: another
+            state (as after a `tell`), other parameters, or another `tx`.
+        TypeError: `tx` is no transformation or has `has_aux`, a call is under
+            `jax.jit`, or a loss is not a real number.
+        RuntimeError: from `tell`, if all losses failed in `max_failures` updates in a
+            row.
 
     Examples:
-        Any Python may find the losses; here half of them are never found.
+        Any Python code may compute the losses; here half of them are missing.
 
         >>> import jax, jax.numpy as jnp, lejax, optax
         >>> search = lejax.ask_tell(
@@ -138,13 +147,13 @@ def ask_tell(
         True
 
     References:
-        Ask and tell are those of Collette, Hansen, Pujol, Salazar Aponte, Le Riche,
-        *On object-oriented programming of optimizers*.
+        Collette, Hansen, Pujol, Salazar Aponte, Le Riche, *On object-oriented
+        programming of optimizers*.
     """
     if not isinstance(tx, optax.GradientTransformation):
         raise TypeError(
             f"tx must be an optax transformation, got {tx!r}; pass for example "
-            "lejax.local_entropy(sampler, tau, key=key), or a chain that begins so."
+            "lejax.local_entropy(sampler, tau, key=key), or a chain that it heads."
         )
     max_failures = positive_count("max_failures", max_failures)
     tx = optax.with_extra_args_support(tx)
@@ -169,14 +178,14 @@ def ask_tell(
             much = "losses for more than one estimate" if wanted else "no loss"
             raise ValueError(
                 f"tx evaluates {much}; pass lejax.local_entropy, heat or gaussian, or "
-                "a chain that begins with one of them and has no other."
+                "a chain with exactly one of them, at its head."
             )
         return wanted[0]
 
     @jax.jit
     def told(losses: jax.Array, least: Any, state: PyTree, params: PyTree) -> PyTree:
         updates, inner = update(lambda points: losses, state, params)
-        # The losses are those above the least.
+        # The losses were passed less their minimum.
         inner = jax.tree.map(
             lambda node: (
                 node._replace(objective=node.objective + least.astype(losses.dtype))
@@ -203,17 +212,17 @@ def ask_tell(
         _check_the_same(points, again, params)
         count = len(jax.tree.leaves(again)[0])
         values = _by_number(losses, count)
-        # What is too large for the device has failed, as has what is not finite.
+        # Losses too large for the device's dtype fail, like those that are not finite.
         limit = jnp.finfo(jnp.zeros(()).dtype).max / 2
         values = np.where(np.abs(values) < float(limit), values, np.nan)
         failed = int(state.failed) + 1 if np.isnan(values).all() else 0
-        # Differences are taken in the precision in which the losses are told.
+        # The minimum is subtracted in double precision, before losses go to the device.
         least = np.float64(np.nanmin(values) if not failed else 0)
         if failed >= max_failures:
             raise RuntimeError(
-                f"all losses of {failed} updates in a row failed; look at one of the "
-                "points by hand, move params to where the simulator runs, or make tau "
-                "smaller, so that points lie nearer to them."
+                f"all losses of {failed} updates in a row failed; evaluate one of the "
+                "points by hand, pass params at which the simulator runs, or make tau "
+                "smaller, so that points lie closer to params."
             )
         above = jnp.asarray(values - least)
         updates, inner = told(above, least, state.inner, of_strong_types(params))
@@ -223,12 +232,12 @@ def ask_tell(
 
 
 def _check_the_same(points: PyTree, again: PyTree, params: PyTree) -> None:
-    """Refuse points that are not drawn again, but for rounding on other machines."""
+    """Refuse points that differ from `again` by more than rounding."""
     same = jax.tree.structure(points) == jax.tree.structure(again)
     trees = map(jax.tree.leaves, (points, again, params))
     for leaf, other, x in zip(*trees, strict=False):
         if jnp.issubdtype(jnp.result_type(other), jax.dtypes.prng_key):
-            continue  # what a mask left out is no part of a point
+            continue  # a leaf that a mask excludes
         a, b, x = (np.asarray(value, np.float64) for value in (leaf, other, x))
         real = jnp.issubdtype(other.dtype, jnp.floating)
         eps = float(jnp.finfo(other.dtype).eps) if real else 0
@@ -236,9 +245,9 @@ def _check_the_same(points: PyTree, again: PyTree, params: PyTree) -> None:
         same = same and a.shape == b.shape and np.abs(a - b).max(initial=0) <= far
     if not same:
         raise ValueError(
-            "points are those of another update than state and params ask for, with "
-            "which they were not asked for, or which went on since; pass what ask was "
-            "called with, or ask again."
+            "points are those of another update: ask returned them for another state, "
+            "other params or another tx; pass the state and params with which ask was "
+            "called, or ask again."
         )
 
 
@@ -254,7 +263,7 @@ def _by_number(losses: Losses, count: int) -> np.ndarray:
             place = -1
         if not 0 <= place < count:
             raise ValueError(
-                f"losses has a number {number!r}, and there are points 0 to "
+                f"losses has the number {number!r}, and there are points 0 to "
                 f"{count - 1}; pass the losses of these points, by their numbers."
             )
         values[place] = _real(f"losses[{place}]", loss, ())
@@ -266,12 +275,12 @@ def _real(name: str, losses: Any, shape: tuple[int, ...]) -> np.ndarray:
     if values.dtype.kind not in "fiub" and values.dtype != jnp.bfloat16:
         raise TypeError(
             f"{name} must be real, got {values.dtype}: {losses!r:.60}; pass numbers, "
-            "and NaN for what failed."
+            "and NaN for failures."
         )
     if values.shape != shape:
         raise ValueError(
             f"{name} must have the shape {shape}, got {values.shape}; pass one number "
-            "for each point, NaN for what failed, or a mapping from numbers of points "
-            "to losses."
+            "for each point, NaN for failures, or a mapping from numbers of points to "
+            "losses."
         )
     return np.ma.filled(values.astype(np.float64), np.nan)

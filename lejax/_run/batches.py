@@ -1,4 +1,4 @@
-"""Where the batches of a run come from, and how a compiled loop takes them."""
+"""The batches of a run, stacked in blocks for a compiled loop."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 
 from lejax._internal.types import PyTree
 
-# A stack is at most so large, if it can be: on the host, and again on the device.
+# The largest stack of batches: once on the host, and again on the device.
 STACKED_BYTES = 2**26
 
 
 class Block(NamedTuple):
-    """Batches for at most `size` updates, as arrays to be passed to a compiled loop.
+    """Batches for at most `size` updates, as arrays for a compiled loop.
 
-    Of an iterable they are stacked on a leading axis, whose length goes by shapes alone
-    so that the loop is compiled once: what is left of it repeats the last batch.
+    They are stacked on a leading axis. Its length depends on shapes alone, so that the
+    loop is compiled once; a block that is not full repeats its last batch.
     """
 
     batches: PyTree
@@ -30,13 +30,13 @@ class Block(NamedTuple):
 def make_blocks(
     batch: PyTree, batches: Any, num_updates: int, size: int
 ) -> Iterator[Block]:
-    """One batch for ever, which is no array of a block; or one for each update."""
+    """Blocks of `batches`; without them, blocks without arrays for the one `batch`."""
     if batches is None:
         return itertools.repeat(Block(None, size))
     if batch is not None:
         raise ValueError(
-            "batch and batches are both given, but an update takes one batch; pass "
-            "batch= for the same in every update, or batches= for others."
+            "batch and batches are both given, and an update takes one batch; pass "
+            "batch= to use one batch in every update, or batches= for one in each."
         )
     if not isinstance(batches, Iterable):
         raise TypeError(
@@ -45,18 +45,18 @@ def make_blocks(
         )
     if isinstance(batches, tuple):
         shapes = [getattr(leaf, "shape", ()) for leaf in batches]
-        # Of batches alike, or of a last one that is shorter.
+        # Arrays of one length and several shapes are the parts of one batch.
         if len({shape[:1] for shape in shapes}) == 1 < len(set(shapes)):
             raise ValueError(
-                f"batches={tuple(shapes)}, by shapes, would be {len(shapes)} batches, "
-                "each of another kind; pass one batch as batch=(...), or a list or a "
-                "generator of such tuples as batches=."
+                f"batches is a tuple of arrays of shapes {tuple(shapes)}, which would "
+                f"be {len(shapes)} batches of different shapes; pass one batch as "
+                "batch=(...), or a list or a generator of such tuples as batches=."
             )
     return _stacks(itertools.islice(batches, num_updates), size)
 
 
 def _stacks(batches: Iterable[PyTree], size: int) -> Iterator[Block]:
-    """Of at most `size`; a batch of other shapes than the last begins a new one."""
+    """Blocks of at most `size` batches; a batch of other shapes begins a new block."""
     pending: list[PyTree] = []
     for batch in batches:
         arrays = jax.tree.map(_as_array, batch)
@@ -98,7 +98,7 @@ def _as_array(leaf: Any) -> Any:
     array = np.asarray(leaf)
     if not (array.dtype == bool or jnp.issubdtype(array.dtype, np.number)):
         raise TypeError(
-            f"batches must give trees of arrays and numbers, got {leaf!r} in one; "
-            "leave it out, or pass one batch alone as batch=."
+            f"batches must give trees of arrays and numbers, got {leaf!r} in one of "
+            "them; leave it out, or pass a single batch as batch=."
         )
     return array

@@ -22,13 +22,33 @@ from lejax._transforms.certificate import certificate
 from lejax._transforms.smoothing import Smoothing, SmoothingState, smoothing_step
 
 
-class RunState(NamedTuple):
-    """Everything that a run carries from update to update, beside the parameters.
+class MinimizeState(NamedTuple):
+    """What a run of `minimize` carries from update to update, besides the parameters.
+
+    It is a tree of arrays, and `result.state` of every run. Save it with the parameters
+    to continue later; restore it into the state of a run with the same settings, for
+    example of one update.
 
     Attributes:
-        smoothing: the state of the smoothing: step, key, sampler, last info.
+        smoothing: a `SmoothingState`: the number of updates, the key, the state of the
+            sampler, the last `Info`.
         optimizer: the state of the optimizer.
         watch: the state of the stopping rules.
+
+    Examples:
+        Two runs of ten updates are one run of twenty:
+
+        >>> import jax, jax.numpy as jnp, lejax
+        >>> def run(x, num_updates, state=None):
+        ...     return lejax.minimize(
+        ...         lambda x: x**2, x, tau=0.1, key=jax.random.key(0), state=state,
+        ...         num_updates=num_updates,
+        ...     )
+        >>> half = run(jnp.array(3.0), 10)
+        >>> print(half.state.smoothing.step)
+        10
+        >>> print(run(half.x, 10, half.state).x == run(jnp.array(3.0), 20).x)
+        True
     """
 
     smoothing: SmoothingState
@@ -40,7 +60,7 @@ class Run(NamedTuple):
     """The parameters and the state of a run."""
 
     params: PyTree
-    state: RunState
+    state: MinimizeState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +85,7 @@ class Loop:
 
 
 def start(
-    loop: Loop, key: jax.Array, params: PyTree, state: RunState | None = None
+    loop: Loop, key: jax.Array, params: PyTree, state: MinimizeState | None = None
 ) -> Run:
     """The run before its first update, in arrays of its own.
 
@@ -74,7 +94,7 @@ def start(
     """
     dtype = compute_dtype(params)
     watch = start_watch(loop.patience, dtype)
-    new = RunState(
+    new = MinimizeState(
         loop.smoothing.first_state(key, params, None),
         loop.optimizer.value.init(params),
         watch,
@@ -91,7 +111,7 @@ def start(
     )
 
 
-def finished(state: RunState) -> RunState:
+def finished(state: MinimizeState) -> MinimizeState:
     """The state to continue from: a run that patience ended begins to count anew."""
     watch = state.watch
     ended_by_patience = int(watch.reason) == REASONS.index("patience") + 1
@@ -100,14 +120,14 @@ def finished(state: RunState) -> RunState:
     return state._replace(watch=watch)
 
 
-def _checked(state: Any, like: RunState) -> RunState:
+def _checked(state: Any, like: MinimizeState) -> MinimizeState:
     """`state`, if it can be the state of this run."""
 
-    def kinds(state: RunState) -> Any:
+    def kinds(state: MinimizeState) -> Any:
         leaves, structure = jax.tree.flatten(state._replace(watch=None))
         return structure, [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
 
-    if not isinstance(state, RunState) or kinds(state) != kinds(like):
+    if not isinstance(state, MinimizeState) or kinds(state) != kinds(like):
         raise ValueError(
             "state must come from a run with the same params, sampler and optimizer, "
             f"got a {type(state).__name__} that does not fit; pass state=result.state, "
@@ -184,12 +204,12 @@ def _block(
         )
         moved = Run(
             optax.apply_updates(run.params, updates),
-            RunState(smoothing, optimizer, watch),
+            MinimizeState(smoothing, optimizer, watch),
         )
         # A run that stops returns the parameters that the rule judged, and their state:
         # it can then continue as if it had not stopped.
         moves = moving & (watch.reason == 0)
-        run = jax.tree.map(lambda new, old: jnp.where(moves, new, old), moved, run)
+        run = jax.lax.cond(moves, lambda: moved, lambda: run)
         run = run._replace(
             state=run.state._replace(
                 watch=run.state.watch._replace(reason=watch.reason)

@@ -29,7 +29,7 @@ from lejax._run.advice import advice
 from lejax._run.batches import Block, make_blocks, signature
 from lejax._run.history import History, joined, known_mean, signal_of
 from lejax._run.interruption import interruptible
-from lejax._run.loop import Loop, Run, RunState, finished, make_program, start
+from lejax._run.loop import Loop, MinimizeState, Run, finished, make_program, start
 from lejax._run.progress import check_progress, progress_bar
 from lejax._run.result import MinimizeResult, outcome
 from lejax._run.stopping import REASONS, make_rules
@@ -62,7 +62,7 @@ def minimize(
     progress: bool | None = None,
     block_size: int | None = None,
     has_aux: bool = False,
-    state: RunState | None = None,
+    state: MinimizeState | None = None,
 ) -> MinimizeResult:
     """Minimise a smoothed loss: a whole run, compiled, in one call.
 

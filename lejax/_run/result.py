@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lejax._internal.text import estimate_text, share_text
 from lejax._internal.types import PyTree
 from lejax._run.history import History
-from lejax._run.loop import RunState
+from lejax._run.loop import MinimizeState
 from lejax._run.stopping import Rules
 
 
@@ -77,7 +77,7 @@ class MinimizeResult(NamedTuple):
     reason: str
     success: bool
     message: str
-    state: RunState
+    state: MinimizeState
 
     @property
     def x(self) -> PyTree:

@@ -65,7 +65,7 @@ class Watch(NamedTuple):
 
 def start_watch(patience: int | None, dtype: Any) -> Watch:
     """Before the first estimate."""
-    window = jnp.zeros(patience or 0, dtype)
+    window = jnp.zeros(patience or 1, dtype)  # checkpoints refuse empty arrays
     best = jnp.asarray(jnp.finfo(dtype).max, dtype)
     # One array each: the buffers of a run are donated, each of them once.
     estimates, stale, failed, reason = (jnp.zeros((), jnp.int32) for _ in range(4))

@@ -1,9 +1,9 @@
-"""What is compiled for a loss, kept for the next loss that traces to the same program.
+"""Reuses a compiled function for every loss that traces to the same program.
 
-A loss is called, and so traced, in every update outside of `jax.jit`: that takes
-milliseconds, and sees each global and closure as it is now. Programs are compared with
-their literals, arrays alone are arguments: another value is another program, or another
-argument, never the old one.
+Outside of `jax.jit` every update calls the loss and so traces it. This takes
+milliseconds and reads the present values of globals and closures. Programs are compared
+together with their literals. Only arrays are arguments of the compiled function. A
+changed value is therefore another program or another argument, never a stale one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
+import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -24,23 +26,23 @@ from jax.extend import core
 
 from lejax._internal.types import PyTree
 from lejax._tracing.loss import Loss, OutsideLoss
-from lejax._tracing.obstacles import equations
-from lejax._tracing.program import JIT, binding
+from lejax._tracing.obstacles import JIT, equations
+from lejax._tracing.program import binding
 
-# Calls of functions with a derivative rule, in the versions of jax.
+# Primitives that call a function with a custom derivative rule, over jax's versions.
 RULED = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
-# So many programs are kept, the last ones.
+# The number of compiled programs that are kept, the most recently used ones.
 MOST_PROGRAMS = 64
 
 
 class NotComparableError(Exception):
-    """A program has something in it of which nobody knows whether it is the same."""
+    """It cannot be decided whether a program equals another one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A loss without its constants, compared by what it computes."""
+    """A loss without its constants; equal to another one if the keys are equal."""
 
     key: Hashable
     loss: Loss = dataclasses.field(compare=False)
@@ -57,19 +59,23 @@ def run_compiled(
 ) -> PyTree:
     """`fn(settings, loss, params, *args)`, compiled once for each program and settings.
 
-    Inside of another trace, and where programs cannot be compared, it runs as it is.
-    The loss was traced under the caller's modes; those of `fn` are its own.
+    Inside of another trace, or if programs cannot be compared, `fn` runs uncompiled.
+    The loss was traced with the caller's rank promotion; `fn` itself allows it.
     """
     fn = _broadcasting(fn)
-    if inline or isinstance(loss, OutsideLoss) or loss.again is not None:
+    if isinstance(loss, OutsideLoss):
         return fn(settings, loss, params, *args)
     arrays = jax.tree.leaves((loss.constants, loss.batches, params, args))
     if any(isinstance(leaf, Tracer) for leaf in arrays):
         return fn(settings, loss, params, *args)
-    try:
-        run = _found(fn, settings, loss, params, differentiated, donate=False)
-    except (NotComparableError, TypeError):
-        return fn(settings, loss, params, *args)
+    run, is_new = functools.partial(fn, settings, loss), True
+    if not inline and loss.again is None:
+        with contextlib.suppress(NotComparableError, TypeError):
+            run, is_new = _found(
+                fn, settings, loss, params, differentiated, donate=False
+            )
+    if is_new:
+        _count_compilation(fn, settings, loss)
     return run(params, *args)
 
 
@@ -85,20 +91,20 @@ def compiled(
 ) -> Callable[..., PyTree]:
     """`fn(settings, loss, *args)` as a compiled function of `args`.
 
-    It is one that was compiled before if that is `comparable`. With `donate` the first
-    of `args` is used up.
+    If `comparable`, a function that was compiled for an equal program is reused. With
+    `donate` the first of `args` is donated.
     """
     fn = _broadcasting(fn)
     if comparable and loss.again is None:
         with contextlib.suppress(NotComparableError, TypeError):
-            return _found(fn, settings, loss, params, differentiated, donate=donate)
+            return _found(fn, settings, loss, params, differentiated, donate=donate)[0]
     run = _compile(fn, settings, Program(None, loss), donate)
     return functools.partial(run, loss.constants, loss.batches)
 
 
 @functools.cache
 def _broadcasting(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """`fn` where arrays of other ranks are broadcast, whatever the caller has set."""
+    """`fn` with `jax_numpy_rank_promotion` set to "allow", whatever the caller's is."""
 
     @functools.wraps(fn)
     def broadcasting(*args: Any) -> PyTree:
@@ -116,10 +122,14 @@ def _found(
     differentiated: bool,
     *,
     donate: bool,
-) -> Callable[..., PyTree]:
+) -> tuple[Callable[..., PyTree], bool]:
+    """The compiled function, and whether it is a new one."""
     program, constants = comparable(loss, params, differentiated=differentiated)
-    run = _programs_of(loss)(fn, settings, program, donate)
-    return functools.partial(run, constants, loss.batches)
+    programs = _programs_of(loss)
+    known = programs.cache_info().misses
+    run = programs(fn, settings, program, donate)
+    is_new = programs.cache_info().misses > known
+    return functools.partial(run, constants, loss.batches), is_new
 
 
 def _compile(
@@ -133,12 +143,13 @@ def _compile(
 
 
 _cached = functools.lru_cache(MOST_PROGRAMS)(_compile)
-# A program that calls functions of the host holds them, and what they close over.
+# A program with a callback keeps the callback and its closure alive. So its cache lives
+# only as long as the loss.
 _cached_weakly: Any = weakref.WeakKeyDictionary()
 
 
-def _programs_of(loss: Loss) -> Callable[..., Callable[..., PyTree]]:
-    """The programs among which that of the loss may be."""
+def _programs_of(loss: Loss) -> Any:
+    """The cache for the compiled programs of this loss."""
     if not loss.calls_outside:
         return _cached
     owner = inspect.unwrap(loss.source[0])
@@ -147,16 +158,47 @@ def _programs_of(loss: Loss) -> Callable[..., Callable[..., PyTree]]:
     return _cached_weakly[owner]
 
 
+# After this many compilations an update outside of `jax.jit` is taken to compile at
+# every call.
+MANY_COMPILATIONS = 5
+
+
+@functools.lru_cache(MOST_PROGRAMS)
+def _compilations(fn: Callable[..., PyTree], settings: Hashable, code: Any) -> Any:
+    """Counts the programs of one function of the source code, for the same settings."""
+    del fn, settings, code
+    return itertools.count(1)
+
+
+def _count_compilation(
+    fn: Callable[..., PyTree], settings: Hashable, loss: Loss
+) -> None:
+    """Warn if an update is compiled again at every call."""
+    code = getattr(inspect.unwrap(loss.source[0]), "__code__", None)
+    try:
+        count = next(_compilations(fn, settings, code))
+    except TypeError:  # the settings cannot be hashed
+        return
+    if code is not None and count == MANY_COMPILATIONS:
+        warnings.warn(
+            f"value_fn={code.co_name} was compiled {MANY_COMPILATIONS} times outside "
+            "of jax.jit, because no earlier program fits the next call: a number in it "
+            "changes, its batch has another shape, or its draws are shared by devices; "
+            "pass changing numbers as arrays in batch=, or wrap the update in jax.jit.",
+            stacklevel=5,
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Same:
-    """A value, compared by what it computes."""
+    """A value; equal to another one if the keys are equal."""
 
     key: Hashable
     value: Any = dataclasses.field(compare=False)
 
 
 def same_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> Same:
-    """An optimiser, compared by its programs; by itself where these do not tell."""
+    """An optimiser, compared by its programs, or by itself if these do not suffice."""
     key: Hashable = optimizer
     with contextlib.suppress(Exception):
         begin, first = jax.make_jaxpr(optimizer.init, return_shape=True)(params)
@@ -170,10 +212,10 @@ def same_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> S
 def comparable(
     loss: Loss, params: PyTree, *, differentiated: bool
 ) -> tuple[Program, list[Any]]:
-    """The loss without its constants, and these.
+    """The loss without its constants, and the constants.
 
     Raises:
-        NotComparableError: nobody knows whether it is the same as another.
+        NotComparableError: the program cannot be compared with another one.
     """
     jaxpr, constants = _hoisted(loss.jaxpr, loss.constants)
     key: Any = (
@@ -187,31 +229,32 @@ def comparable(
         loss, jaxpr=jaxpr, constants=(), batches=None, source=(None, None)
     )
     if differentiated and any(_has_rule(step) for step in equations(jaxpr)):
-        # Rules are functions, and new ones every time: what they do is compared.
+        # A rule is a new function in every trace, so the program of the gradient is
+        # compared instead.
         def slope(constants: Any, batches: PyTree, params: PyTree) -> PyTree:
             own = dataclasses.replace(bare, constants=constants, batches=batches)
             return jax.grad(own)(params)
 
         closed = jax.make_jaxpr(slope)(constants, loss.batches, params)
         if closed.consts or any(True for _ in _inner_constants(closed.jaxpr)):
-            raise NotComparableError  # arrays of the rule's own
+            raise NotComparableError  # the rule closes over arrays
         key = *key, _key_of(closed.jaxpr)
     return Program(key, bare), constants
 
 
 def _has_rule(step: core.JaxprEqn) -> bool:
-    """Whether it is a function with a derivative rule of the user's."""
+    """Whether the equation calls a function with a custom derivative rule."""
     return step.primitive.name in RULED
 
 
 def _hoisted(jaxpr: core.Jaxpr, constants: Any) -> tuple[core.Jaxpr, list[Any]]:
-    """A jaxpr whose calls of `jax.jit` close over nothing, and its constants."""
+    """A jaxpr whose `jax.jit` equations close over no arrays, and all constants."""
     closed = len(jaxpr.constvars)
     inner = list(_inner_constants(jaxpr))
     # Since jax 0.12 a jaxpr holds its constants itself.
     if not inner and not (closed and hasattr(jaxpr, "consts")):
         return jaxpr, list(constants)
-    # What is closed over inside goes before the last arguments, a batch.
+    # The inner constants go before the last arguments, those of a batch.
     every = [*constants[:closed], *inner, *constants[closed:]]
     tail = len(constants) - closed
 
@@ -256,7 +299,7 @@ def _inlined(
 
 
 def _key_of(jaxpr: core.Jaxpr) -> Hashable:
-    """What a jaxpr computes, whatever its variables are called."""
+    """A hashable description of a jaxpr, without the names of its variables."""
     numbers: dict[Any, int] = {}
 
     def new(variables: Any) -> Hashable:
@@ -273,7 +316,7 @@ def _key_of(jaxpr: core.Jaxpr) -> Hashable:
         params = tuple(
             (name, _key_of_param(value))
             for name, value in sorted(step.params.items())
-            # A rule is another object every time; `comparable` sees what it does.
+            # A rule is a new object in every trace; `comparable` compares its gradient.
             if hasattr(value, "eqns") or not _has_rule(step)
         )
         inputs = tuple(map(key_of, step.invars))
@@ -288,7 +331,7 @@ def _key_of(jaxpr: core.Jaxpr) -> Hashable:
 
 
 def bytes_of(number: Any) -> bytes:
-    """So that NaN is itself, and 0 not -0."""
+    """The bytes of a number: NaN equals itself, and 0 differs from -0."""
     return np.asarray(number).tobytes()
 
 

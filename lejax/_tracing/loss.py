@@ -1,4 +1,4 @@
-"""The loss, called once: checked, traced to a jaxpr, and evaluated from that."""
+"""Calls the loss once, checks it, and traces it to a jaxpr, which is then evaluated."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jax.extend import core
 from lejax._internal.checks import loss_function, takes
 from lejax._internal.types import LossFn, PyTree
 from lejax._tracing.obstacles import calls_outside, obstacles
+from lejax._tracing.slope import has_slope
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,16 +23,19 @@ class Loss:
     """A loss on its batch, as a function of the parameters and of a number j.
 
     Attributes:
-        jaxpr: of the leaves of the parameters, and of those of an inner batch.
-        constants: what it closes over, and what its last arguments are for good.
-        aux: the structure of a second output; None without one.
-        batches: the inner batches, on a leading axis, of which the j-th is used, in
-            turn; None if there are none.
-        obstacles: why it cannot run in parts.
+        jaxpr: its inputs are the leaves of the parameters, then those of a batch.
+        constants: the arrays that the jaxpr closes over, then the values of its last
+            inputs that are the same in every call.
+        aux: the structure of the second output; None without one.
+        batches: the inner batches, stacked on a leading axis; call j uses the j-th of
+            them, in turn. None if there are none.
+        obstacles: the reasons why the jaxpr cannot be evaluated in parts.
         batch_sizes: the lengths of the leading axes of the batch.
-        calls_outside: whether it calls functions of the host.
-        again: calls the loss itself, where its jaxpr cannot be run a second time.
-        source: `value_fn` and its batch; None once it is compiled for any constants.
+        calls_outside: whether the loss calls functions on the host.
+        again: calls `value_fn` itself, if the jaxpr cannot be evaluated a second time;
+            else None.
+        source: `value_fn` and its batch; both None once it is compiled for any
+            constants.
     """
 
     jaxpr: core.Jaxpr
@@ -45,16 +49,16 @@ class Loss:
     source: Any
 
     def __call__(self, params: PyTree, j: Any = 0) -> jax.Array:
-        """f."""
+        """The value of f."""
         return self._outputs(params, j)[0]
 
     def outputs(self, params: PyTree) -> tuple[jax.Array, PyTree]:
-        """f, and the second output; None if there is none."""
+        """The value of f and the second output, which is None if there is none."""
         value, *aux = self._outputs(params, 0)
         return value, None if self.aux is None else self.aux.unflatten(aux)
 
     def on(self, batch: PyTree) -> Loss:
-        """The same on another batch, where it was traced for any such batch."""
+        """The loss on another batch, if it was traced for any or for inner batches."""
         source = self.source[0], batch
         if self.batches is not None:
             return dataclasses.replace(self, batches=batch, source=source)
@@ -75,10 +79,10 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OutsideLoss:
-    """A loss that is evaluated elsewhere, of all points at once.
+    """A loss that is evaluated outside of JAX, at all points at once.
 
     Attributes:
-        losses_of: from points, on a leading axis, to their losses.
+        losses_of: maps points, stacked on a leading axis, to their losses.
     """
 
     losses_of: Callable[[PyTree], jax.Array]
@@ -89,7 +93,7 @@ class OutsideLoss:
 
 
 def unread(value_fn: LossFn, batch: PyTree) -> Loss:
-    """A loss that is known by its source alone, for whoever reads it again."""
+    """A loss that is not traced yet: it has only its source."""
     source = loss_function(value_fn), batch
     nothing: Any = None
     return Loss(nothing, (), None, None, frozenset(), frozenset(), False, None, source)
@@ -105,20 +109,21 @@ def traced(
     has_aux: bool = False,
     differentiable: bool = False,
 ) -> Loss:
-    """The loss of these parameters on a batch, or on a stack of inner batches.
+    """Traces the loss of these parameters on a batch, or on a stack of inner batches.
 
-    With `any_batch` it may be put on another one, of the same shapes.
+    With `any_batch` the method `on` can pass another batch of the same shapes.
 
     Raises:
-        TypeError: `value_fn` does not return a real scalar, or, where it is to be
-            `differentiable`, one without a gradient.
+        TypeError: `value_fn` does not return a real scalar, or must be `differentiable`
+            and returns integers.
+        ValueError: it must be `differentiable` and its gradient is identically zero.
     """
     if isinstance(value_fn, Loss):
         return value_fn
     value_fn = loss_function(value_fn)
     first = (first_batch(batch),) if inner_batches else (batch,) if any_batch else ()
 
-    # A single batch is closed over, so that it may hold more than arrays.
+    # A single batch is closed over, so that its leaves need not be arrays.
     def of(params: PyTree, *inner: PyTree) -> PyTree:
         given = inner[0] if inner else batch
         out = value_fn(params) if given is None else value_fn(params, given)
@@ -130,6 +135,12 @@ def traced(
         _explain(error, value_fn, params, batch)
         raise
     jaxpr, constants = closed.jaxpr, list(closed.consts)
+    if differentiable and not has_slope(jaxpr, len(jax.tree.leaves(params))):
+        raise ValueError(
+            "value_fn has no gradient: its derivatives with respect to params are all "
+            "zero, as for a loss that counts, compares or rounds; use importance or "
+            "score_function, which need no gradient."
+        )
     if any_batch and not inner_batches:
         constants = [*constants, *jax.tree.leaves(batch)]
     stops = obstacles(jaxpr)
@@ -153,10 +164,11 @@ def traced(
 def check_loss(
     out: Any, *, has_aux: bool = False, differentiable: bool = False
 ) -> tuple[Any, ...]:
-    """What a loss returned, as a tuple of f and, with `has_aux`, of aux.
+    """The output of a loss as a tuple: f and, with `has_aux`, aux.
 
     Raises:
-        TypeError: it is no pair, or f is not a real scalar, or has no gradient.
+        TypeError: `has_aux` is set and the output is no pair; f is not a real scalar;
+            or f must be `differentiable` and has an integer dtype.
     """
     if has_aux and not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(
@@ -181,7 +193,7 @@ def check_loss(
     dtype = jnp.result_type(value)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         raise TypeError(
-            f"value_fn must return a real loss, got {value_type}; take its real."
+            f"value_fn must return a real loss, got {value_type}; take its real part."
         )
     if differentiable and not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
@@ -204,12 +216,12 @@ def first_batch(batch: PyTree) -> PyTree:
 
 
 def nth_batch(batches: PyTree, j: Any) -> PyTree:
-    """The j-th of the inner batches, which take turns."""
+    """The inner batch number j modulo their count, so that they are used in turn."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[j % jnp.shape(leaf)[0]], batches)
 
 
 def _is_loss(value_fn: LossFn, *args: PyTree) -> bool:
-    """Whether it is a real scalar of these arguments."""
+    """Whether `value_fn` returns a scalar for these arguments."""
     try:
         out = jax.eval_shape(lambda: value_fn(*args))
     except Exception:
@@ -218,7 +230,7 @@ def _is_loss(value_fn: LossFn, *args: PyTree) -> bool:
 
 
 def _explain(error: Exception, value_fn: LossFn, params: PyTree, batch: PyTree) -> None:
-    """Raise or note what is wrong with the call, where that can be seen."""
+    """Raise an error with the cause of a failed call, or add a note to its error."""
     if not takes(value_fn, *(params,) if batch is None else (params, batch)):
         given = "params alone" if batch is None else "params and a batch"
         mend = "pass batch=..." if batch is None else "leave batch out"
@@ -237,9 +249,9 @@ def _explain(error: Exception, value_fn: LossFn, params: PyTree, batch: PyTree) 
     )
     if isinstance(error, untraceable):
         raise TypeError(
-            "value_fn needs the numbers of an array that JAX traces, as NumPy and "
-            "float() do; write it with jax.numpy, put what must run outside of JAX "
-            "into jax.pure_callback, or use lejax.ask_tell."
+            "value_fn needs the values of an array that JAX traces, as NumPy and "
+            "float() do; write it with jax.numpy, put code that must run outside of "
+            "JAX into jax.pure_callback, or use lejax.ask_tell."
         ) from error
     if batch is not None and _is_loss(value_fn, batch, params):
         raise TypeError(
@@ -248,10 +260,10 @@ def _explain(error: Exception, value_fn: LossFn, params: PyTree, batch: PyTree) 
         ) from error
     error.add_note(
         f"value_fn failed on params of shapes {shapes(params)} and a batch of shapes "
-        f"{shapes(batch)}; see that they are what value_fn expects."
+        f"{shapes(batch)}; check that value_fn expects these shapes."
     )
     if getattr(params, "ndim", None) == 1:
         error.add_note(
-            "If optax.flatten made params one vector, let it wrap only what follows: "
+            "If optax.flatten made params one vector, wrap only what follows lejax: "
             "optax.chain(lejax.local_entropy(...), optax.flatten(optax.adam(1e-3)))."
         )

@@ -1,4 +1,4 @@
-"""What keeps a traced loss from being run in parts, or a second time."""
+"""Finds the reasons why a traced loss cannot be evaluated in parts, or again."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import jax
 from jax.core import Trace, Tracer
 from jax.extend import core
 
-# Types that a custom rule refers to without holding their contents.
+# The names of the primitive of `jax.jit` in the versions of jax.
+JIT = ("jit", "pjit")
+
+# A custom rule may refer to these without using their contents: they are not searched.
 _NEVER_SEARCHED = (Trace, type, types.ModuleType, jax.Array)
 
 
 def obstacles(jaxpr: core.Jaxpr) -> frozenset[str]:
-    """Why a jaxpr cannot be run in parts; nothing if it can.
+    """The reasons why a jaxpr cannot be evaluated in parts; empty if it can.
 
-    Side effects, operations that name an axis, and custom rules that close over a
-    tracer.
-
-    Not every operation that names an axis counts as an effect. A tracer is dead when
-    the rule is bound again.
+    These are side effects, operations that name an axis, and custom rules that close
+    over a tracer. JAX does not count every operation that names an axis as an effect. A
+    tracer is no longer valid when its rule is bound again.
     """
     found = set(map(str, jaxpr.effects))
     for equation in equations(jaxpr):
@@ -35,12 +36,12 @@ def obstacles(jaxpr: core.Jaxpr) -> frozenset[str]:
 
 
 def calls_outside(jaxpr: core.Jaxpr) -> bool:
-    """Whether a jaxpr calls functions of the host."""
+    """Whether a jaxpr calls functions on the host."""
     return any("callback" in step.primitive.name for step in equations(jaxpr))
 
 
 def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
-    """Those of a jaxpr and of all jaxprs inside."""
+    """The equations of a jaxpr and of all jaxprs inside of it."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
@@ -60,7 +61,7 @@ def _holds_tracer(value: Any) -> bool:
         value = unvisited.pop()
         if isinstance(value, Tracer):
             return True
-        # A rule refers to its trace, and the trace to every tracer so far.
+        # A rule refers to its trace, which refers to all tracers so far: do not search.
         if id(value) in visited or isinstance(value, _NEVER_SEARCHED):
             continue
         visited.add(id(value))

@@ -1,7 +1,7 @@
 """A traced loss as a flat list of operations, which can be read and run in parts.
 
-Calls of `jax.jit` are inlined. Every other operation stays whole and is bound again as
-it was traced, also custom derivative rules and loops.
+Calls of `jax.jit` are inlined. Every other equation of the jaxpr becomes one operation,
+bound again as it was traced. This includes loops and custom derivative rules.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from jax.core import eval_jaxpr
 from jax.extend import core
 
 from lejax._tracing.loss import Loss
-
-# The names of the primitive of `jax.jit` in the versions of jax.
-JIT = ("jit", "pjit")
+from lejax._tracing.obstacles import JIT
 
 
 class Operation(NamedTuple):
@@ -59,20 +57,20 @@ class Program(NamedTuple):
     obstacles: frozenset[str]
 
     def why_not_in_parts(self) -> str:
-        """The reason why it cannot run in parts; empty if it can."""
+        """The reason why the program cannot run in parts; empty if it can."""
         if not self.obstacles:
             return ""
         return f"the loss cannot be run in parts: {', '.join(sorted(self.obstacles))}"
 
     def run(self, operations: Iterable[Operation], values: dict[int, Any]) -> None:
-        """Runs some of the operations: reads operands from `values`, adds results."""
+        """Runs these operations: reads operands from `values`, adds the results."""
         for operation in operations:
             operands = (values[number] for number in operation.inputs)
             results = operation.bind(*operands)
             values.update(zip(operation.outputs, results, strict=True))
 
     def source(self, number: int) -> int:
-        """The value that `pvary` copied to every member of a mesh, or the value."""
+        """The operand of `pvary` if this value is its result; else the value itself."""
         copies = {
             operation.outputs[0]: operation.inputs[0]
             for operation in self.operations

@@ -36,6 +36,7 @@ from lejax._schedules.target_share import (
 )
 from lejax._tracing.compiled import run_compiled
 from lejax._tracing.loss import Loss, OutsideLoss
+from lejax._transforms.place_in_chain import check_place
 
 
 class SmoothingState(NamedTuple):
@@ -223,7 +224,8 @@ def of_selected(
         if updates is not None:
             # With a mask they are what the other leaves get.
             lost = restore(updates, jax.tree.map(lambda _: None, params))
-            _check_discarded(lost, may_be_gradients=mask is not None)
+            _check_discarded(lost, used_elsewhere=mask is not None)
+        check_place(replaces_all=mask is None)
         with_aux = has_aux is True or like is not None
         loss = _of_selected(value_fn, lambda part: restore(part, params), with_aux)
         found, new_state = run_compiled(
@@ -235,6 +237,7 @@ def of_selected(
             inline=any(sampler.axes),
         )
         _MADE.update((id(leaf), leaf) for leaf in jax.tree.leaves(found))
+        _warn_of_nothing(new_state.info, sampler)
         if updates is None:
             # For what is no array, which a mask leaves out, there is no update.
             updates = jax.tree.map(
@@ -246,12 +249,25 @@ def of_selected(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-# What was made by transformations of this kind, while it is alive.
+def _warn_of_nothing(info: Info, sampler: Sampler) -> None:
+    """Warn if no sample was effective, outside of `jax.jit`."""
+    size = info.effective_sample_size
+    if isinstance(size, Tracer) or size.ndim or float(size) != 0:
+        return
+    warnings.warn(
+        f"no sample of {sampler.name} was effective, so the update is zero: value_fn "
+        f"was not finite in {float(info.nonfinite_fraction):.0%} of the samples; start "
+        "where it is finite, or lower tau, or scale the parameters to be of size 1.",
+        stacklevel=3,
+    )
+
+
+# The outputs of transformations of this kind, while they are alive.
 _MADE: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
-def _check_discarded(updates: PyTree, *, may_be_gradients: bool) -> None:
-    """Refuse, or warn of, what comes before and would be lost, where it can be seen."""
+def _check_discarded(updates: PyTree, *, used_elsewhere: bool) -> None:
+    """Refuse or report incoming updates that are discarded, if they are concrete."""
     leaves = jax.tree.leaves(updates)
     if any(_MADE.get(id(leaf)) is leaf for leaf in leaves):
         raise ValueError(
@@ -259,15 +275,15 @@ def _check_discarded(updates: PyTree, *, may_be_gradients: bool) -> None:
             "replaces what the first has made; keep one, or give them masks that have "
             "no leaf in common."
         )
-    if may_be_gradients or any(isinstance(leaf, Tracer) for leaf in leaves):
+    if used_elsewhere or any(isinstance(leaf, Tracer) for leaf in leaves):
         return
     with jax.ensure_compile_time_eval():
         lost = any(bool(jnp.any(leaf != 0)) for leaf in leaves)
     if lost:
         warnings.warn(
-            "updates that are not zero are replaced: what comes before local_entropy, "
-            "heat or gaussian in a chain is lost, and so are gradients; let these be "
-            "the first, and pass None as updates.",
+            "local_entropy, heat or gaussian replaces the updates that are passed, and "
+            "these are not zero; pass None, as gradients are not needed, and let "
+            "nothing come before in the chain.",
             stacklevel=3,
         )
 

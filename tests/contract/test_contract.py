@@ -61,7 +61,7 @@ PURE = {
     ),
 }
 # Of the host, with tests of their own.
-WHOLE_RUNS = {lejax.minimize, lejax.ask_tell}
+WHOLE_RUNS = {lejax.minimize, lejax.ask_tell, lejax.plot}
 
 
 def test_every_public_factory_is_registered():
@@ -128,7 +128,7 @@ def test_state_never_changes_and_nothing_is_traced_twice(name, x64):
 
 
 @every_transformation
-@pytest.mark.filterwarnings("ignore:updates that are not zero")
+@pytest.mark.filterwarnings("ignore:local_entropy, heat or gaussian replaces")
 def test_updates_are_replaced_and_extra_arguments_ignored(name):
     tx = transformation(name)
     ones = jax.tree.map(jnp.ones_like, params())

@@ -180,6 +180,7 @@ def test_two_samplers_in_a_chain():
     chain = optax.chain(
         lejax.heat(PATHWISE, 0.1, key=KEY, mask={"a": True, "b": False}),
         smooth(mask={"a": False, "b": True}),
+        optax.sgd(0.1),
     )
     updates, _ = first(chain, lambda p: bowl(p["a"]) + bowl(p["b"]), params)
     assert all((leaf != 0).all() for leaf in updates.values())
@@ -189,8 +190,12 @@ def test_two_samplers_in_a_chain():
     "before", [optax.add_decayed_weights(0.1), optax.sgd(0.1), optax.clip(1.0)]
 )
 def test_what_comes_before_is_lost(before):
-    chain = optax.chain(before, smooth())
-    with pytest.warns(UserWarning, match="let these be the first"):
+    chain = optax.chain(before, smooth(), optax.sgd(0.1))
+    message = "replaces the updates that are passed.*let nothing come before"
+    with (
+        pytest.warns(UserWarning, match=message),
+        pytest.warns(UserWarning, match="before it in the chain have no effect"),
+    ):
         first(chain, updates=X)
 
 

@@ -119,7 +119,7 @@ def test_chunks_change_nothing(samples):
 @pytest.mark.parametrize(
     "sampler",
     [
-        lejax.importance(1),
+        lejax.importance(2),
         lejax.pathwise(2),
         lejax.sgld(3, 0.01),
         lejax.robbins_monro(2, 2, 0.1),

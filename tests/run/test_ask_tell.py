@@ -37,7 +37,7 @@ SMOOTH = {
     "importance": (lejax.local_entropy, lejax.importance(30)),
     "odd": (lejax.local_entropy, lejax.importance(31, chunk_size=4)),
     "plain": (lejax.local_entropy, lejax.importance(7, antithetic=False)),
-    "one": (lejax.local_entropy, lejax.importance(1)),
+    "one": (lejax.local_entropy, lejax.importance(2)),
     "share": (lejax.local_entropy, lejax.importance(40, beta_share=0.4)),
     "signs": (lejax.local_entropy, lejax.importance(60, signs_per_draw=5)),
     "ranks": (lejax.local_entropy, lejax.importance(30, shaping="ranks")),
@@ -318,7 +318,7 @@ def test_what_is_no_single_smoothing():
     smooth, sampler = SMOOTH["importance"]
     both = [smooth(sampler, 0.3, key=KEY, mask=mask) for mask in (w, b)]
     for tx, said in (
-        (optax.chain(*both), "more than one estimate"),
+        (optax.chain(*both, optax.sgd(0.1)), "more than one estimate"),
         (optax.adam(0.1), "tx evaluates no loss"),
     ):
         search = lejax.ask_tell(tx)

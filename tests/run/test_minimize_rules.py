@@ -138,7 +138,7 @@ WARNINGS = {
         {
             "value_fn": lambda x: bowl(x) + jnp.sum(x) * 1e-3,
             "sampler": PLAIN,
-            "beta": 1e-3,
+            "beta": 0.05,
             **STILL,
         },
     ),

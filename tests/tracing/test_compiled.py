@@ -192,6 +192,7 @@ def inside_scan(fn):
     return looped
 
 
+@pytest.mark.filterwarnings("ignore:value_fn=.* was compiled 5 times")
 @pytest.mark.parametrize("name", ["pathwise", "sgld"])
 @pytest.mark.parametrize("inside", [lambda fn: fn, jax.jit, inside_scan])
 @pytest.mark.parametrize("kind", ["number", "array", "shared", "backwards"])
@@ -368,3 +369,24 @@ def test_the_loss_is_traced_once(name, jitted):
 
     jax.block_until_ready((jax.jit(update) if jitted else update)(state))
     assert len(calls) == 1
+
+
+def test_a_loop_that_compiles_at_every_call_is_named():
+    """A Python number that changes is another program each time."""
+    tx = lejax.heat(lejax.pathwise(2), 0.1, key=jax.random.key(0))
+    x = jnp.ones(3)
+    state = tx.init(x)
+
+    def update(state, scale):
+        def scaled_loss(x):
+            return scale * x @ x
+
+        return tx.update(None, state, x, value_fn=scaled_loss)[1]
+
+    for k in range(3):
+        state = update(state, 1.0 + k)
+    for _ in range(20):
+        state = update(state, jnp.float32(2.0))  # an array: one program for all
+    with pytest.warns(UserWarning, match=r"value_fn=scaled_loss was compiled 5 times"):
+        for k in range(3):
+            state = update(state, 10.0 + k)
