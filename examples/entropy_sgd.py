@@ -1,4 +1,4 @@
-"""Entropy-SGD on XOR: twenty small batches to an update."""
+"""Entropy-SGD on XOR, with twenty minibatches in each update."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def mistakes(params):
     return jnp.mean(logits(params, points).argmax(-1) != labels)
 
 
-gamma_0, gamma_1 = 1e-2, 1e-2  # scoping: γ grows, so that τ = 1/γ falls
+gamma_0, gamma_1 = 1e-2, 1e-2  # scoping: γ grows, τ = 1/γ falls
 tx = lejax.entropy_sgd(0.5, lejax.scoping(1 / gamma_0, gamma_1), key=jax.random.key(1))
 
 

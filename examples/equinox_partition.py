@@ -1,4 +1,4 @@
-"""Equinox: the inexact arrays of a model are its parameters."""
+"""Equinox: partition a model, and train its inexact arrays."""
 
 import equinox as eqx
 import jax

@@ -1,4 +1,7 @@
-"""Flax linen with `TrainState`, which passes no extra arguments to its optimiser."""
+"""Flax linen with `TrainState`: `lejax.value_and_grad` makes the gradients.
+
+`TrainState` passes no `value_fn` to its optimiser, which `local_entropy` would need.
+"""
 
 import jax
 import jax.numpy as jnp

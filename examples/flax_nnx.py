@@ -1,4 +1,4 @@
-"""Flax NNX with `nnx.Optimizer`, which hands `value_fn` and `batch` on."""
+"""Flax NNX with `nnx.Optimizer`, which passes `value_fn` and `batch` to the chain."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def update(model, optimizer, batch):
     def value_fn(params, batch):
         return mistakes(nnx.merge(graph, params, rest), batch)
 
-    # The incoming gradients are replaced: anything of their shapes will do.
+    # The chain replaces the incoming gradients: pass any tree of their shapes.
     optimizer.update(model, params, value_fn=value_fn, batch=batch)
 
 

@@ -1,7 +1,7 @@
 """Flax NNX as pure functions, with batch statistics and dropout.
 
-The statistics of the parameters themselves come back through `has_aux`. The key of the
-dropout is a part of the batch: all samples see one mask.
+`has_aux` returns the batch statistics at the parameters themselves. The dropout key is
+a part of the batch, so all samples of an update share one mask.
 """
 
 import jax

@@ -1,7 +1,7 @@
-"""One chain, two kinds of gradient, and a leaf that has none.
+"""One chain with two kinds of gradient, and a leaf that is not trained.
 
-The gates meet the loss by their sign alone, and are trained on its local entropy; what
-reads them, by back-propagation; the integer table is not trained.
+The gates have a hard threshold, and are trained on the local entropy of the loss. The
+output layer is trained by back-propagation. The integer table stays as it is.
 """
 
 import jax
@@ -14,7 +14,7 @@ points = jax.random.normal(jax.random.key(0), (1000, 2))
 labels = (points[:, 0] * points[:, 1] > 0).astype(jnp.int32)
 keys = jax.random.split(jax.random.key(1), 3)
 params = {
-    "gates": jax.random.normal(keys[0], (2, 16)),  # meets the loss as a sign alone
+    "gates": jax.random.normal(keys[0], (2, 16)),  # behind a hard threshold
     "levels": jnp.array([-1, 1]),
     "out": {"w": jax.random.normal(keys[1], (16, 2)) / 4, "b": jnp.zeros(2)},
 }
@@ -43,7 +43,7 @@ tx = optax.chain(smooth, optax.sgd(0.5))
 @jax.jit
 def update(params, state, batch):
     grads = jax.grad(loss, allow_int=True)(params, batch)
-    grads["levels"] = jnp.zeros_like(params["levels"])  # its own would be float0
+    grads["levels"] = jnp.zeros_like(params["levels"])  # its own is of float0
     updates, state = tx.update(grads, state, params, value_fn=loss, batch=batch)
     return optax.apply_updates(params, updates), state
 

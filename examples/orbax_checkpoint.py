@@ -1,4 +1,4 @@
-"""Saving and restoring with orbax: the run goes on bit for bit, typed keys included."""
+"""Save and restore with orbax, typed keys included: the run continues bit for bit."""
 
 import tempfile
 

@@ -1,4 +1,4 @@
-"""A plain pytree, trained on its share of mistakes, which has no gradient."""
+"""A plain pytree, trained on its error rate, which has no useful gradient."""
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
-"""A simulator outside of JAX: SciPy's ODE solver, on processes of which one dies.
+"""A simulator outside of JAX: SciPy's ODE solver on two processes, one of which dies.
 
-Hares and lynxes: the logarithms of four rates, from noisy counts, with uncertainty.
+It estimates four rates of a predator-prey model from noisy counts, with uncertainty.
 """
 
 import multiprocessing
@@ -49,7 +49,7 @@ if __name__ == "__main__":
             runs = [
                 pool.schedule(minus_log_posterior, (x,), timeout=30) for x in points
             ]
-            if step == 20:  # a run that takes its process down
+            if step == 20:  # this run kills its process
                 runs[10] = pool.schedule(os.abort)
             found = [np.nan if run.exception() else run.result() for run in runs]
             lost += np.isnan(found).sum()

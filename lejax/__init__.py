@@ -36,6 +36,7 @@ Results and states
     Sampler                 what samplers are; how they run over named axes
     Info                    what one update says about itself
     MinimizeResult          what `minimize` returns
+    MinimizeState           what `minimize` continues from
     AskTell                 what `ask_tell` returns
     Certificate             what `certificate` returns
     ReductionReport         what `reduction_report` returns
@@ -49,6 +50,7 @@ from lejax._estimators.effective_sample_size import beta_for_share
 from lejax._info import Info
 from lejax._posterior import negative_log_posterior
 from lejax._run.ask_tell import AskTell, AskTellState, ask_tell
+from lejax._run.loop import MinimizeState
 from lejax._run.minimize import minimize
 from lejax._run.plot import plot
 from lejax._run.result import MinimizeResult
@@ -79,6 +81,7 @@ __all__ = [
     "GaussianState",
     "Info",
     "MinimizeResult",
+    "MinimizeState",
     "ReductionReport",
     "SGLDState",
     "Sampler",

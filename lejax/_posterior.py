@@ -21,35 +21,40 @@ def negative_log_posterior(
     observations: npt.ArrayLike,
     covariance: npt.ArrayLike,
 ) -> Callable[[PyTree], jax.Array]:
-    """The negative logarithm of a posterior density, but for a constant.
+    """The negative logarithm of a posterior density, up to a constant.
+
+    Use it for Bayesian inverse problems with Gaussian errors. Its minimiser is the
+    maximum a posteriori estimate, and `gaussian` with `temperature=1.0` fits a mean and
+    a covariance of exp(-f). For other likelihoods write f yourself; for exact samples
+    of the posterior use MCMC. In NumPyro f is the `potential_fn`, and in BlackJAX -f is
+    the `logdensity_fn`.
 
         f(u) = ½ |Γ^{-½}(y - G(u))|² - log p(u),   y = G(u) + η,   η ~ N(0, Γ).
 
-    Its minimiser is the maximum a posteriori; `gaussian` with `temperature=1.0` finds a
-    mean and a covariance of exp(-f). Where G fails it may return NaN, or be infinite:
-    such a sample counts as failed, and costs no more than itself. G may call what is no
-    JAX by `jax.pure_callback`, if no gradient is taken.
+    G may return NaN or infinity if it fails: such a sample counts as failed and has no
+    weight. G may call code outside of JAX by `jax.pure_callback`, for samplers that
+    take no gradient.
 
     Args:
-        forward: G, the forward map: `forward(u)`, an array of the shape of y.
-        log_prior: log p, `log_prior(u)`, a scalar, but for a constant. -inf where u is
+        forward: G, the forward map: `forward(u)` is an array in the shape of y.
+        log_prior: log p, up to a constant: `log_prior(u)` is a scalar, -inf if u is
             impossible.
         observations: y, an array of any shape.
-        covariance: Γ, of the errors η, in squared units of y: a variance, the variances
-            of all numbers of y, in its shape, or a matrix (y.size, y.size).
+        covariance: Γ, the covariance of the errors η, in squared units of y: a number,
+            an array of variances in the shape of y, or a matrix (y.size, y.size).
 
     Returns:
-        f, a function of u alone, to be passed as `value_fn`.
+        f, a function of u alone, for `value_fn`.
 
     Raises:
-        ValueError: observations or covariance are not finite, Γ is not positive
-            definite, not symmetric, or of another shape; and at the first call where
-            G(u) has another shape than y.
-        TypeError: at the first call where the prior is no real scalar, or G(u) is
+        ValueError: observations or covariance are not finite; Γ is not positive
+            definite, not symmetric, or of another shape; in the first call, G(u) has
+            another shape than y.
+        TypeError: in the first call, the prior is not a real scalar, or G(u) is
             complex.
 
     Examples:
-        A mean of observations with the prior N(0, 1): 10 · 2 / (10 + 1).
+        Ten observations of 2 with variance 1, and the prior N(0, 1): the mean is 20/11.
 
         >>> import jax, jax.numpy as jnp, lejax
         >>> f = lejax.negative_log_posterior(
@@ -71,7 +76,7 @@ def negative_log_posterior(
         if predicted.shape != y.shape:
             raise ValueError(
                 f"forward returned an array of shape {predicted.shape} for observations"
-                f" of shape {y.shape}; return what was observed, in its order."
+                f" of shape {y.shape}; return one prediction for each observation."
             )
         if prior.shape != ():
             raise TypeError(
@@ -81,10 +86,10 @@ def negative_log_posterior(
         for name, found in (("forward", predicted), ("log_prior", prior)):
             if jnp.issubdtype(found.dtype, jnp.complexfloating):
                 raise TypeError(
-                    f"{name} must return real numbers, got {found.dtype}; take the "
-                    "real and the imaginary part as observations of their own."
+                    f"{name} must return real numbers, got {found.dtype}; use the real "
+                    "and imaginary parts as separate observations."
                 )
-        dtype = jax.dtypes.canonicalize_dtype(float)  # never less than single
+        dtype = jax.dtypes.canonicalize_dtype(float)  # at least single precision
         residual = whitened(jnp.asarray(y, dtype) - predicted.astype(dtype))
         return jnp.sum(residual**2) / 2 - prior.astype(dtype)
 
@@ -92,9 +97,9 @@ def negative_log_posterior(
 
 
 def _finite(name: str, value: Any) -> Any:
-    """`value` as an array of real numbers, none of which is missing.
+    """`value` as an array of finite real numbers.
 
-    A NumPy array, so that it is known under `jax.jit` as well; or traced.
+    A NumPy array, so that its values are also known under `jax.jit`, unless traced.
     """
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
     try:
@@ -110,20 +115,20 @@ def _finite(name: str, value: Any) -> Any:
         ) from error
     if complex_:
         raise ValueError(
-            f"{name} must be real, got {found.dtype}; pass the real and the imaginary "
-            "part as numbers of their own."
+            f"{name} must be real, got {found.dtype}; pass the real and imaginary "
+            "parts as separate numbers."
         )
     bad = 0 if traced else (~np.isfinite(found)).sum()
     if bad:
         raise ValueError(
             f"{name} has {bad} of {found.size} numbers that are not finite; leave out "
-            "what was not observed, in forward as well."
+            "missing observations, in forward as well."
         )
     return found
 
 
 def _whitening(gamma: Any, y: Any) -> Callable[[jax.Array], jax.Array]:
-    """r -> Γ^{-½} r; positive definiteness is seen where Γ is known."""
+    """r -> Γ^{-½} r; positive definiteness is checked unless Γ is traced."""
     known = isinstance(gamma, np.ndarray)
     if gamma.shape in ((), y.shape):
         if known and gamma.min(initial=1) <= 0:
@@ -131,7 +136,7 @@ def _whitening(gamma: Any, y: Any) -> Callable[[jax.Array], jax.Array]:
                 f"covariance must be positive, got a variance of {gamma.min()}; pass "
                 "the squares of standard deviations."
             )
-        # In double precision where it is known: a variance may be too small for single.
+        # In double precision if it is known: a variance may be too small for single.
         deviations = np.sqrt(gamma) if known else jnp.sqrt(gamma)
         return lambda residual: residual / jnp.asarray(deviations, residual.dtype)
     if gamma.shape != (y.size, y.size):
@@ -147,19 +152,19 @@ def _whitening(gamma: Any, y: Any) -> Callable[[jax.Array], jax.Array]:
 
 
 def _factor(matrix: np.ndarray) -> np.ndarray:
-    """Its Cholesky factor; refuse what has none."""
+    """The Cholesky factor; refuse a matrix that has none."""
     if not np.allclose(matrix, matrix.T, rtol=1e-4, atol=1e-6 * np.abs(matrix).max()):
         raise ValueError(
-            "covariance is not symmetric; pass (covariance + covariance.T) / 2 if that "
-            "is what is meant."
+            "covariance is not symmetric; pass its symmetric part "
+            "(covariance + covariance.T) / 2 if you mean that."
         )
-    # Of the correlations: the units of the observations do not matter.
+    # Of the correlations, so that the units of the observations do not matter.
     deviations = np.sqrt(np.diag(matrix).clip(np.finfo(np.float64).tiny))
     correlations = matrix / np.outer(deviations, deviations)
     least = np.linalg.eigvalsh(correlations)[0]
     if least <= len(matrix) * np.finfo(np.float64).eps:
         raise ValueError(
-            f"covariance is not positive definite, the least eigenvalue of its "
+            f"covariance is not positive definite: the least eigenvalue of its "
             f"correlations is {least:.3g}; leave out observations that others "
             "determine, or add a variance to its diagonal."
         )

@@ -1,1 +1,1 @@
-"""The covariance of a Gaussian that learns: structures, and their update."""
+"""The covariance that `gaussian` learns: its structures, and its update."""

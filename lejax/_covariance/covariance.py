@@ -1,6 +1,6 @@
-"""The covariance Σ = LLᵀ of φ = N(x, Σ), by its root L: x + Lu with u ~ N(0, I).
+"""The covariance Σ = LLᵀ of φ = N(x, Σ), stored as its root L.
 
-All that is learnt about Σ is learnt in the coordinates u, where it is I.
+A draw is x + Lu with u ~ N(0, I). Σ is learnt in the coordinates u, in which it is I.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Covariance: TypeAlias = Elementwise | LowRank | Full
 def isotropic(
     structure: Structure, zeros: PyTree, variance: Any, rank: int, key: jax.Array
 ) -> Covariance:
-    """τI, from where a covariance of that structure sets out."""
+    """τI, the initial covariance, in this structure."""
     scale = jnp.sqrt(jnp.asarray(variance, compute_dtype(zeros)))
     if structure == "low_rank":
         return isotropic_low_rank(zeros, scale, rank, key)
@@ -34,8 +34,8 @@ def isotropic(
         flat = ravel_pytree(zeros)[0]
         if flat.size > MAX_DENSE_SIZE:
             raise ValueError(
-                f"covariance='full' keeps a matrix of {flat.size} rows, and at most "
-                f"{MAX_DENSE_SIZE} are supported; pass covariance='diagonal'."
+                f"covariance='full' supports at most {MAX_DENSE_SIZE} parameters, got "
+                f"{flat.size}; pass covariance='diagonal' or 'low_rank'."
             )
         return Full(scale.astype(flat.dtype) * jnp.eye(flat.size, dtype=flat.dtype))
     shapes = {"scale": lambda leaf: (), "diagonal": jnp.shape}

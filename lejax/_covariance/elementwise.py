@@ -1,4 +1,4 @@
-"""Covariances with one variance for each leaf, or one for each number."""
+"""Covariances with one variance for each leaf, or for each parameter."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lejax._internal.types import PyTree
 
 
 class Elementwise(NamedTuple):
-    """L is diagonal, with one scale for a leaf, or one for each of its numbers.
+    """L is diagonal, with one scale for each leaf or for each of its numbers.
 
     Attributes:
-        scales: of standard deviations, scalars or of the shapes of the parameters.
+        scales: standard deviations, scalars or in the shapes of the parameters.
     """
 
     scales: PyTree
@@ -44,9 +44,9 @@ class Elementwise(NamedTuple):
         return sum(jax.tree.leaves(logs), jnp.zeros((), compute_dtype(like)))
 
     def products(self, u: PyTree, v: PyTree, coefficients: jax.Array) -> PyTree:
-        """Σ c uvᵀ as far as it is kept: its diagonal, or the mean of that of a leaf.
+        """The diagonal of Σ c uvᵀ, or its mean over a leaf.
 
-        `u` and `v` have leaves (n, ...), for coefficients (n,).
+        `u` and `v` have leaves (n, ...), `coefficients` has the shape (n,).
         """
 
         def of_leaf(scale: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
@@ -61,11 +61,11 @@ class Elementwise(NamedTuple):
     bends = products
 
     def unit(self) -> PyTree:
-        """I as `products` has it."""
+        """I, in the form of `products`."""
         return jax.tree.map(jnp.ones_like, self.scales)
 
     def factor(self, excess: PyTree, low: Any, high: Any) -> PyTree:
-        """I + A, with eigenvalues between these, for A as `products` has it."""
+        """I + A, clipped to [low, high], for A in the form of `products`."""
         return jax.tree.map(lambda a: _clipped(1 + a, low, high), excess)
 
     def solve(self, factor: PyTree, u: PyTree) -> PyTree:
@@ -75,7 +75,7 @@ class Elementwise(NamedTuple):
     def stretched(
         self, factor: PyTree, power: int, bounds: tuple[Any, Any]
     ) -> tuple[Elementwise, jax.Array]:
-        """The root of LFᵖLᵀ within bounds, and the share of directions at one."""
+        """The root of LFᵖLᵀ within bounds, and the share of directions at a bound."""
         low, high = (jnp.sqrt(bound) for bound in bounds)
         free = jax.tree.map(lambda s, f: s * f ** (power / 2), self.scales, factor)
         kept = jax.tree.map(lambda s: _clipped(s, low, high), free)
@@ -85,5 +85,5 @@ class Elementwise(NamedTuple):
 
 
 def _clipped(x: jax.Array, low: Any, high: Any) -> jax.Array:
-    """In the dtype of x."""
+    """x within bounds, in its own dtype."""
     return x.clip(*(jnp.asarray(end, x.dtype) for end in (low, high)))

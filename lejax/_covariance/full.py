@@ -1,4 +1,4 @@
-"""A dense covariance, of all parameters together."""
+"""A dense covariance of all parameters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from jax.flatten_util import ravel_pytree
 from lejax._internal.trees import rows
 from lejax._internal.types import PyTree
 
-# A dense root of more directions takes minutes to decompose.
+# Above this size a decomposition takes minutes.
 MAX_DENSE_SIZE = 2**11
 
 
-# Also where the device would rather round.
+# Full precision also on devices that round products by default.
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -24,8 +24,7 @@ class Full(NamedTuple):
     """L is dense.
 
     Attributes:
-        root: (d, d), symmetric, of all numbers of the parameters as `ravel_pytree` has
-            them.
+        root: (d, d), symmetric, in the order of `ravel_pytree`.
     """
 
     root: jax.Array
@@ -46,7 +45,7 @@ class Full(NamedTuple):
         return jnp.linalg.slogdet(self.root)[1]
 
     def products(self, u: PyTree, v: PyTree, coefficients: jax.Array) -> jax.Array:
-        """Σ c (uvᵀ + vuᵀ)/2, of leaves (n, ...), for coefficients (n,)."""
+        """Σ c (uvᵀ + vuᵀ)/2, for leaves (n, ...) and coefficients (n,)."""
         u, v = rows(u), rows(v)
         found = _matmul((u * coefficients[:, None].astype(u.dtype)).T, v)
         return (found + found.T) / 2
@@ -54,11 +53,11 @@ class Full(NamedTuple):
     bends = products
 
     def unit(self) -> jax.Array:
-        """I as `products` has it."""
+        """I, in the form of `products`."""
         return jnp.eye(len(self.root), dtype=self.root.dtype)
 
     def factor(self, excess: jax.Array, low: Any, high: Any) -> Any:
-        """I + A, with eigenvalues between these: they and their directions."""
+        """The eigenvalues of I + A, clipped to [low, high], and its eigenvectors."""
         values, vectors = jnp.linalg.eigh(excess)
         return (1 + values).clip(low, high), vectors
 
@@ -71,13 +70,12 @@ class Full(NamedTuple):
     def stretched(
         self, factor: Any, power: int, bounds: tuple[Any, Any]
     ) -> tuple[Full, jax.Array]:
-        """The root of LFᵖLᵀ within bounds, and the share of directions at one."""
+        """The root of LFᵖLᵀ within bounds, and the share of directions at a bound."""
         values, vectors = factor
-        # By the root, not by Σ: small eigenvalues would have half of the digits.
+        # From the root, as Σ would lose half of the digits of small eigenvalues.
         root = _matmul(self.root, vectors * values ** (power / 2))
         directions, free, _ = jnp.linalg.svd(root)
         kept = free.clip(*(jnp.sqrt(bound) for bound in bounds))
-        # The symmetric root is the only one of its kind: rounding cannot turn it, and
-        # with it the draws.
+        # The symmetric root is unique, so rounding cannot rotate it, nor the draws.
         root = _matmul(directions * kept, directions.T)
         return Full(root), (kept != free).mean(dtype=root.dtype)

@@ -12,29 +12,30 @@ from jax.flatten_util import ravel_pytree
 from lejax._internal.trees import rows
 from lejax._internal.types import PyTree
 
-# An eigenvalue beside the diagonal stays above this, in its units.
+# The eigenvalues Λ stay between this and its inverse.
 LEAST = 1e-6
 
-# To be told from rounding, a change stays so much below what it may be.
+# Changes stay this much within their limits, so that rounding cannot exceed them.
 SLACK = 1e-3
 
-# Parts change by this power of what a direction may, at least.
+# The limits of a change are reduced by powers of at least about this.
 LEAST_POWER = 0.1
 
 
 class LowRank(NamedTuple):
-    """Σ = S (I + U(Λ - I)Uᵀ) S; all flat, as `ravel_pytree` has the parameters.
+    """Σ = S (I + U(Λ - I)Uᵀ) S; all arrays are flat, in the order of `ravel_pytree`.
 
-    L = SR, R = I + U(√Λ - I)Uᵀ. One step of principal factors an update: of B, what
-    S⁻¹ΣS⁻¹ should become, the diagonal is known, and BΩ for the r columns of Ω, which
-    turn towards the directions of BΩ - Ω: a power iteration along the updates. Wide
-    directions come first in it; with narrow ones it may stop at a local optimum.
+    L = SR with R = I + U(√Λ - I)Uᵀ. An update is one step of principal factors. Let B
+    be the matrix that S⁻¹ΣS⁻¹ should become. Only its diagonal and BΩ are estimated,
+    with the r columns of Ω, which turn towards the directions of BΩ - Ω: a power
+    iteration along the updates. It finds wide directions first; with narrow ones it may
+    stop at a local optimum.
 
     Attributes:
         scales: S, (d,).
         basis: U, (d, r), orthonormal.
         values: Λ, (r,).
-        sketch: Ω, (d, r), orthonormal: where the next draws are looked at.
+        sketch: Ω, (d, r), orthonormal: the directions that the next update measures.
     """
 
     scales: jax.Array
@@ -43,7 +44,7 @@ class LowRank(NamedTuple):
     sketch: jax.Array
 
     def turned(self, u: jax.Array, power: float) -> jax.Array:
-        """(I + U(Λ - I)Uᵀ)ᵖ u, of rows or one."""
+        """(I + U(Λ - I)Uᵀ)ᵖ u, for one u or for rows."""
         return u + ((u @ self.basis) * (self.values**power - 1)) @ self.basis.T
 
     def times(self, u: PyTree) -> PyTree:
@@ -64,13 +65,13 @@ class LowRank(NamedTuple):
     def products(
         self, u: PyTree, v: PyTree, coefficients: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """RMR, M = Σ c (uvᵀ + vuᵀ)/2: its diagonal, and times Ω."""
+        """The diagonal of RMR, and RMRΩ, for M = Σ c (uvᵀ + vuᵀ)/2."""
         return self._sums(u, v, coefficients, 0.5)
 
     def bends(
         self, u: PyTree, v: PyTree, coefficients: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """The same of R⁻¹MR⁻¹."""
+        """The same for R⁻¹MR⁻¹."""
         return self._sums(u, v, coefficients, -0.5)
 
     def _sums(
@@ -85,17 +86,17 @@ class LowRank(NamedTuple):
         return c @ (a * b), (one + other) / 2
 
     def unit(self, power: int = 1) -> tuple[jax.Array, jax.Array]:
-        """I as `products` has it, or `bends`."""
+        """I, in the form of `products`, or with power -1 of `bends`."""
         values = self.values**power - 1
         known = self.basis @ (values[:, None] * (self.basis.T @ self.sketch))
         return 1 + self.basis**2 @ values, self.sketch + known
 
     def factor(self, excess: Any, low: Any, high: Any) -> Any:
-        """What `solve` and `stretched` make I + A of, between these."""
+        """A and the limits of I + A, for `solve` and `stretched`."""
         return excess, low * (1 + 2 * SLACK), high * (1 - 2 * SLACK)
 
     def solve(self, factor: Any, u: PyTree) -> PyTree:
-        """(I + A)⁻¹u, as R⁻¹B⁻¹R⁻¹u of the precision."""
+        """(I + A)⁻¹u, computed as R⁻¹B⁻¹R⁻¹u from the precision."""
         flat, unravel = ravel_pytree(u)
         scales = 1 / self.scales
         found = self._of(-1, factor)
@@ -106,10 +107,10 @@ class LowRank(NamedTuple):
     def stretched(
         self, factor: Any, power: int, bounds: tuple[Any, Any]
     ) -> tuple[LowRank, jax.Array]:
-        """The root of L(I + A)ᵖLᵀ within bounds, and the share of scales at one.
+        """The root of L(I + A)ᵖLᵀ within bounds, and the share of scales at a bound.
 
-        What is known of A may add up to a covariance too far from this one. Then each
-        part of Σ changes by less, or, where Ω has left U too far, all of it alike.
+        The known parts of A may add up to a covariance too far from this one. Then each
+        part of Σ changes by less, or, if Ω is too far from U, all of Σ is rescaled.
         """
         excess, least, most = factor
 
@@ -134,11 +135,11 @@ class LowRank(NamedTuple):
     def _bounded(
         self, power: int, bounds: tuple[Any, Any]
     ) -> tuple[LowRank, jax.Array]:
-        """Of Σᵖ, within bounds, and the share of scales at one."""
+        """Σ within bounds, if this is Σᵖ, and the share of scales at a bound."""
         low, high = bounds
         free = self.scales**power
         scales = free.clip(jnp.sqrt(low), jnp.sqrt(high))
-        # Along all others the variances of S lie between the bounds.
+        # Orthogonal to U the variances are those of S, which are within the bounds.
         values = (self.values**power).clip(
             jnp.minimum(low / scales.min() ** 2, 1),
             jnp.maximum(high / scales.max() ** 2, 1),
@@ -147,13 +148,13 @@ class LowRank(NamedTuple):
         return kept, (free != scales).mean(dtype=scales.dtype)
 
     def is_near(self, other: LowRank, change: Any) -> jax.Array:
-        """Whether no direction is wider, or narrower, by more than a factor."""
+        """Whether in every direction the variances differ by at most a factor."""
         change = change * (1 + SLACK)
         return self._is_below(other, change) & other._is_below(self, change)
 
     def _is_below(self, other: LowRank, change: Any) -> jax.Array:
-        """Whether Σ is nowhere more than so many times the other."""
-        # The difference is of low rank plus diagonal too: a small matrix tells.
+        """Whether Σ is at most `change` times the other in every direction."""
+        # The difference is low rank plus diagonal too, so a small matrix decides.
         rest = change * other.scales**2 - self.scales**2
         apart = jnp.sqrt(jnp.where(rest > 0, rest, 1))[:, None]
         columns = jnp.concatenate(
@@ -165,23 +166,23 @@ class LowRank(NamedTuple):
         return (rest > 0).all() & (inside.max() <= 1)
 
     def _of(self, power: int, factor: Any) -> LowRank:
-        """Of Σᵖ, in the coordinates of Sᵖ, what B = Rᵖ(I + A)Rᵖ makes of it."""
+        """The next Σᵖ, of SᵖBSᵖ with B = Rᵖ(I + A)Rᵖ."""
         (diagonal, columns), low, high = factor
         ones, before = self.unit(power)
         diagonal, columns = ones + diagonal, before + columns
-        # B on the span of Ω, its eigenvalues and their directions.
+        # The eigenvalues and eigenvectors of B on the span of Ω.
         inside = self.sketch.T @ columns
         found, turn = jnp.linalg.eigh((inside + inside.T) / 2)
         old = jnp.einsum("ij,ij->j", self.sketch @ turn, before @ turn)
         found = found.clip(low * old, high * old)
         directions = self.sketch @ turn
-        # What they leave of the diagonal is the new S², in units of the old.
+        # The rest of the diagonal is the new S², in units of the old.
         rest = (diagonal - directions**2 @ (found - 1)).clip(low, high)
         scale = jnp.sqrt(rest)[:, None]
         basis, triangle = jnp.linalg.qr(directions / scale)
         excess, turn = jnp.linalg.eigh((triangle * (found - 1)) @ triangle.T)
         basis = basis @ turn
-        # Of the old covariance in the new directions.
+        # The old variances in the new directions.
         y = basis / scale
         across = self.values**power - 1
         old = (y**2).sum(0) + across @ (self.basis.T @ y) ** 2
@@ -197,7 +198,7 @@ class LowRank(NamedTuple):
 def isotropic_low_rank(
     zeros: PyTree, scale: jax.Array, rank: int, key: jax.Array
 ) -> LowRank:
-    """σ²I, whose directions to look at are random."""
+    """σ²I, with random directions for the first update to measure."""
     flat = ravel_pytree(zeros)[0]
     if rank > flat.size:
         raise ValueError(

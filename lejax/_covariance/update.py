@@ -1,6 +1,6 @@
-"""The update of a covariance: by moments, or by the natural gradient.
+"""The update of a covariance by moments, or by the natural gradient.
 
-All in the coordinates u, where x + Lu is a draw.
+All arguments are in the coordinates u, in which x + Lu is a draw.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def by_moments(
     change: Any,
     bounds: Any,
 ) -> tuple[Covariance, jax.Array]:
-    """(1 - ρ)Σ + ρ Cov_q + ρ(1 - ρ) of the square of the mean's step.
+    """(1 - ρ)Σ + ρ Cov_q + ρ(1 - ρ) times the square of the mean's step.
 
-    In the coordinates u, where `moved` is the step, and `excess` E_q uuᵀ - I. From the
-    square of the step goes its noise, |noise|² in all, where it is known: it would make
-    Σ smaller in every update.
+    `moved` is the step, and `excess` is E_q uuᵀ - I. If the noise of the step is known,
+    |noise|² in all, it is subtracted from the square: it would shrink Σ in every
+    update.
     """
     dtype = compute_dtype(moved)
     one = jax.tree.map(lambda leaf: leaf[None], moved)
@@ -51,9 +51,9 @@ def by_natural_gradient(
     change: Any,
     bounds: Any,
 ) -> tuple[PyTree, tuple[Covariance, jax.Array]]:
-    """The step of the mean, and the covariance of the precision Σ⁻¹ + ρβ E∇²f.
+    """The step of the mean, and the covariance with the precision Σ⁻¹ + ρβ E∇²f.
 
-    In the coordinates u, where `slope` and `bend` are β E∇f and β E∇²f.
+    `slope` and `bend` are β E∇f and β E∇²f.
     """
     steep = root.factor(bend, 1 / change, jnp.inf)
     factor = root.factor(scaled(bend, rate), 1 / change, change)
@@ -62,8 +62,8 @@ def by_natural_gradient(
 
 
 def within_reach(moved: PyTree, change: Any) -> PyTree:
-    """A step u of at most √c in the mean square of its parts, as variances change."""
-    # In units of its largest part, whose square may be too large for a float.
+    """The step u, shortened to a root mean square of at most √c."""
+    # In units of the largest part, as its square may overflow.
     parts = [jnp.abs(leaf).max(initial=1e-30) for leaf in jax.tree.leaves(moved)]
     top = jnp.stack(parts).max()
     length = top * optax.tree.norm(scaled(moved, 1 / top))
@@ -72,7 +72,7 @@ def within_reach(moved: PyTree, change: Any) -> PyTree:
 
 
 def with_constant(info: Info, root: Covariance, zeros: PyTree, temp: Any) -> Info:
-    """The info with the constant of T log φ in the objective."""
+    """The info with the constant of T log φ in the objective, and the mean variance."""
     size, dtype = optax.tree.size(zeros), info.objective.dtype
     constant = size / 2 * math.log(2 * math.pi)
     constant = constant + root.log_determinant(zeros).astype(dtype)

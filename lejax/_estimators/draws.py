@@ -18,18 +18,18 @@ from lejax._internal.trees import inner, is_large
 from lejax._internal.types import PyTree
 from lejax._spaces.space import Space
 
-# Noise of at most so many numbers is kept from one pass to the next, else drawn again.
+# Noise of at most this many numbers is kept between passes; more is drawn again.
 KEPT_NUMBERS = 2**24
 
 
 class Draws(NamedTuple):
-    """How the displacements of an update come about.
+    """The displacements of an update, still to be drawn.
 
     Attributes:
         key: of the update.
-        space: its coordinates.
+        space: the coordinates.
         scale: √τ.
-        units: the evaluations.
+        units: the evaluations, by unit.
     """
 
     key: jax.Array
@@ -38,23 +38,23 @@ class Draws(NamedTuple):
     units: Units
 
     def noise(self, part: Part, number: jax.Array) -> Noise:
-        """That of the unit of this number."""
+        """The noise of the unit with this number."""
         return self.space.noise(jax.random.fold_in(self.key, number), part.copies)
 
     def displacements(self, part: Part, noise: Noise) -> Blocks:
-        """Those of one unit, (g, ...), of the positive sign."""
+        """The displacements of one unit, (g, ...), with the positive sign."""
         drawn = noise.copies(part.copies)
         return tuple(block * self.scale.astype(block.dtype) for block in drawn)
 
     def drawn(self, part: Part, units: Noise | jax.Array) -> tuple[Noise, Blocks]:
-        """The noise of units, kept or by their numbers, and their displacements."""
+        """The noise and the displacements of units, from kept noise or from numbers."""
         noise = units
         if not isinstance(noise, Noise):
             noise = jax.vmap(lambda number: self.noise(part, number))(units)
         return noise, jax.vmap(lambda one: self.displacements(part, one))(noise)
 
     def are_kept(self) -> bool:
-        """Whether the noise of one pass is kept for the next."""
+        """True if the noise of one pass is kept for the next."""
         numbers = sum(part.units for part in self.units.parts) * sum(
             block.size for block in self.space.zeros
         )
@@ -70,10 +70,10 @@ def over_units(
     """Scan `body(total, xs)` over the chunks of a part, in O(chunk) memory.
 
     `xs` have a leading axis of units. `body` adds a chunk to the total of its group,
-    which begins with `zeros`, and returns it with what is kept of each unit; the totals
-    come back by group, the rest by unit.
+    which starts at `zeros`, and returns the total and an output for each unit. The
+    result is the totals by group, and the outputs by unit.
     """
-    if not jax.tree.leaves(zeros):  # groups are of no account
+    if not jax.tree.leaves(zeros):  # without totals, groups do not matter
         part = part._replace(
             groups=1,
             chunks=part.groups // part.at_once * part.chunks,
@@ -108,14 +108,14 @@ def over_units(
 
 
 class Chunk(NamedTuple):
-    """What was evaluated at once: p units of g draws, under k signs.
+    """A chunk of evaluations: p units of g draws, under k signs.
 
     Attributes:
-        u: the displacements (p, g, ...) of the positive sign.
+        u: the displacements (p, g, ...) with the positive sign.
         signs: (k, p or 1).
-        outputs: what was evaluated, (k, p, g, ...).
-        real: which of these count, (k, p, g); None if all do.
-        beside: what goes with the units.
+        outputs: of the function, (k, p, g, ...).
+        real: which evaluations count, (k, p, g); None if all do.
+        beside: further inputs of the units.
     """
 
     u: Blocks
@@ -126,12 +126,12 @@ class Chunk(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What a pass over all units found.
+    """The result of a pass over all units.
 
     Attributes:
-        values: by part, what is kept of each unit.
-        sums: those of all groups, on a leading axis.
-        noise: by part, that of each unit; None where it is drawn again.
+        values: by part, the output for each unit.
+        sums: the totals of all groups, on a leading axis.
+        noise: by part, the noise of each unit; None if it is drawn again.
     """
 
     values: list[PyTree]
@@ -151,9 +151,10 @@ def evaluate(
 ) -> Evaluated:
     """Evaluate `fn(u, sign)` at all displacements ±u.
 
-    `absorb(total, chunk)` adds a chunk to a total, which begins with `zeros`, and
-    returns it with what is kept of each unit, on a leading axis. `beside` is, by part,
-    what goes with its units, and `known` the noise that an earlier pass kept.
+    `absorb(total, chunk)` adds a chunk to a total, which starts at `zeros`, and returns
+    the total and an output for each unit, on a leading axis. `beside` holds further
+    inputs of the units, by part. `known` is the noise that an earlier pass kept. With
+    `keep`, this pass keeps it, unless it is too large.
     """
     large = is_large(draws.space.zeros)
     keep = keep and draws.are_kept() and not large
@@ -169,7 +170,7 @@ def evaluate(
         )
         pair = jnp.asarray((1.0, -1.0)[: part.signs], draws.scale.dtype)
         if large:
-            # Sign by sign, and drawn again rather than stored while f is evaluated.
+            # One sign at a time; noise is drawn again, not stored while f runs.
             xs = jax.tree.map(
                 lambda x, k=part.signs: jnp.repeat(x, k, 0), (xs[0],)
             ) + jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), xs[1:])
@@ -190,7 +191,7 @@ def evaluate(
                 signs = pair[:, None]
                 outputs = jax.tree.map(lambda leaf: leaf[None], units(u, None))
             else:
-                # The sign is outside, so that what ±u have in common is made once.
+                # The vmap over signs is the outer one, so that ±u share products.
                 signs = pair[:, None]
                 outputs = jax.vmap(units, (None, 0))(u, pair)
             real = None if real is None else jnp.moveaxis(real, 1, 0)
@@ -210,13 +211,13 @@ def evaluate(
 
 
 class Combined(NamedTuple):
-    """Sums over units, each of which adds v = Σ ±c u.
+    """Sums over units, each of which contributes v = Σ ±c u.
 
     Attributes:
         groups: Σv by group, on a leading axis.
         square: Σ|v|².
-        cross: Σsv, for the shares s of units; None without.
-        products: Σ c uuᵀ, as far as a covariance keeps it; None without.
+        cross: Σsv, for the shares s of units; None without shares.
+        products: Σ c uuᵀ as a covariance keeps it; None without one.
     """
 
     groups: Blocks
@@ -233,11 +234,11 @@ def combine(
     products: Callable[..., PyTree] | None = None,
     begin: Blocks | None = None,
 ) -> Combined:
-    """Σ c (X - x) over the evaluations of this member, for coefficients of all.
+    """Σ c (X - x) over this member's evaluations, for flat coefficients of all.
 
-    Where the sum has no groups it may `begin` with blocks that are to be in it.
-    `shares` are those of evaluations in what a unit has, if wanted, flat as the
-    coefficients are. `products(u, v, c)` is Σ c uvᵀ of trees with leaves (n, ...).
+    `shares` are the shares of all evaluations in the weight, for `Combined.cross`.
+    `products(u, v, c)` is Σ c uvᵀ for trees with leaves (n, ...). A sum without groups
+    may start at the blocks `begin`.
     """
     space, axis_name = draws.space, draws.units.axis_name
     dtype = coefficients.dtype

@@ -1,4 +1,4 @@
-"""β for a share of effective samples, by bisection on losses that are there already."""
+"""β for a given share of effective samples, by bisection on known losses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from lejax._internal.checks import fraction
 from lejax._internal.types import Scalar
 
-# From here on exp(-u) is nothing beside 1, in float64 too.
+# From here on exp(-u) is negligible beside 1, in float64 too.
 VANISHING = 40.0
 
 
@@ -20,26 +20,28 @@ def beta_for_share(
 ) -> jax.Array:
     """The β at which the given share of samples is effective.
 
-    Of losses f_1, …, f_J and their weights w_j = exp(-βf_j) it is the root of
+    Use it to choose β if the scale of the losses is unknown; `importance` with a
+    `beta_share` does so in every update. Do not weigh the same losses by it: a β that
+    is fitted to the draws changes what they estimate. In sequential Monte Carlo, the
+    temperatures of adaptive tempering are found this way.
 
-        ESS(β)/J = (Σ_j w_j)² / (J Σ_j w_j²) = share,
+    For losses f_1, …, f_J with weights w_j = exp(-βf_j), it solves
 
-    which falls from 1 as β grows, as log E exp(-βf) is convex in β. The bisection of
-    log β knows where to look: by Popoviciu's inequality no root is below
-    2 √(-log share) / (max f - min f), and none is above 40/Δ, Δ being what J · share
-    differences from min f do not exceed: the others would have lost their weight. It
-    takes about 35 passes over the losses, 64 in float64, and no evaluation.
+        ESS(β)/J = (Σ_j w_j)² / (J Σ_j w_j²) = share
+
+    by bisection on log β. The left-hand side falls from 1 as β grows. This takes about
+    35 passes over the losses, 64 in float64, and no evaluation.
 
     Args:
-        losses: an array of f_j, in any units, of any shape. What is not finite is left
-            out, and J is the number of the others: no β gives it any weight.
-        share: between 0 and 1, the ESS/J that is wanted.
-        default: what is returned where no two finite losses differ: any β will do then.
+        losses: the f_j, in an array of any shape, in any units. Losses that are not
+            finite are left out, and J is the number of the others.
+        share: the wanted ESS/J, between 0 and 1.
+        default: returned if no two finite losses differ: ESS/J is then 1 for any β.
 
     Returns:
-        β > 0, a scalar in inverse units of f, at least float32. Where so many losses
-        are equal to the least that no β reaches the share, it is 40/Δ, Δ being the
-        least difference from them: all others have lost their weight.
+        β > 0, a scalar in inverse units of f, at least float32. If too many losses
+        equal the minimum to reach the share, it is 40/Δ, with Δ the least positive
+        difference from the minimum: all other samples have then lost their weight.
 
     Raises:
         ValueError: `share` is not between 0 and 1.
@@ -74,8 +76,9 @@ def beta_for_share(
     spread = jnp.where(counts, above, 0).max(initial=0)
     differ = spread > 0
     smallest = jnp.where(above > 0, above, jnp.inf).min(initial=jnp.inf)
-    # In units of the difference that so many samples do not exceed: beyond 40 of them
-    # fewer have any weight. No scale of f is special, nor is that of a penalty.
+    # In units of Δ, the difference from the minimum that J · share samples do not
+    # exceed. Above β = 40/Δ, fewer samples have any weight, so no root is there. The
+    # unit adapts to any scale of f, also if a penalty is far larger.
     place = jnp.ceil(share * number).astype(jnp.int32) - 1
     scale = jnp.maximum(ordered.at[place].get(mode="clip"), smallest)
     scale = jnp.where(differ, scale, 1)
@@ -84,8 +87,8 @@ def beta_for_share(
     def too_large(log_beta: jax.Array) -> jax.Array:
         w = jnp.where(counts, jnp.exp(-jnp.exp(log_beta) * above), 0)
         mean = w.sum() / number
-        # ESS/J = 1 / (1 + Var w/mean²): of nearly equal weights the sums would keep
-        # few of the digits that count.
+        # ESS/J = 1 / (1 + Var w/mean²). With nearly equal weights, sums of w and w²
+        # would lose the digits that count.
         variance = jnp.where(counts, jnp.square(w - mean), 0).sum() / number
         return share * variance > (1 - share) * mean**2
 
@@ -95,6 +98,7 @@ def beta_for_share(
         above_root = too_large(middle)
         return jnp.where(above_root, low, middle), jnp.where(above_root, middle, high)
 
+    # By Popoviciu's inequality, no root is below 2 √(-log share) / (max f - min f).
     high = jnp.log(VANISHING)
     low = jnp.log(2 * jnp.sqrt(-jnp.log(share))) - jnp.log(above.max(initial=1))
     ends = jax.lax.fori_loop(0, limits.nmant + 12, halve, (low, high))

@@ -11,7 +11,7 @@ Shaping = Literal["ranks", "standardized"]
 
 
 def check_shaping(shaping: Any, credit: Any, beta_share: Any) -> None:
-    """Refuse what is no shaping, and what cannot go with one."""
+    """Raise if `shaping` is unknown, or excluded by the other options."""
     if shaping is None:
         return
     if shaping not in get_args(Shaping):
@@ -21,23 +21,23 @@ def check_shaping(shaping: Any, credit: Any, beta_share: Any) -> None:
         )
     if credit:
         raise ValueError(
-            f"credit={credit!r} with shaping={shaping!r}: shaped losses are no sums "
+            f"credit={credit!r} with shaping={shaping!r}: shaped losses are not sums "
             "over examples; leave one of them out."
         )
     if beta_share is not None:
         raise ValueError(
             f"beta_share={beta_share!r} with shaping={shaping!r}: shaped losses "
-            "have a scale already, choose beta for it; leave one of them out."
+            "already have a fixed scale for beta; leave one of them out."
         )
 
 
 def shaped(shaping: Shaping, losses: jax.Array) -> jax.Array:
-    """All losses of an update, shaped; +inf where one is not finite."""
+    """The losses of an update, shaped; +inf for each that is not finite."""
     return (centered_ranks if shaping == "ranks" else standardized)(losses)
 
 
 def centered_ranks(losses: jax.Array) -> jax.Array:
-    """From -½ of the least loss to ½ of the greatest; equal ones share a mean rank."""
+    """Ranks from -½ (least loss) to ½ (greatest); ties share their mean rank."""
     failed = ~jnp.isfinite(losses)
     ranks = jax.scipy.stats.rankdata(jnp.where(failed, jnp.inf, losses))
     others = jnp.maximum((~failed).sum() - 1, 1).astype(losses.dtype)
@@ -46,14 +46,14 @@ def centered_ranks(losses: jax.Array) -> jax.Array:
 
 
 def standardized(losses: jax.Array) -> jax.Array:
-    """Of mean 0 and standard deviation 1; 0 where all are equal."""
+    """The losses with mean 0 and standard deviation 1; 0 if all are equal."""
     counts = jnp.isfinite(losses)
     number = jnp.maximum(counts.sum(), 1).astype(losses.dtype)
 
     def of_one_size(values: jax.Array) -> jax.Array:
-        """So that no square overflows, or vanishes."""
+        """The values, scaled so that no square overflows or underflows."""
         values = jnp.where(counts, values, 0)
-        # Its inverse is no subnormal number, which some processors take for 0.
+        # With /16, its inverse is not subnormal: some processors flush those to 0.
         size = jnp.abs(values).max() / 16
         return values / jnp.where(size > jnp.finfo(size.dtype).tiny, size, 1)
 

@@ -1,4 +1,4 @@
-"""The average of the gradients of the loss at draws: one pass, without weights."""
+"""The average of gradients over draws, in one pass and without weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class MeanGradient(NamedTuple):
     """The average over the draws whose loss and gradient are finite.
 
     Attributes:
-        of_losses: that of their losses.
-        mean: that of the gradients; 0 where there are none.
-        square: Σ|u|² of what the units add to it.
-        products: Σu∇fᵀ, as far as a covariance is to learn from it; None without.
+        of_losses: the average of the losses.
+        mean: the average of the gradients; 0 if no draw is finite.
+        square: Σ|m|² over units, for their contributions m to the mean.
+        products: Σu∇fᵀ as a covariance keeps it; None without one.
         offset: Σu, likewise.
     """
 
@@ -35,7 +35,7 @@ class MeanGradient(NamedTuple):
     offset: Blocks | None
 
     def squared_error(self, scale: jax.Array) -> jax.Array:
-        """The noise in the mean times `scale`, by units."""
+        """The squared error of the mean times `scale`, from its units."""
         length = inner(self.mean, self.mean, scale.dtype) * scale**2
         return noise_of_sum(self.square * scale**2, length, self.of_losses.shares)
 
@@ -65,7 +65,7 @@ def mean_gradient(
         sums: PyTree = summed, inner(by_unit, by_unit, dtype)
         if products is not None:
             sign = chunk.signs.astype(dtype)[..., None]
-            # A pair's difference first: what both have in common leaves no rounding.
+            # The difference within a pair first: common parts then leave no rounding.
             odd = tuple(
                 (leaf * sign.reshape(sign.shape + (1,) * (leaf.ndim - 3))).sum(0)
                 for leaf in grads
@@ -106,9 +106,9 @@ def mean_gradient(
 def curvature(
     found: MeanGradient, space: Space, products: Callable[..., PyTree]
 ) -> PyTree:
-    """The covariance of u and ∇f over the draws that count, as `products` has it.
+    """The covariance of u and ∇f over the finite draws, as `products` keeps it.
 
-    Where some failed, u has a mean, which says nothing about ∇²f.
+    If some draws failed, u has a mean, which is unrelated to ∇²f.
     """
     assert found.offset is not None
     each = 1 / jnp.maximum(found.of_losses.size, 1)

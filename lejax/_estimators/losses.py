@@ -28,19 +28,19 @@ def losses_of(draws: Draws) -> Evaluated:
 
 
 def by_unit(total: PyTree, chunk: Chunk) -> tuple[PyTree, PyTree]:
-    """What was evaluated, (p, k, g, ...), and nothing more."""
+    """The outputs by unit, (p, k, g, ...); the total stays as it is."""
     return total, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), chunk.outputs)
 
 
 def losses_with_credit(draws: Draws) -> Evaluated:
-    """f, the sum over the examples alone less that at x, and the control variate's."""
+    """f, its sum over examples relative to x, and the sums of the control variate."""
     space, control = draws.space, draws.space.control_variate
     assert control is not None
     at_origin = mean_over(control.baselines.sum(), control.data_axis_name)
 
     def absorb(total: Sums, chunk: Chunk) -> tuple[Sums, PyTree]:
         losses, examples = chunk.outputs
-        # Nothing beside the sum: a constant would hide the losses from the fit.
+        # Without terms outside the sum: a constant would hide the losses from the fit.
         summed = mean_over(examples.losses.sum(-1), control.data_axis_name)
         kept = jnp.moveaxis(losses, 0, 1), jnp.moveaxis(summed - at_origin, 0, 1)
         return (
@@ -60,7 +60,7 @@ def losses_with_credit(draws: Draws) -> Evaluated:
 
 
 def _outside(draws: Draws) -> Evaluated:
-    """What is told of all points, in the order of units, signs and copies."""
+    """The losses from outside, in the order of units, signs and copies."""
     assert draws.space.outside is not None
     displacements: list[Blocks] = []
     for part in draws.units.parts:

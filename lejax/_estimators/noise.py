@@ -1,4 +1,4 @@
-"""E|δ̂ - E δ̂|² of an estimate, from what its independent parts add to it."""
+"""E|δ̂ - E δ̂|² of an estimate, from the contributions of independent parts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Noise(NamedTuple):
     """The noise of an estimate.
 
     Attributes:
-        square: V, the estimate of E|δ̂ - δ|²; NaN from one unit, or one group.
-        norm_error: the standard error of |δ̂|² - V, the estimate of |δ|²; likewise.
+        square: V, the estimate of E|δ̂ - δ|²; NaN with one unit, or one group.
+        norm_error: the standard error of |δ̂|² - V, which estimates |δ|²; likewise.
     """
 
     square: jax.Array
@@ -30,10 +30,10 @@ class Noise(NamedTuple):
 def noise_of_units(
     combined: Combined, total: Blocks, shares: jax.Array, units: Units
 ) -> jax.Array:
-    """V, by what the units vᵤ leave: vᵤ - sᵤδ̂, for shares s (N,) of the weight.
+    """V, from the residuals vᵤ - sᵤδ̂ of the units, for shares s (N,) of the weight.
 
-    Of large blocks the sums that are wanted alone: by about 1/d too much, but no d
-    numbers more.
+    Large blocks leave out the cross term, to save a vector of d numbers. V is then too
+    large, by a factor of about 1 + 1/d.
     """
     dtype = shares.dtype
     square = inner(total, total, dtype)
@@ -47,9 +47,9 @@ def noise_of_units(
 def noise_of_groups(
     groups: Blocks, total: Blocks, shares: jax.Array, units: Units
 ) -> Noise:
-    """V, and the variance of δ̂ along itself, by what the groups n leave: n - sδ̂.
+    """V, and the error of |δ̂|² - V, from the residuals n - sδ̂ of the groups n.
 
-    The groups are those of this member, the total is that of all.
+    The groups are those of this member; the total is the sum over all members.
     """
     dtype = shares.dtype
     if not units.group_shares < 1:
@@ -62,7 +62,7 @@ def noise_of_groups(
         along += (block * whole).sum(axes).astype(dtype)
     length = inner(total, total, dtype)
     left = (squares - 2 * share * along + share**2 * length).sum()
-    # The jackknife's, of first order 2<δ̂ - δ, δ̂>.
+    # The jackknife: the error of |δ̂|² is 2<δ̂ - δ, δ̂> to first order.
     along = jnp.square(along - share * length).sum()
     if units.axis_name is not None:
         left, along = jax.lax.psum((left, along), units.axis_name)

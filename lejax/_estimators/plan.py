@@ -10,43 +10,43 @@ from lejax._estimators.units import Part, Units
 from lejax._internal.blocks import Blocks
 from lejax._internal.mesh_axes import members
 
-# The default chunk, in numbers of its noise: on a CPU it should stay in the cache, but
-# a few large draws at once keep all cores busy; an accelerator wants more work at once.
-# The units bound what the loss needs for each.
+# The default chunk, in numbers of its noise. On a CPU it should fit into the cache,
+# except that a few large draws at once keep all cores busy. An accelerator needs more
+# work at once. CHUNK_UNITS bounds the memory of the loss.
 CHUNK_NUMBERS_CPU = 2**17
 FEW_UNITS, FEW_NUMBERS = 8, 2**20
 CHUNK_NUMBERS_ACCELERATOR = 2**25
 CHUNK_UNITS = 2**10
 
-# By default a draw serves under at most so many signs: they save most of what drawing
-# costs. d numbers under so many signs add 2 signs/d to the relative variance of the
-# displacement, and the standard error needs so many independent units. All that share a
-# draw are held at once.
+# Bounds of the default signs per draw. MAX_SIGNS saves most of the cost of drawing. In
+# d dimensions, signs add 2 signs/d to the relative variance of the displacement, hence
+# NUMBERS_PER_SIGN. The standard error needs LEAST_UNITS independent units. All samples
+# that share a draw are in memory at once, hence NUMBERS_AT_ONCE.
 MAX_SIGNS = 10
 NUMBERS_PER_SIGN = 100
 LEAST_UNITS = 30
 NUMBERS_AT_ONCE = 2**22
 
-# What a single unit adds is not always known; the noise is then told from so many
-# groups of units, or some more, where there are as many.
+# If the contributions of single units are not known, the noise is estimated from this
+# many groups of units, or a few more, if there are enough units.
 NUM_GROUPS = 8
 
-# A chunk may have so many times as many draws if that saves a loop.
+# A chunk may grow by this factor if that saves a loop.
 ROOM = 4
 
-# Chunks of one size compile to one loop. What does not count, to fill the last of them,
-# is at most this share of the work.
+# Chunks of one size compile to one loop. The padding of the last chunk is at most this
+# share of the work.
 PADDING = 0.05
 
 
 class Plan(NamedTuple):
-    """How many evaluations there are, and how they are made.
+    """The number of evaluations, and how they are made.
 
     Attributes:
         num_samples: J.
-        antithetic: whether they come in pairs; an odd one out is a unit of its own.
-        chunk_size: how many run at once, None for what suits the device.
-        signs_per_draw: how many draws, or pairs, share one under random signs.
+        antithetic: True for pairs; the last of an odd number is a unit of its own.
+        chunk_size: how many run at once; None for the default of the device.
+        signs_per_draw: how many samples, or pairs, share one draw under random signs.
     """
 
     num_samples: int
@@ -64,10 +64,10 @@ def make_units(
     least_chunks: int = 1,
     exact: bool = False,
 ) -> Units:
-    """The evaluations of a plan; `exact` where none may fill up.
+    """The units of a plan; with `exact`, without padding.
 
-    With `groups` there are `NUM_GROUPS` of them, or some more, if there are as many
-    units; and so for `least_chunks`.
+    With `groups`, there are at least `NUM_GROUPS` groups, if there are enough units;
+    and likewise at least `least_chunks` chunks.
     """
     count = 1 if axis_name is None else members(axis_name)
     pairs = plan.num_samples // 2 if plan.antithetic else 0
@@ -79,7 +79,7 @@ def make_units(
             continue
         copies = largest_divisor(number, plan.signs_per_draw)
         units, each = number // copies, signs * copies
-        # The odd one out may be the first of a pair of which the second is idle.
+        # An odd sample may be the first of a pair whose second is padding.
         odd = (
             signs == 2
             and singles == 1
@@ -91,7 +91,7 @@ def make_units(
         limit = _draws_at_once(plan, zeros, signs) // copies
         limit = max(1, min(limit, units // least_chunks))
         if groups and not plan.chunk_size and units <= 2 * NUM_GROUPS * ROOM * limit:
-            # A loop less is worth some room: groups of one chunk.
+            # Groups of one chunk save a loop, which is worth some memory.
             limit *= ROOM
         offset = 0
         for length, *how in _divided(share, limit, groups=groups, exact=exact):
@@ -108,7 +108,7 @@ def make_units(
 def _divided(
     units: int, limit: int, *, groups: bool, exact: bool
 ) -> list[tuple[int, int, int, int, int]]:
-    """Parts of units: how many, and their groups, chunks, size, and groups at once."""
+    """Parts, each as its units, groups, chunks, size, and groups at once."""
     slack = 0 if exact else int(PADDING * units)
     if not groups:
         chunks = -(-units // limit)
@@ -129,7 +129,7 @@ def _divided(
                 size = -(-in_group // chunks)
                 filled = count * chunks * size - units
                 if filled <= slack:
-                    # Few steps of a loop, then little that fills up.
+                    # First few steps of a loop, then little padding.
                     at_once = largest_divisor(count, limit // size)
                     at_once = at_once if chunks == 1 else 1
                     cost = count // at_once * chunks, filled
@@ -150,7 +150,7 @@ def _draws_at_once(plan: Plan, zeros: Blocks, signs: int) -> int:
 
 
 def chunk_limit(zeros: Blocks) -> int:
-    """How many draws run at once: what the cache holds or a few large ones, or more."""
+    """The default number of draws that run at once, for this device."""
     on_cpu = jax.default_backend() == "cpu"
     numbers = CHUNK_NUMBERS_CPU if on_cpu else CHUNK_NUMBERS_ACCELERATOR
     size = max(1, sum(block.size for block in zeros))
@@ -159,9 +159,9 @@ def chunk_limit(zeros: Blocks) -> int:
 
 
 def default_signs(zeros: Blocks, draws: int, examples: int = 1) -> int:
-    """How many of so many draws, or pairs, share one where nobody says it.
+    """The default signs per draw, for this many samples or pairs.
 
-    A draw may be of so many examples, of which each sees its own numbers.
+    With per-example noise, a draw holds the numbers of all `examples`.
     """
     size = max(1, sum(block.size for block in zeros))
     by_dimension = min(size // examples // NUMBERS_PER_SIGN, NUMBERS_AT_ONCE // size)

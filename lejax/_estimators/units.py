@@ -1,8 +1,8 @@
 """How J evaluations are divided: into units, over devices, in groups and chunks.
 
 A unit is all evaluations that share the numbers of one draw: copies of it under random
-signs, each used once or as an antithetic pair. Units are independent, and known by
-their number alone: neither chunks nor devices change a sample.
+signs, each used once or as an antithetic pair. Units are independent, and each is
+determined by its number, so neither chunks nor devices change a sample.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from lejax._internal.mesh_axes import gathered, member
 class Part(NamedTuple):
     """Units of one kind, as one member of an axis evaluates them.
 
-    Its units go by groups, a group by chunks, and a chunk has so many of them; of
-    groups of one chunk several are made at once.
+    A part is divided into groups, a group into chunks, and a chunk into units. If a
+    group is one chunk, several groups are evaluated at once.
 
     Attributes:
-        start: the number of the first unit, of the first member.
-        stop: from this number on units only fill up.
-        share: how many units lie between those of a member and those of the next.
-        length: how many units of a member are in this part.
-        signs: k, 2 for antithetic pairs.
-        copies: g.
-        odd: whether the last unit is a single evaluation.
-        groups: how many groups there are.
-        chunks: how many chunks a group has.
-        size: how many units a chunk has.
-        at_once: how many groups are made at once.
+        start: the number of the first unit of the first member.
+        stop: units from this number on are padding.
+        share: the difference in number between units of consecutive members.
+        length: the units of a member in this part.
+        signs: k, 2 for antithetic pairs, otherwise 1.
+        copies: g, the copies of a draw under random signs.
+        odd: True if the last unit is a single evaluation.
+        groups: the groups in the part.
+        chunks: the chunks in a group.
+        size: the units in a chunk.
+        at_once: the groups that are evaluated at once.
     """
 
     start: int
@@ -54,20 +54,20 @@ class Part(NamedTuple):
 
     @property
     def units(self) -> int:
-        """How many units a member makes, with those that fill up."""
+        """How many units a member evaluates, padding included."""
         return self.groups * self.chunks * self.size
 
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """All evaluations of an update, those of all members of an axis.
+    """All evaluations of an update, by all members of an axis.
 
-    Arrays of all of them are flat: by part, member, unit, sign and copy.
+    Arrays over all evaluations are flat, ordered by part, member, unit, sign and copy.
 
     Attributes:
-        parts: of different kinds.
-        axis_name: of the members that share them; None without.
-        members: how many these are.
+        parts: the units, by kind.
+        axis_name: of the members that share the units; None without.
+        members: the number of members.
     """
 
     parts: tuple[Part, ...]
@@ -76,13 +76,13 @@ class Units:
 
     @functools.cached_property
     def real(self) -> np.ndarray | None:
-        """Which evaluations count, while others fill up; None if all do."""
+        """Which evaluations count, and are not padding; None if all do."""
         real = np.concatenate([real.ravel() for real in self._real_of_members])
         return None if real.all() else real
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
-        """How many evaluations count in every unit."""
+        """How many evaluations count in each unit."""
         return np.concatenate([real.sum((1, 2)) for real in self._real_of_members])
 
     @property
@@ -96,7 +96,7 @@ class Units:
         return [self.real_of(part, i) for part in self.parts for i in members]
 
     def real_of(self, part: Part, i: Any) -> np.ndarray:
-        """The same of a part of member i, (units, k, g)."""
+        """Which evaluations count in a part of member i, (units, k, g)."""
         within = np.arange(part.units)
         numbers = part.start + part.share * i + within
         real = np.zeros((part.units, part.signs, part.copies), bool)
@@ -108,7 +108,7 @@ class Units:
         return real
 
     def filled(self, losses: jax.Array) -> jax.Array:
-        """The losses, +inf where an evaluation only fills up."""
+        """The losses, with +inf for padding."""
         return losses if self.real is None else jnp.where(self.real, losses, jnp.inf)
 
     def own_real(self, part: Part) -> jax.Array | None:
@@ -126,13 +126,13 @@ class Units:
         return numbers + part.share * member(self.axis_name)
 
     def _own(self, of_members: jax.Array) -> jax.Array:
-        """What is this member's."""
+        """The entry of this member."""
         if self.axis_name is None:
             return of_members[0]
         return of_members[member(self.axis_name)]
 
     def all_of(self, own: list[jax.Array]) -> jax.Array:
-        """Flat, from what each member has: (units, k, g, ...) of every part."""
+        """Gather the parts (units, k, g, ...) of all members in one flat array."""
         if self.axis_name is None:
             every = own
         else:
@@ -145,7 +145,7 @@ class Units:
         )
 
     def cut(self, flat: jax.Array) -> Iterator[tuple[Part, jax.Array]]:
-        """The converse, for all members: (members, units, k, g, ...) of every part."""
+        """Cut a flat array into parts, (members, units, k, g, ...)."""
         first = 0
         for part in self.parts:
             shape = self.members, part.units, part.signs, part.copies
@@ -154,11 +154,11 @@ class Units:
             first = stop
 
     def own(self, flat: jax.Array) -> list[jax.Array]:
-        """The same for this member, (units, k, g, ...)."""
+        """Cut a flat array into the parts of this member, (units, k, g, ...)."""
         return [self._own(values) for _, values in self.cut(flat)]
 
     def signed(self, flat: jax.Array) -> jax.Array:
-        """Σ±, by draw: the difference of the two of a pair."""
+        """The signed sum by draw: the difference within a pair."""
         return joined(
             [
                 (
@@ -171,11 +171,11 @@ class Units:
         )
 
     def by_unit(self, flat: jax.Array) -> jax.Array:
-        """The sum over the evaluations of every unit."""
+        """The sum over the evaluations of each unit."""
         return joined([values.sum((2, 3)).ravel() for _, values in self.cut(flat)])
 
     def by_group(self, flat: jax.Array) -> jax.Array:
-        """The sum over every group of this member."""
+        """The sum over each group of this member."""
         return joined(
             [
                 values.reshape(part.groups, -1).sum(1)
@@ -185,12 +185,12 @@ class Units:
 
     @functools.cached_property
     def unit_shares(self) -> float:
-        """Σp² of the shares p of units in the evaluations that count."""
+        """Σp² over units, for their shares p of the evaluations that count."""
         return float(np.square(self.sizes / self.num_samples).sum())
 
     @functools.cached_property
     def group_shares(self) -> float:
-        """The same of groups."""
+        """Σp² over groups, likewise."""
         parts = [part for part in self.parts for _ in range(self.members)]
         sizes = [
             real.reshape(part.groups, -1).sum(1)
@@ -200,7 +200,7 @@ class Units:
 
 
 def joined(parts: list[Any]) -> Any:
-    """Trees end to end; one alone is as it is."""
+    """The trees, concatenated along the first axis."""
     if len(parts) == 1:
         return parts[0]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

@@ -1,7 +1,7 @@
-"""What J losses say: weights of local entropy, an average of heat, and their errors.
+"""Importance weights and averages of J losses, and their standard errors.
 
-Plain functions of flat arrays of losses. A unit is all evaluations that share a draw:
-units are independent, and errors go by them.
+Plain functions of flat arrays of losses. A unit is all evaluations that share a draw.
+Units are independent, so errors are computed over units.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from lejax._info import (
 
 
 class Weights(NamedTuple):
-    """Importance weights, and what they estimate.
+    """Importance weights, and the estimates from them.
 
     Attributes:
-        shares: w/Σw, (N,); all 0 where nothing counts.
+        shares: w/Σw, (N,); all 0 if nothing counts.
         counts: which of the losses have a weight.
-        free_energy: -(1/β) log E exp(-βf); +inf where all losses failed, and -inf where
-            one was -inf.
-        standard_error: of it.
+        free_energy: -(1/β) log E exp(-βf); +inf if all losses failed, and -inf if one
+            was -inf.
+        standard_error: of `free_energy`, to first order.
         effective_sample_size: (Σw)²/Σw².
         failed_fraction: the share of losses that were not finite.
     """
@@ -45,7 +45,7 @@ class Weights(NamedTuple):
     failed_fraction: jax.Array
 
     def centred(self, units: Units) -> jax.Array:
-        """w/Σw - 1/J, of the same mean, as E[X - x] = 0 is known."""
+        """Centred weights, w/Σw - 1/J: the same mean, as E[X - x] = 0."""
         some = self.effective_sample_size > 0
         each = jnp.where(some, 1 / units.num_samples, 0).astype(self.shares.dtype)
         real = units.real
@@ -53,9 +53,9 @@ class Weights(NamedTuple):
 
 
 def importance_weights(losses: jax.Array, units: Units, beta: jax.Array) -> Weights:
-    """Weights proportional to exp(-βf); 0 where f is NaN or +inf.
+    """Weights proportional to exp(-βf); 0 if f is NaN or +inf.
 
-    A loss of -inf has all the weight, which no average can bear: then nothing counts.
+    A loss of -inf would have infinite weight: nothing counts then.
     """
     dtype, size = losses.dtype, units.num_samples
     limits, real = jnp.finfo(dtype), units.real
@@ -63,8 +63,8 @@ def importance_weights(losses: jax.Array, units: Units, beta: jax.Array) -> Weig
     finite, infinite = jnp.isfinite(losses), jnp.any(losses == -jnp.inf)
     counts = finite & ~infinite
     least = jnp.where(finite, losses, limits.max).min()
-    # Differences from the least keep the digits of nearly equal losses, and so do the
-    # weights less 1 of these. It may overflow where f does not.
+    # Differences from the least loss keep the digits of nearly equal losses, and so do
+    # weights minus 1. A difference may overflow even if the losses do not.
     log_weights = -beta * jnp.clip(losses - least, 0, limits.max)
     log_weights = jnp.where(counts, log_weights, -jnp.inf)
     w, above = jnp.exp(log_weights), jnp.expm1(log_weights)
@@ -92,13 +92,14 @@ def importance_weights(losses: jax.Array, units: Units, beta: jax.Array) -> Weig
 
 
 def told_error(weights: Weights, shape: jax.Array) -> jax.Array:
-    """The standard error of F as it is told, by k̂ as well; unknown where none is.
+    """The standard error of F to report, larger for a large k̂; unknown if untrusted.
 
-    The factor was found on weights that are lognormal, bounded, of quadratics in 2 and
-    20 dimensions, of two wells, and of a curved density, of 50 to 4000 samples.
+    The factor was fitted with 50 to 4000 samples, to weights that are lognormal or
+    bounded, of quadratics in 2 and 20 dimensions, of two wells, and of a curved
+    density.
     """
     effective = weights.effective_sample_size
-    k = jnp.where(is_known(shape), shape, 0)  # unknown of fewer than 25
+    k = jnp.where(is_known(shape), shape, 0)  # unknown for 20 samples or fewer
     factor = 1 + 5 / jnp.maximum(effective, 1) + 1.5 * jnp.maximum(k - 0.2, 0)
     trusted = (effective >= TRUSTED_SAMPLE_SIZE) & (k < TRUSTED_PARETO_K)
     error = weights.standard_error
@@ -113,15 +114,15 @@ def error_of_sum(
     if not rest > 0:
         return unknown(values.dtype)
     apart = units.by_unit(values) - mean * jnp.asarray(units.sizes, values.dtype)
-    # The factor P/(P - 1), P units, makes few of them honest.
+    # For P equal units, 1/rest is P/(P - 1), the correction for few units.
     return jnp.sqrt(jnp.square(apart).sum() / rest) * scale
 
 
 def noise_of_sum(square: jax.Array, total_square: Any, shares: Any) -> jax.Array:
-    """E|m - E m|² of a sum m of independent parts, from what each was.
+    """E|m - E m|² of a sum m of independent parts mᵤ; unknown for one part.
 
-    `square` is Σ|mᵤ|² over the parts, `total_square` |m|², and `shares` Σpᵤ² of their
-    shares pᵤ of all samples, so that E mᵤ = pᵤ E m. Unknown for one part.
+    `square` is Σ|mᵤ|² over the parts, and `total_square` is |m|². `shares` is Σpᵤ² for
+    the shares pᵤ of the parts in all samples, so that E mᵤ = pᵤ E m.
     """
     several = jnp.asarray(shares < 1)
     rest = jnp.where(several, 1 - shares, 1)
@@ -130,14 +131,14 @@ def noise_of_sum(square: jax.Array, total_square: Any, shares: Any) -> jax.Array
 
 
 class Average(NamedTuple):
-    """The average of the finite losses: conditional, where some are not.
+    """The average of the finite losses, conditional on being finite.
 
     Attributes:
-        objective: their mean; NaN where there are none.
-        centred: f - mean, (N,); 0 where a loss does not count.
-        counts: which of them do.
-        size: how many.
-        shares: Σp² of the shares p of units in these.
+        objective: their mean; NaN if there are none.
+        centred: f - mean, (N,); 0 for a loss that does not count.
+        counts: which losses count.
+        size: how many of them.
+        shares: Σp² over units, for their shares p of the losses that count.
         standard_error: of the mean, by units; NaN for one unit.
         failed_fraction: the share of losses left out.
     """
@@ -151,7 +152,7 @@ class Average(NamedTuple):
     failed_fraction: jax.Array
 
     def info(self, num_evaluations: int, **known: Any) -> Info:
-        """What heat tells."""
+        """The info of a sampler for heat."""
         return make_info(
             self.centred.dtype,
             num_evaluations,
@@ -166,7 +167,7 @@ class Average(NamedTuple):
 def average(
     losses: jax.Array, units: Units, finite: jax.Array | None = None
 ) -> Average:
-    """The average of the losses that are finite, and so is what goes with them."""
+    """The average of the losses that are finite, and flagged in `finite` if given."""
     dtype = losses.dtype
     counts = jnp.isfinite(units.filled(losses))
     if finite is not None:
@@ -174,7 +175,7 @@ def average(
     each = units.by_unit(counts.astype(dtype))
     size = each.sum()
     some = jnp.maximum(size, 1)
-    # So that a large constant in the loss costs no digits.
+    # Centred first, so that a large constant in the loss costs no digits.
     mean = jnp.where(counts, losses / some, 0).sum()
     centred = jnp.where(counts, losses - mean, 0)
     shares = jnp.where(size > 0, jnp.square(each / some).sum(), 1)
@@ -193,8 +194,8 @@ def average(
 def pareto_shape(shares: jax.Array, units: Units) -> jax.Array:
     """k̂ of a generalised Pareto distribution fitted to the largest weights.
 
-    By the profile posterior of Zhang and Stephens, with the prior of Vehtari et al.: of
-    the tail of min(J/5, 3√J) weights. 0 where these are equal, NaN of fewer than five.
+    It is the estimate of Zhang and Stephens, with the prior of Vehtari et al., from the
+    largest min(J/5, 3√J) weights: 0 if these are equal, NaN for fewer than five.
     """
     size, dtype = units.num_samples, shares.dtype
     tail = math.ceil(min(size / 5, 3 * math.sqrt(size)))
@@ -206,7 +207,7 @@ def pareto_shape(shares: jax.Array, units: Units) -> jax.Array:
     above = above / jnp.where(spread, above[0], 1)
     count = 30 + math.isqrt(tail)
     grid = 1 - np.sqrt(count / (np.arange(count) + 0.5))
-    # Losses that count mistakes have many equal ones, at the threshold as well.
+    # Error counts give many equal losses, so the quartile itself may be 0.
     quartile = jnp.maximum(
         above[tail - int(tail / 4 + 0.5)], jnp.where(above > 0, above, 1).min()
     )
@@ -220,10 +221,10 @@ def pareto_shape(shares: jax.Array, units: Units) -> jax.Array:
 def credit_factor(
     weights: Weights, losses: jax.Array, units: Units, *, centred: bool
 ) -> jax.Array:
-    """The multiple of the control variate's sum that leaves the least noise.
+    """κβ/J, the factor of the control variate's sum, fitted for the least noise.
 
-    That is κβ/J, fitted: that with which the draws' coefficients D + κβE/J have the
-    least square, D and E being the signed sums of w/Σw, or of centred weights, and of
+    It minimises the sum of squares of the coefficients of the draws, D + κβE/J. Here D
+    is the signed sum over a draw of w/Σw, or of the centred weights, and E is that of
     the losses.
     """
     losses = jnp.where(jnp.isfinite(losses) & weights.counts, losses, 0)

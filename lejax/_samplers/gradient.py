@@ -1,4 +1,4 @@
-"""One estimate of a smoothed gradient: what the optax and the pure forms share."""
+"""One estimate of a smoothed gradient, for the optax and the pure interfaces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lejax._tracing.loss import Loss, OutsideLoss
 
 
 def check_sampler(sampler: Any, *regularizations: Regularization) -> None:
-    """Refuse what is not a sampler, or one of the other regularisation."""
+    """Raise unless it is a sampler of one of these regularisations."""
     if not isinstance(sampler, Sampler):
         raise TypeError(
             f"sampler must be a lejax sampler, got {sampler!r}; "
@@ -43,10 +43,10 @@ def estimate_gradient(
     displacement: bool = False,
     learns: Any = None,
 ) -> tuple[PyTree, PyTree, Info, PyTree]:
-    """-δ̂/(βτ) in the dtypes of params, zero where it would not be finite.
+    """The smoothed gradient, -δ̂/(βτ), in the dtypes of params; 0 if not finite.
 
-    -δ̂ with `displacement`: half precision holds it where it may not hold the gradient.
-    Also the state, the info, and what a covariance learns from.
+    With `displacement` it is -δ̂, which half precision may hold even if it cannot hold
+    the gradient. Also returns the state, the info, and the sums for a covariance.
     """
     sampler.check(tau)
     step, state, info, products = sampler.run(
@@ -55,7 +55,7 @@ def estimate_gradient(
     # The sampler may have chosen another β than was passed.
     factor = 1 if displacement else 1 / (info.beta_used * info.tau_used)
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), scaled(step, -factor), params)
-    # What a sampler returns is finite, and so it is as wide.
+    # The displacement is finite, so only a cast to fewer bits can overflow.
     if any(
         jnp.finfo(g.dtype).bits < jnp.finfo(d.dtype).bits
         for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(step), strict=True)

@@ -1,4 +1,4 @@
-"""Importance sampling of the local entropy: Algorithm 4, without gradients."""
+"""Importance sampling for local entropy, without gradients: Algorithm 4."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lejax._spaces.reduced import reduced_space
 from lejax._spaces.space import Space, null_space_noise
 from lejax._tracing.loss import Loss
 
-# Sums for a covariance of more numbers are not kept by groups of draws.
+# Above this many numbers, sums for a covariance are not kept by group of draws.
 GROUPED_PRODUCTS = 2**18
 
 
@@ -51,78 +51,74 @@ class AdaptedState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class importance(ReducedSampler):
-    """Importance sampling of E_q[X]: gradient-free, parallel (Algorithm 4).
+    """Importance sampling for local entropy, from loss values only (Algorithm 4).
 
-    With φ = N(x, τI) and weights w = exp(-βf),
+    It estimates the displacement E_q[X] - x, and so the gradient of the local entropy.
+    Use it if the loss has no useful gradient: an error count, a spiking or quantised
+    network, a simulator behind `jax.pure_callback`. Do not use it if gradients are
+    cheap (see `pathwise` and `sgld`). The weighted mean of perturbations is the update
+    of MPPI in control; `score_function`, like OpenES, weighs them by the losses.
+
+    With φ = N(x, τI), q ∝ exp(-βf) φ and weights w = exp(-βf),
 
         δ̂ = Σ_j w(X_j) (X_j - x) / Σ_j w(X_j),   X_j ~ φ,
 
-    estimates the displacement E_q[X] - x = -βτ ∇F_{τ,β}(x). The loss is evaluated only,
-    never differentiated; it may be discontinuous, integer-valued, or a
-    `jax.pure_callback`. A sample whose loss is NaN or +inf has weight 0 and is counted.
+    estimates E_q[X] - x = -βτ ∇F_{τ,β}(x). A sample whose loss is NaN or +inf has
+    weight 0 and is counted in `info.nonfinite_fraction`.
 
     Args:
-        num_samples: J ≥ 1, the evaluations of the loss in one update. An antithetic
-            pair is two; an odd one out is unpaired.
-        chunk_size: how many evaluations run at once under `vmap`, a pair at the least;
-            memory grows with it, never with J. By default as many as the cache holds;
-            it changes nothing but speed and rounding. A `jax.vmap` around, over seeds
-            say, runs as many chunks at once: on a CPU `jax.lax.map` is the faster loop.
-        antithetic: draw pairs x ± √τ ε. Less noise per normal drawn, always; False is
-            the paper's plain sampling.
+        num_samples: J ≥ 2, the evaluations of the loss in one update. An antithetic
+            pair counts as two. If J is odd, one sample has no partner.
+        chunk_size: how many evaluations run at once under `vmap`, at least a pair. It
+            affects speed, memory and rounding only. The default suits the device. On a
+            CPU, loop over seeds by `jax.lax.map`: `jax.vmap` multiplies the chunk.
+        antithetic: draw pairs x ± √τ ε, which have less noise per normal drawn. False
+            is plain sampling, as in the paper.
         axis_name: the bound axis whose members share the J samples; see `Sampler`.
         data_axis_name: the bound axis that the batch is split over; see `Sampler`.
-        signs_per_draw: how many samples at most, or pairs, share one draw under random
-            signs, between 1 and 32. Each is exactly Gaussian, any two are uncorrelated,
-            and normals are saved; in d dimensions it adds about 2 signs/d to the
-            relative variance of δ̂; F̂ may gain less from samples that share, as its
-            standard error tells. By default min(10, d/100, J/60, 2²²/d) for pairs, and
-            1 for plain sampling and with `sample_complement`.
-        reduction: draw in the directions alone that the loss can see on its batch,
-            where `reduction_report` finds them: exact, with less noise, and faster.
+        signs_per_draw: at most how many samples, or pairs, share one draw under random
+            signs, from 1 to 32. This saves normals. Each sample is exactly Gaussian,
+            and any two are uncorrelated. In d dimensions it adds about 2 signs/d to the
+            relative variance of δ̂. The default is min(10, d/100, J/60, 2²²/d) for
+            pairs, and 1 for plain sampling, `sample_complement` and `gaussian`.
+        reduction: draw only in the directions that the loss depends on for its batch,
+            as listed by `reduction_report`. This is exact, faster and less noisy.
         sample_complement: with `reduction`, add the noise of the other directions, of
-            mean 0, from its exact law: δ̂ then has the law of plain full-space sampling.
-        credit: use credit by example, a control variate of mean zero, for the layers of
-            which `reduction_report` says so: where f = Σᵢ sᵢ over the examples of the
-            batch and sᵢ sees the noise ε of a dense layer in hᵢᵀε alone,
-
-                δ̂ + (κβ/J) √τ Σ_j Σᵢ (sᵢ(X_j) - sᵢ(x)) (ε_j - hᵢ hᵢᵀε_j / |hᵢ|²)
-
-            (of several rows hᵢ, positions, the projection on what they span) has the
-            same mean, but for κ's being fitted on the same draws, O(1/J), and less
-            noise: most where weights are near each other (β of 1 and below, f a mean).
-            It takes one evaluation more, at x. By default with pairs, unless
-            `sample_complement` asks for the noise of plain sampling. Plain draws that
-            are to have it get centred weights, w_j/Σw - 1/J, of the same mean as well.
-        beta_share: the ESS/J that is wanted, between 0 and 1; β is then that of
-            `beta_for_share` on the losses of the update before, and the `beta` that is
-            passed that of the first update. It costs no evaluation; as β is known
-            before the draws, they estimate what they did. Where nothing is learnt, as
-            every loss failed or all are equal, β stays.
-        shaping: "ranks" puts the rank of a loss among the J of the update in its place,
-            from -½ to ½, equal ones sharing theirs; "standardized" (f - mean)/deviation
-            over the J. As in evolution strategies the scale of f is then of no account,
-            nor its outliers by ranks, and β is in the inverse units of the shaped loss:
-            "ranks" with β = 4 gives the best sample e⁴ times the weight of the worst. A
-            loss of -inf counts as failed here.
-            It is a surrogate, no local entropy of f: with ranks that of a loss which
-            changes with x, standardised that at β/deviation, known after the draws. The
-            info's `objective` is then F^H, the mean of the losses as they are,
-            `squared_error` takes the shaping as given, and no `certificate` is given,
-            as `signal_standard_error` is NaN. There is no credit by example.
+            mean 0, from its exact law. δ̂ then has the law of sampling in full space.
+        credit: use credit by example, a control variate of mean zero, in the layers
+            listed by `reduction_report`. It reduces the noise, most at β ≤ 1 with f a
+            mean over the batch, and costs one evaluation, at x. Its factor is fitted to
+            the same draws, which shifts the mean by O(1/J). The default is True for
+            pairs without `sample_complement` or `shaping`. For plain draws it also
+            centres the weights, w_j/Σw - 1/J.
+        beta_share: the wanted ESS/J, between 0 and 1. β is then adapted: an update uses
+            `beta_for_share` of the losses of the update before, and the first update
+            uses `beta`. It costs no evaluation. β is fixed before the draws, so they
+            estimate the same as with a constant β. If all losses are equal or failed, β
+            does not change.
+        shaping: a transformation of the J losses of an update, as in evolution
+            strategies. "ranks" replaces a loss by its centred rank, from -½ to ½, with
+            a mean rank for ties. "standardized" is (f - mean)/deviation. The scale of f
+            no longer matters, nor do outliers with "ranks". β is in inverse units of
+            the shaped loss: "ranks" with β = 4 gives the best sample e⁴ times the
+            weight of the worst. A loss of -inf counts as failed.
+            This optimises a surrogate. With ranks, the effective loss depends on x.
+            `info.objective` is therefore F^H, the mean of the unshaped losses,
+            `squared_error` takes the shaping as given, and `certificate` gives no
+            guarantee. Credit by example is off.
 
     Returns:
-        A `Sampler` for `local_entropy`. Its info tells the β that was used, and
-        estimates every other field, from two units on. The noise it does not know where
-        credit by example meets `data_axis_name`, as members do not know each other's
-        examples, or more than 2²² numbers in a draw, for want of memory; without credit
-        but `signal_standard_error` is missing there.
+        A `Sampler` for `local_entropy`. Its info has every field if the draws form at
+        least two independent units; samples that share a draw are one unit.
+        `squared_error` and `signal` are NaN if credit by example is combined with
+        `data_axis_name`, or with draws of more than 2²² entries. Without credit, such
+        draws lack only `signal_standard_error`.
 
     Raises:
-        ValueError: `num_samples`, `chunk_size` or `signs_per_draw` is not a positive
-            integer, `signs_per_draw` is above 32, `beta_share` is not between 0 and 1,
-            `shaping` is another word or meets `credit=True` or a `beta_share`, an axis
-            is not bound, or both are the same.
+        ValueError: `num_samples` is not an integer of at least 2, `chunk_size` or
+            `signs_per_draw` is not a positive integer, `signs_per_draw` is above 32,
+            `beta_share` is not between 0 and 1, `shaping` is unknown or combined with
+            `credit=True` or `beta_share`, an axis is not bound, or both axes are equal.
 
     Examples:
         The step on f(x) = x²/2 is -τ/(1 + τ) x, here -1/3 of x:
@@ -150,35 +146,35 @@ class importance(ReducedSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts_of(self, num_samples=1, chunk_size=1, signs_per_draw=1)
+        counts_of(self, num_samples=2, chunk_size=1, signs_per_draw=1)
         if self.beta_share is not None:
             fraction("beta_share", self.beta_share)
         check_shaping(self.shaping, self.credit, self.beta_share)
 
     @property
     def traits(self) -> Traits:
-        """What it can do, and what it needs."""
+        """Its capabilities and requirements."""
         follows = self.beta_share is not None or self.shaping is not None
         return Traits(
             "local entropy",
             tells_noise=True,
             values_suffice=True,
-            # Ranks of f + T log φ would never become equal.
+            # No fixed point: the ranks of f + T log φ would never become equal.
             learns_covariance=self.shaping is None,
             weighs_by_beta=self.beta_share is None,
-            # What follows the share itself does not tell it to others; that of shaped
-            # losses does not depend on τ.
+            # None disables control of τ: an adaptive β already fixes the effective
+            # sample size, and that of shaped losses does not depend on τ.
             weighted_samples=None if follows else self.num_samples,
         )
 
     def first_state(self, params: PyTree) -> PyTree:
-        """The β to come."""
+        """The adapted β; 0 until it is known."""
         if self.beta_share is None:
             return ()
         return AdaptedState(jnp.zeros((), compute_dtype(params)))
 
     def beta_in_use(self, state: PyTree, beta: jax.Array) -> jax.Array:
-        """The β that the last update found; before the first the one that is passed."""
+        """The β found by the last update; before the first, the β that is passed."""
         if self.beta_share is None:
             return beta
         found = state.next_beta.astype(beta.dtype)
@@ -186,11 +182,11 @@ class importance(ReducedSampler):
 
     @property
     def may_share(self) -> bool:
-        """Whether draws may share their numbers: the paper's are independent."""
+        """True if samples may share a draw; those of the paper are independent."""
         return self.antithetic and not self.sample_complement
 
     def space(self, loss: Loss, params: PyTree) -> Space:
-        """The directions that the loss sees, and credit by example."""
+        """The reduced space, with credit by example if it applies."""
         credit = self.credit
         if credit is None:
             credit = self.may_share and self.shaping is None
@@ -203,7 +199,7 @@ class importance(ReducedSampler):
         )
 
     def in_space(self, given: Given) -> Estimate:
-        """Losses, weights, and the sum of the draws times these weights."""
+        """The losses, their weights, and the weighted sum of the draws."""
         space, learns, beta = given.space, given.learns, given.beta
         draws = self.draws(given)
         units, control = draws.units, space.control_variate
@@ -224,7 +220,7 @@ class importance(ReducedSampler):
             factor = credit_factor(weights, summed, units, centred=centred)
             sums = jax.vmap(control.as_blocks)(found.sums)
             credit = weighed(mean_over(sums, self.data_axis_name), factor)
-            if not grouped:  # large, so that there is no room for it beside
+            if not grouped:  # large: no memory for a second sum
                 begin = jax.tree.map(lambda block: block.sum(0), credit)
         combined = combine(
             draws,
@@ -254,7 +250,7 @@ class importance(ReducedSampler):
             state = AdaptedState(beta.astype(state.next_beta.dtype))
         beside = None
         if self.sample_complement and space.to_null_space is not None:
-            # Of one draw in what the loss does not see: the same weights as elsewhere.
+            # In the null space, Σ w_j ε_j has the law of one draw times √Σ w_j².
             squares = jnp.square(units.signed(weights.shares)).sum()
             key = jax.random.fold_in(given.key, self.num_samples)
             scale = jnp.sqrt(given.tau * squares)
@@ -264,11 +260,11 @@ class importance(ReducedSampler):
         return Estimate(total, state, info, beside, combined.products)
 
     def draws(self, given: Given) -> Draws:
-        """The plan of the update."""
+        """The draws of the update, still to be made."""
         space, learns = given.space, given.learns
         signs = self.signs_per_draw
         if signs is None:
-            # Under other signs the squares are the same, which a covariance sees.
+            # Sign-flipped copies carry no new information about a covariance.
             may_share = self.may_share and learns is None
             signs = (
                 default_signs(space.zeros, self.num_samples // 2) if may_share else 1
@@ -283,7 +279,7 @@ class importance(ReducedSampler):
         return Draws(given.key, space, jnp.sqrt(given.tau), units)
 
     def grouped(self, space: Space, learns: Any) -> bool:
-        """Whether sums are kept by groups: large ones would be there at once."""
+        """True if sums are kept by group of draws; large ones take too much memory."""
         if learns is not None:
             one = jax.tree.map(lambda leaf: leaf[None], space.tree(space.zeros))
             shapes = jax.eval_shape(
@@ -302,7 +298,7 @@ class importance(ReducedSampler):
         noise: Noise,
         at_x: bool,
     ) -> Info:
-        """What the weights tell."""
+        """The info of an update."""
         dtype = losses.dtype
         shape = pareto_shape(weights.shares, units)
         info = make_info(
@@ -327,7 +323,7 @@ class importance(ReducedSampler):
 
 
 def weighed(sums: Blocks, factor: jax.Array) -> Blocks:
-    """The control variate's sums times a factor; 0 where they are not finite."""
+    """The sums of the control variate times a factor; 0 if one is not finite."""
     kept = all_finite(sums)
     return jax.tree.map(
         lambda block: jnp.where(kept, block * factor.astype(block.dtype), 0), sums

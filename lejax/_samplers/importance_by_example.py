@@ -1,4 +1,4 @@
-"""Local entropy of each example's loss: importance sampling, all examples at once."""
+"""Importance sampling for the mean of the local entropies of the examples."""
 
 from __future__ import annotations
 
@@ -25,50 +25,54 @@ from lejax._tracing.loss import Loss
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class importance_by_example(Sampler):
-    """Importance sampling of the mean over examples of each one's local entropy.
+    """Importance sampling for the mean of the local entropies of the examples.
 
-    For a loss f = (1/B) Σᵢ fᵢ over the examples of a batch this smooths
+    Use it to train networks by forward passes only: each example has its own weights,
+    which do not degenerate with the size of the network. Do not use it if the loss is
+    not a mean over a batch; see `importance`. The limit β → 0 is `score_function`, at
+    half the price. Node perturbation is a related method.
+
+    For a loss f = (1/B) Σᵢ fᵢ over the examples of a batch it smooths
 
         G_{τ,β}(x) = -(1/B) Σᵢ (1/β) log E_φ exp(-β fᵢ(X)),   φ = N(x, τI),
 
-    another objective than F_{τ,β}, whose exponent holds the mean of all. Being a mean
-    over examples it has no bias of minibatches, whatever β; J samples leave one of the
-    order 1/J. By Hölder's and Jensen's inequalities
+    which is not F_{τ,β}: the exponent of F is the mean of all fᵢ. By the inequalities
+    of Hölder and Jensen
 
         G_{τ,β} ≤ F_{τ,β} ≤ F^H_τ,
 
-    with equality as β → 0, and of the first two on a batch of one example. Each example
-    has its own draws in what it sees of each layer, as in `score_function`: no weights
-    of whole networks degenerate with their size, and there are no gradients. Leaves in
-    no such layer are drawn whole, in common.
+    with equality as β → 0; G = F on a batch of one example. G is a mean over examples,
+    so minibatches estimate it without bias for any β. J samples leave a bias of order
+    1/J. The displacement is -βτ ∇G = (1/B) Σᵢ E_qᵢ[X] - x, with qᵢ ∝ exp(-βfᵢ) φ.
 
-    The examples lie along the first axis of the batch; what is in the loss beside the
-    mean over them, a penalty say, is in every fᵢ.
-    The displacement is -βτ ∇G = (1/B) Σᵢ E_qᵢ[X] - x, qᵢ ∝ exp(-βfᵢ) φ.
+    Each example has its own draws for each layer, in the directions of its own inputs,
+    as in `score_function`. Other leaves have one draw for all examples. The examples
+    lie along the first axis of the batch. Terms of the loss outside the mean, such as a
+    penalty, are part of every fᵢ.
 
     Args:
-        num_samples: J ≥ 2, the draws of every example. The loss is evaluated twice at
-            each: for the weights, and with them.
-        chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
-        antithetic: draw pairs x ± √τ ε. Weights are centred either way: single draws
-            need twice the normals, and have less noise where losses are nearly linear.
+        num_samples: J ≥ 2, the draws of each example. The loss is evaluated twice at
+            each: once for the weights, once to apply them.
+        chunk_size: how many evaluations run at once under `vmap`. Memory grows with it,
+            not with J.
+        antithetic: draw pairs x ± √τ ε. Weights are centred either way. Single draws
+            need twice the normals, and have less noise if losses are nearly linear.
         axis_name: the bound axis whose members share the J samples; see `Sampler`.
         data_axis_name: the bound axis that the batch is split over; see `Sampler`.
-        signs_per_draw: how many samples at most, or pairs, share one draw under random
-            signs, as in `importance`.
+        signs_per_draw: at most how many samples, or pairs, share one draw under random
+            signs; see `importance`.
 
     Returns:
-        A `Sampler` for `local_entropy`. Its info's `effective_sample_size` is that at
-        which the relative variance of a weight is the mean over the examples; where it
-        is below 20 the standard error is NaN. The noise of the displacement, and the
-        share that is signal, are not estimated: NaN.
+        A `Sampler` for `local_entropy`. `effective_sample_size` in its info is the
+        harmonic mean over the examples; below 20, the standard error is NaN.
+        `squared_error` and `signal` are NaN.
 
     Raises:
-        ValueError: `num_samples` is not an integer of at least 2 (one draw is all spent
-            on centring), `chunk_size` or `signs_per_draw` is not a positive integer,
-            `signs_per_draw` is above 32, an axis is not bound, or both are the same;
-            and in use, where the loss is no sum over the examples of the batch, by
-            which alone it depends on a layer that they see apart.
+        ValueError: `num_samples` is not an integer of at least 2 (centring uses up one
+            draw), `chunk_size` or `signs_per_draw` is not a positive integer,
+            `signs_per_draw` is above 32, an axis is not bound, or both axes are equal.
+            In use: the loss does not separate the examples, as a sum over them through
+            which alone it depends on some dense layer.
 
     Examples:
         Two examples with fᵢ = (w - yᵢ)²/2 each pull by -τ/(1 + τ) (w - yᵢ):
@@ -101,24 +105,24 @@ class importance_by_example(Sampler):
 
     @property
     def traits(self) -> Traits:
-        """What it can do, and what it needs."""
+        """Its capabilities and requirements."""
         return Traits("local entropy", weighted_samples=self.num_samples)
 
     def space(self, loss: Loss, params: PyTree) -> Space:
-        """Noise of every example's own, where it finds the examples of the batch."""
+        """The space of per-example noise; raises if the loss mixes the examples."""
         space = per_example_space(loss, params, self.data_axis_name)
         control = space.control_variate
         if control is None or control.baselines.size not in loss.batch_sizes:
             raise ValueError(
-                "value_fn is no sum over the examples of the batch, by which alone it "
-                "depends on a dense layer that they see apart: no example has a loss "
-                "of its own; lejax.reduction_report may say why, and lejax.importance "
-                "smooths any loss."
+                "value_fn does not separate the examples of the batch: it must be a "
+                "sum over them, and depend on some dense layer through that sum alone; "
+                "call lejax.reduction_report for the reason, or use lejax.importance, "
+                "which smooths any loss."
             )
         return space
 
     def in_space(self, given: Given) -> Estimate:
-        """Losses of every example, their weights, and the draws times these."""
+        """The losses of each example, their weights, and the weighted draws."""
         space, beta = given.space, given.beta
         control = space.control_variate
         assert control is not None
@@ -135,7 +139,7 @@ class importance_by_example(Sampler):
 
         def losses(u: Blocks, sign: Any) -> jax.Array:
             _, examples = control.examine(u, sign, True)
-            # What is in the loss beside the sum is in that of every example.
+            # Terms outside the sum are part of the loss of every example.
             return count * examples.losses + mean_over(examples.rest_of_loss, data)
 
         first = evaluate(draws, losses, by_unit, keep=True)
@@ -179,10 +183,10 @@ class importance_by_example(Sampler):
         return Estimate(total, given.state, self.info(weights, error, data))
 
     def info(self, weights: Weights, error: jax.Array, data: str | None) -> Info:
-        """What the weights of all examples tell."""
+        """The info of an update."""
         dtype = weights.shares.dtype
         some = weights.effective_sample_size > 0
-        # An example without any weight has nothing but its failures.
+        # An example whose draws all failed counts as one effective sample.
         square = 1 / jnp.where(some, weights.effective_sample_size, 1)
         any_weight, objective, square, failed = mean_over(
             (

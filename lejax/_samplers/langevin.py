@@ -1,4 +1,4 @@
-"""One Langevin chain: in the coordinates of the loss, and the law of the rest."""
+"""One Langevin chain: simulated in the reduced space, in law in the null space."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lejax._spaces.space import Space
 
 
 class Moves(NamedTuple):
-    """The numbers of all points of a chain, known before it runs; (J,) each.
+    """The settings of all points of a chain, known before it runs; (J,) each.
 
     Attributes:
         j: from 0.
-        share: by how much the mean of the points moves to this one.
-        size: ε_j; NaN where the chain would diverge.
+        share: the weight of this point in the running mean.
+        size: ε_j; NaN if the chain would diverge.
         noise: √(T_j ε_j).
     """
 
@@ -35,7 +35,7 @@ class Moves(NamedTuple):
 
 
 def at_steps(value: ScalarOrSchedule, steps: jax.Array, dtype: Any) -> jax.Array:
-    """A number, or a schedule, at every step."""
+    """The values of a number or a schedule, one for each step."""
     found = jax.vmap(value)(steps) if callable(value) else value
     return jnp.broadcast_to(jnp.asarray(found, dtype), steps.shape)
 
@@ -58,22 +58,22 @@ def make_moves(
         share = sizes / jnp.cumsum(sizes)
     else:
         share = jnp.where(steps == 0, 1, jnp.asarray(averaging, tau.dtype))
-    # Where τ is traced, only here is it seen that a chain would diverge. A move that is
-    # not stable is no number, and so refused.
+    # A traced τ cannot be checked in advance: an unstable move becomes NaN here, and is
+    # refused.
     moves = jnp.where(sizes < 4 * tau, sizes, jnp.nan)
     return Moves(steps, share, moves, jnp.sqrt(spread * moves))
 
 
 class Chain(NamedTuple):
-    """What a visit hands to the next.
+    """The carry of the scan over points.
 
     Attributes:
-        candidate: where the chain would go.
-        point: where it is.
-        gradient: of the loss, there.
+        candidate: the next point, to be accepted or refused.
+        point: the current point.
+        gradient: of the loss at `point`.
         mean: of the points so far.
         refused: the number of points that were not finite.
-        beside: the laws of candidate, point and mean in the null space; None without.
+        beside: the laws of candidate, point and mean in the null space, if needed.
     """
 
     candidate: Blocks
@@ -85,12 +85,12 @@ class Chain(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a chain leaves.
+    """The result of a chain.
 
     Attributes:
         mean: of its points.
-        beside: that of what the loss does not see; None where it is not drawn.
-        end: its last point, as parameters; None where nobody wants it.
+        beside: their mean in the null space; None if it is not drawn.
+        end: its last point, as parameters; None without a warm start.
         refused: the number of points that were not finite.
     """
 
@@ -112,13 +112,13 @@ def run_chain(
     sample_complement: bool,
     axis_name: str | None,
 ) -> Outcome:
-    """Run a chain from `position`, or from x, where that is None.
+    """Run a chain from `position`, or from x if it is None.
 
-    The noise of so many moves is drawn together.
+    `noise_at_once` bounds how many moves draw their noise together.
     """
     dtype, num_steps = compute_dtype(space.zeros), moves.j.size
     warm = position is not None
-    # In the null space there is something to know of the end, or of the mean.
+    # The null space matters for the end of a warm chain, or for the mean.
     follows = space.to_null_space is not None and (warm or sample_complement)
 
     def visit(chain: Chain, inputs: Any) -> tuple[Chain, None]:
@@ -130,7 +130,7 @@ def run_chain(
             finite, (chain.candidate, gradient), (chain.point, chain.gradient)
         )
         refused = chain.refused + jnp.where(finite, 0, 1).astype(dtype)
-        # Until a start is accepted the candidate is x itself.
+        # Until a start is accepted, the candidate is x.
         started = refused <= move.j.astype(dtype)
 
         def moved(y: jax.Array, gradient: jax.Array, noise: jax.Array) -> jax.Array:
@@ -173,7 +173,7 @@ def run_chain(
     first, left, decay = space.zeros, None, 0
     if warm:
         left = optax.tree.sub(position, space.origin)
-        # A chain that cannot move must not pull x to where it was left.
+        # A chain that cannot move must not pull x back to its old position.
         can_move = jnp.isfinite(moves.size[0])
         left = jax.tree.map(lambda leaf: jnp.where(can_move, leaf, 0), left)
         first, decay = space.lower(left), 1
@@ -189,7 +189,7 @@ def run_chain(
         else None,
     )
     size = largest_divisor(num_steps, noise_at_once)
-    # One array of all numbers, so that a step takes one slice.
+    # One array of all settings, so that a step takes one slice.
     every = jnp.stack(moves[1:], 1)
     blocks = moves.j.reshape(-1, size), every.reshape(-1, size, every.shape[1])
     chain, _ = jax.lax.scan(block, varying(chain, axis_name), blocks)

@@ -1,4 +1,4 @@
-"""A sampler over all devices, in one call."""
+"""A sampler whose work is split over devices, in one call."""
 
 from __future__ import annotations
 
@@ -18,42 +18,41 @@ from lejax._tracing.loss import Loss, OutsideLoss
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class parallel(Sampler):
-    """The same sampler, its draws or chains shared by all devices.
+    """The same sampler, with its draws or chains split over devices.
 
-    Of importance weights w, L devices and J draws, say, each device sums J/L:
+    The estimate is that of `sampler`, to rounding, for any number of devices. Use it,
+    in place of the sampler, if one device is too slow. Do not use it for `sgld` with
+    `num_chains=1`: only whole chains are split. As in distributed evolution strategies,
+    devices exchange losses, and each makes its own draws from the key.
+
+    For importance weights w, L devices and J draws, device l sums over its J/L draws:
 
         δ̂ = Σ_l v_l / Σ_l S_l,   v_l = Σ_j w_j (X_j - x),   S_l = Σ_j w_j.
 
-    It goes where the sampler went, with the same arguments, inside `jax.jit` or not;
-    the estimate is the same to rounding, however many devices share the draws. Along
-    the mesh's axis `axis_name` every device holds the parameters, the batch and the
-    key, makes and evaluates its part of the draws; one exchange gathers the J losses,
-    and another sums the d numbers of the displacement and those of its error
-    (`robbins_monro`: in every move). Of `sgld` whole chains are shared, so one with
-    `num_chains=1` is not made faster. What comes back lies on the mesh, so the second
-    call of a jitted update is traced anew, the later ones are not.
+    Along `axis_name`, every device holds the parameters, the batch and the key. One
+    exchange gathers the J losses. Another sums the d numbers of the displacement and
+    those of its error (`robbins_monro`: in every move). The result lies on the mesh, so
+    the second call of a jitted update is traced again; later calls are not.
 
-    Other axes of the mesh are left to `jax.jit`: parameters that are split along one,
-    because no device holds all of them, stay split, and so do their perturbations,
-    which are drawn in place. A batch that is split along `data_axis_name` stays split:
-    f must be a mean over its rows, and is averaged over the parts, one number for each
-    evaluation, or d where its gradient is wanted.
+    `jax.jit` handles the other axes of the mesh. Parameters that are split along one
+    stay split, and their perturbations are drawn in place. A batch that is split along
+    `data_axis_name` stays split. f must be a mean over its rows; it is averaged over
+    the parts, one number for each evaluation, or d numbers for each gradient.
 
     Args:
         sampler: any sampler, made without axes of its own.
-        mesh: of devices; by default one axis of all there are, those of all hosts among
-            them.
-        axis_name: the mesh's axis along which draws, or chains of `sgld`, are shared.
-        data_axis_name: the mesh's axis along which batches are split by their leading
-            axis, by which their leaves must be divisible (with `inner_batches` by their
-            second); None leaves them whole.
+        mesh: of devices. The default is one axis of all devices of all hosts.
+        axis_name: the axis of the mesh that draws, or chains of `sgld`, are split over.
+        data_axis_name: the axis of the mesh that batches are split over, by their
+            leading axis (with `inner_batches` the second), which its size must divide.
+            None leaves batches whole.
 
     Returns:
-        A `Sampler` of the same name and regularisation. The chains of `sgld` are its
-        state, split along `axis_name` by their leading axis.
+        A `Sampler` of the same name and regularisation. For `sgld`, its state holds the
+        chains, split along `axis_name` by their leading axis.
 
     Raises:
-        ValueError: the mesh has no such axis; both axes are the same; a batch cannot be
+        ValueError: the mesh has no such axis, both axes are equal, or a batch cannot be
             split into equal parts.
         TypeError: `sampler` is not a sampler.
 
@@ -87,7 +86,7 @@ class parallel(Sampler):
             name = getattr(self, argument)
             if name not in (*self._mesh.axis_names, None):
                 raise ValueError(
-                    f"{argument}={name!r} is no axis of the mesh, which has "
+                    f"{argument}={name!r} is not an axis of the mesh, whose axes are "
                     f"{self._mesh.axis_names}; pass one of these."
                 )
 
@@ -104,30 +103,30 @@ class parallel(Sampler):
 
     @property
     def traits(self) -> Traits:
-        """Those of the sampler."""
+        """The traits of the wrapped sampler."""
         return self.sampler.traits._replace(reads_again=True)
 
     @property
     def name(self) -> str:
-        """That of the sampler."""
+        """The name of the wrapped sampler."""
         return self.sampler.name
 
     def check(self, tau: Scalar) -> None:
-        """As the sampler."""
+        """The check of the wrapped sampler."""
         self.sampler.check(tau)
 
     def warn(self, tau: Scalar) -> None:
-        """As the sampler."""
+        """The warning of the wrapped sampler."""
         self.sampler.warn(tau)
 
     def first_state(self, params: PyTree) -> PyTree:
-        """That of all devices."""
+        """The state of all devices."""
         member = self.of_member
         of_state = self._places(jax.eval_shape(member.first_state, params))
         return self._on_mesh(member.first_state, (jax.P(),), of_state)(params)
 
     def varying(self, params: PyTree) -> PyTree:
-        """The same: outside of the devices there is no axis."""
+        """The parameters as they are: outside of the mesh no axis is bound."""
         return params
 
     def run(
@@ -140,7 +139,7 @@ class parallel(Sampler):
         beta: Scalar,
         learns: Any = None,
     ) -> tuple[PyTree, PyTree, Info, PyTree]:
-        """The sampler's, on every device."""
+        """`run` of the wrapped sampler, on every device."""
         assert isinstance(loss, Loss)
         value_fn, batch = loss.source
 
@@ -148,7 +147,7 @@ class parallel(Sampler):
             key: jax.Array, state: PyTree, params: PyTree, *part: PyTree
         ) -> tuple[PyTree, PyTree, Info, PyTree]:
             member = self.of_member
-            # A whole batch may hold more than arrays.
+            # A batch that is not split may hold more than arrays: close over it.
             own = member.loss(
                 value_fn,
                 params,
@@ -181,7 +180,7 @@ class parallel(Sampler):
                 )
         if jax.sharding.AxisType.Explicit not in self._mesh.axis_types:
             return batch
-        # Then the way in which an array is split is part of its type.
+        # On an explicit mesh, the sharding of an array is part of its type.
         of_batch = jax.NamedSharding(self._mesh, self._of_batch)
         return jax.sharding.reshard(batch, of_batch)
 
@@ -196,7 +195,7 @@ class parallel(Sampler):
         )
 
     def _places(self, state: PyTree) -> PyTree:
-        """Chains are split; what is one number is the same for all."""
+        """The specs of a state: chains are split, scalars are replicated."""
         return jax.tree.map(
             lambda leaf: jax.P(self.axis_name) if leaf.ndim else jax.P(), state
         )

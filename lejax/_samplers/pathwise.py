@@ -18,28 +18,34 @@ from lejax._samplers.sampler import Estimate, Given, ReducedSampler, Traits
 class pathwise(ReducedSampler):
     """The gradient of the heat-regularised loss as an average of gradients.
 
+    Use it for heat if the loss has a gradient; one pair is enough to begin with. Do not
+    use it for an error count, whose gradient is zero; see `score_function`. It is the
+    reparameterisation gradient of variational inference, and training with weight
+    noise; SAM takes the worst perturbation instead.
+
         ∇F^H_τ(x) = E_φ ∇f(X) ≈ (1/J) Σ_j ∇f(X_j),   X_j ~ φ = N(x, τI).
 
-    The displacement is -τ times that: one explicit gradient step, where Algorithm 2
+    The displacement is -τ ∇F^H: an explicit step, while `robbins_monro` (Algorithm 2)
     takes an implicit one. A draw whose loss or gradient is not finite is left out and
-    counted: the average is then conditional on finite draws.
+    counted. The average is then conditional on finite draws.
 
     Args:
-        num_samples: J ≥ 1, the evaluations of ∇f in one update; a pair is two.
-        chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
+        num_samples: J ≥ 1, the evaluations of ∇f in one update. A pair counts as two.
+        chunk_size: how many evaluations run at once under `vmap`. Memory grows with it,
+            not with J.
         antithetic: draw pairs x ± √τ ε, which cancel the part of ∇f that is odd in ε.
         axis_name: the bound axis whose members share the J samples; see `Sampler`.
         data_axis_name: the bound axis that the batch is split over; see `Sampler`.
-        reduction: draw in the directions alone that the loss can see on its batch,
-            where `reduction_report` finds them: exact, and faster.
+        reduction: draw only in the directions that the loss depends on for its batch,
+            as listed by `reduction_report`. This is exact, and faster.
 
     Returns:
-        A `Sampler` for `heat`. Its info's `effective_sample_size` is the number of
-        draws that count.
+        A `Sampler` for `heat`. `effective_sample_size` in its info is the number of
+        finite draws.
 
     Raises:
-        ValueError: `num_samples` or `chunk_size` is not a positive integer, or
-            an axis is not bound, or both are the same.
+        ValueError: `num_samples` or `chunk_size` is not a positive integer, an axis is
+            not bound, or both axes are equal.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Examples:
@@ -66,7 +72,7 @@ class pathwise(ReducedSampler):
 
     @property
     def traits(self) -> Traits:
-        """What it can do, and what it needs."""
+        """Its capabilities and requirements."""
         return Traits(
             "heat", tells_noise=True, needs_gradient=True, learns_covariance=True
         )

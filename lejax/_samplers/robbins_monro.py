@@ -1,4 +1,4 @@
-"""Robbins-Monro for the heat regularisation: Algorithm 5."""
+"""Robbins-Monro for heat regularisation: Algorithm 5."""
 
 from __future__ import annotations
 
@@ -22,43 +22,46 @@ from lejax._samplers.sampler import Estimate, Given, ReducedSampler, Traits
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class robbins_monro(ReducedSampler):
-    """Robbins-Monro for argmin_x KL(φ_{x,τ} ‖ q_{x_k,τ}) (Algorithm 5).
+    """The implicit step of heat regularisation, by Robbins-Monro (Algorithm 5).
 
-    The minimiser solves x = x_k - τ ∇F^H_τ(x): an implicit gradient step. From y = x_k,
+    Use it for Algorithm 2 of the paper, or if the explicit step of `pathwise` is too
+    long. Do not use it if the loss has no useful gradient; see `score_function`. Its
+    moves run one after another. It is a proximal point step on F^H, solved inexactly by
+    SGD.
+
+    The minimiser of KL(φ_{x,τ} ‖ q_{x_k,τ}) solves x = x_k - τ ∇F^H_τ(x). From y = x_k,
 
         y ← y - a_j [y - x_k + (τ/M) Σ_m ∇f(z_m)],   z_m ~ N(y, τI),   j = 1, …, J.
 
-    Stopped early it returns less than the step: for a constant gradient the share
-    1 - Π_j(1 - a_j) of it, .485 for the paper's J = 30 and a_j = 0.1 j^-0.7. This is
-    the algorithm, and is not corrected. A draw that is not finite is left out of the
-    average and counted; a step that is not finite is rejected, and all its draws count.
+    Stopped early it returns part of the step: for a constant gradient the share
+    1 - Π_j(1 - a_j), .485 for the paper's J = 30 and a_j = 0.1 j^-0.7. This is not
+    corrected: raise the learning rate. A draw that is not finite is left out of the
+    average and counted. A move that is not finite is rejected; all its draws failed.
 
     Args:
-        num_steps: J ≥ 1, the moves.
-        num_samples: M ≥ 1, the gradients averaged in one move; a pair is two.
+        num_steps: J ≥ 1, the number of moves.
+        num_samples: M ≥ 1, the gradients averaged in one move. A pair counts as two.
         step_size: a_j, a positive number, or a schedule that is called with j = 0, 1, …
-            (int32) for the paper's a_1, a_2, …: its c j^-α is
+            (int32) for the paper's a_1, a_2, …. The paper's c j^-α is
             `lambda j: c * (j + 1) ** -alpha`.
-        smoothing: the variance of the draws z_m where it differs from τ.
+        smoothing: the variance of the draws z_m, if it is not τ.
         chunk_size: how many gradients run at once under `vmap`.
-        antithetic: draw pairs y ± √τ ε, which cancel the part of ∇f that is odd in ε;
-            False is the paper's plain sampling.
+        antithetic: draw pairs y ± √τ ε, which cancel the part of ∇f that is odd in ε.
+            False is plain sampling, as in the paper.
         axis_name: the bound axis whose members share the M draws; see `Sampler`.
         data_axis_name: the bound axis that the batch is split over; see `Sampler`.
-        reduction: draw in the directions alone that the loss can see on its batch,
-            where `reduction_report` finds them: faster, and
-            exact, for the iterates have the same law.
+        reduction: draw only in the directions that the loss depends on for its batch,
+            as listed by `reduction_report`. This is exact, and faster.
 
     Returns:
-        A `Sampler` for `heat`. Its info's `objective` and `standard_error` are those of
-        F^H_τ(x_k), from the M draws of the first move, which are around x_k (with
-        `smoothing`, of F^H at that variance); `effective_sample_size` is the number of
-        draws that count, over all moves; `num_evaluations` is J M; the noise of the
-        displacement is not estimated: NaN.
+        A `Sampler` for `heat`. `objective` and `standard_error` in its info are of
+        F^H_τ(x_k), or F^H at the variance `smoothing`, from the M draws of the first
+        move. `effective_sample_size` is the number of finite draws of all moves, and
+        `num_evaluations` is J M. `squared_error` and `signal` are NaN.
 
     Raises:
-        ValueError: a count is not a positive integer; `step_size` or `smoothing` is not
-            positive, an axis is not bound, or both are the same.
+        ValueError: a count is not a positive integer, `step_size` or `smoothing` is not
+            positive, an axis is not bound, or both axes are equal.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Examples:
@@ -91,7 +94,7 @@ class robbins_monro(ReducedSampler):
 
     @property
     def traits(self) -> Traits:
-        """What it can do, and what it needs."""
+        """Its capabilities and requirements."""
         return Traits("heat", needs_gradient=True)
 
     def in_space(self, given: Given) -> Estimate:

@@ -1,4 +1,4 @@
-"""What a sampler is, and the one door through which all of them are run."""
+"""The interface of all samplers, and how they are run."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ Regularization = Literal["local entropy", "heat"]
 
 
 class Traits(NamedTuple):
-    """What a sampler can do, and what it needs.
+    """The capabilities and requirements of a sampler.
 
     Attributes:
-        regularization: what it samples.
-        tells_noise: whether its info may tell `squared_error` and `signal`.
-        tells_objective: whether its info tells `objective`.
-        needs_gradient: whether it differentiates the loss.
-        values_suffice: whether J losses are all that it needs, as for `ask_tell`.
-        learns_covariance: whether `gaussian` can use it.
-        weighs_by_beta: whether it has weights, by the β that is passed.
-        batches_take_turns: whether a batch is a stack of inner batches.
-        reads_again: whether every device reads its part of the loss for itself.
-        weighted_samples: the J of which `effective_sample_size` tells how many count at
-            a τ and β; None where it tells something else, or nothing.
+        regularization: the regularisation that it estimates.
+        tells_noise: True if its info may have `squared_error` and `signal`.
+        tells_objective: True if its info has `objective`.
+        needs_gradient: True if it differentiates the loss.
+        values_suffice: True if it needs only J losses, as `ask_tell` passes them.
+        learns_covariance: True if `gaussian` can use it.
+        weighs_by_beta: True if it has weights at the β that is passed.
+        batches_take_turns: True if a batch is a stack of inner batches.
+        reads_again: True if every device traces its own part of the loss.
+        weighted_samples: J, if `effective_sample_size` counts the effective ones of J
+            samples at the given τ and β; otherwise None.
     """
 
     regularization: Regularization
@@ -59,15 +59,15 @@ class Traits(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What an estimate is made of.
+    """The inputs of an estimate.
 
     Attributes:
         key: of this estimate.
-        state: the one before it.
-        space: the coordinates, with the loss in them.
+        state: the previous state.
+        space: the coordinates, and the loss in them.
         tau: τ.
         beta: β.
-        learns: Σ c uvᵀ as a covariance keeps it; None if none learns.
+        learns: `learns(u, v, c)`: Σ c uvᵀ as a covariance keeps it; None without one.
     """
 
     key: jax.Array
@@ -79,15 +79,15 @@ class Given(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a sampler finds in its coordinates.
+    """The result of a sampler, in its coordinates.
 
     Attributes:
         displacement: the estimate of x_{k+1} - x_k, as blocks.
         state: the next state.
-        info: what it tells about itself; of the errors those of the displacement.
-        beside: what is added to the displacement, in the shapes of the parameters:
-            noise that the loss does not see; None if there is none.
-        products: what a covariance learns from; None if none does.
+        info: its diagnostics; the noise is that of the displacement.
+        beside: noise in the null space, to be added to the displacement, in the shapes
+            of the parameters; None without.
+        products: the sums for a covariance; None without one.
     """
 
     displacement: Blocks
@@ -99,25 +99,26 @@ class Estimate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Sampler:
-    """A way to estimate the step of one regularisation, by its settings alone.
+    """A method to estimate the step of one regularisation: the type of all samplers.
 
-    A sampler is not callable itself: it goes to `local_entropy`, `heat`, `step_fn` or
-    `value_and_grad`, or is run by hand. It is a frozen dataclass: compared by its
-    settings, hashable where they are, and changed by `dataclasses.replace`.
+    Make one with `importance`, `sgld` and so on, and pass it to `local_entropy`,
+    `heat`, `gaussian`, `step_fn`, `value_and_grad` or `minimize`. Call `estimate` only
+    if you write your own update. A sampler is a frozen dataclass: it is compared by its
+    settings, hashable if they are, and changed by `dataclasses.replace`.
 
-    Over several devices `parallel` shares its work. Under a `jax.pmap`, `jax.shard_map`
-    or `jax.vmap` of one's own, two settings of the samplers name the axes that are
-    bound there. The members of `axis_name` share the draws, or the chains of `sgld`:
-    each makes its part, and the losses are gathered. All of them must hold the same
-    parameters, batch and key. The members of `data_axis_name` hold equal parts of the
-    batch, and the same of all else: f is the mean of theirs. The two must differ.
+    For several devices, use `parallel`. Inside your own `jax.pmap`, `jax.shard_map` or
+    `jax.vmap`, two settings of a sampler name the axes that are bound there. The
+    members of `axis_name` share the draws, or the chains of `sgld`. Each makes its
+    part, and the losses are gathered. All of them must hold the same parameters, batch
+    and key. The members of `data_axis_name` hold equal parts of the batch, and the same
+    values of everything else. f is the mean of their losses. The two axes must differ.
 
     Attributes:
-        regularization: what it samples, `"local entropy"` or `"heat"`.
-        name: what makes it.
+        regularization: the regularisation it estimates, `"local entropy"` or `"heat"`.
+        name: the name of its class; of `parallel`, that of the wrapped sampler.
 
     Examples:
-        By hand: the displacement of f(x) = x²/2 is -τ/(1 + τ) x.
+        The displacement of f(x) = x²/2 is -τ/(1 + τ) x:
 
         >>> import jax, jax.numpy as jnp, lejax
         >>> sampler, x = lejax.importance(20_000), jnp.array(3.0)
@@ -134,22 +135,22 @@ class Sampler:
 
     @property
     def traits(self) -> Traits:
-        """What it can do, and what it needs."""
+        """Its capabilities and requirements."""
         raise NotImplementedError
 
     @property
     def regularization(self) -> Regularization:
-        """What it samples."""
+        """The regularisation that it estimates."""
         return self.traits.regularization
 
     @property
     def name(self) -> str:
-        """What makes it."""
+        """The name of its class."""
         return type(self).__name__
 
     @property
     def axes(self) -> tuple[str | None, str | None]:
-        """The axis whose members share its draws, and that of parts of the batch."""
+        """The axis that shares the draws, and the axis that splits the batch."""
         return self.axis_name, self.data_axis_name
 
     def __post_init__(self) -> None:
@@ -165,10 +166,10 @@ class Sampler:
         return f"{type(self).__name__}({', '.join(given)})"
 
     def check(self, tau: Scalar) -> None:
-        """Raise where the sampler cannot work at this τ."""
+        """Raise if the sampler cannot work at this τ."""
 
     def warn(self, tau: Scalar) -> None:
-        """Warn of what goes wrong behind a gradient, whose rate is not known."""
+        """Warn of settings that diverge at many learning rates."""
 
     def init(self, params: PyTree) -> PyTree:
         """The state before the first estimate."""
@@ -185,20 +186,20 @@ class Sampler:
         tau: Scalar,
         beta: Scalar = 1.0,
     ) -> tuple[PyTree, PyTree, Info]:
-        """The estimate of x_{k+1} - x_k, the next state, and an info.
+        """Estimate x_{k+1} - x_k once.
 
         Args:
             key: a typed key.
-            state: of `init`, or of the estimate before.
+            state: from `init`, or from the previous estimate.
             params: x_k.
             value_fn: the loss, `value_fn(params, batch)`.
-            batch: of the loss; None where it takes none.
+            batch: passed to the loss; None if it takes none.
             tau: τ, a variance.
             beta: β, an inverse temperature; 1 for heat.
 
         Returns:
-            The displacement, of the shapes of `params` and at least float32, 0 where it
-            would not be finite; the state; the `Info`.
+            The displacement, in the shapes of `params` and at least float32, 0 if it
+            is not finite; the next state; the `Info`.
         """
         typed_key(key)
         positive("tau", tau)
@@ -223,13 +224,13 @@ class Sampler:
         any_batch: bool = False,
         has_aux: bool = False,
     ) -> Loss | OutsideLoss:
-        """The loss, traced as it will be run: at points that differ over the axes."""
+        """The loss, traced at parameters that vary over the axes, as its samples do."""
         if isinstance(value_fn, OutsideLoss):
             if not self.traits.values_suffice or any(self.axes):
                 raise ValueError(
-                    "ask_tell needs a sampler of losses alone, on one device, got "
-                    f"{self!r}; pass importance or score_function, and let what is "
-                    "outside be parallel."
+                    "ask_tell needs a sampler that uses loss values only, without "
+                    f"axes, got {self!r}; pass importance or score_function, and "
+                    "evaluate the points in parallel yourself."
                 )
             return value_fn
         if isinstance(value_fn, Loss):
@@ -256,9 +257,9 @@ class Sampler:
         beta: Scalar,
         learns: Any = None,
     ) -> tuple[PyTree, PyTree, Info, PyTree]:
-        """`estimate` of a traced loss, and what a covariance learns from.
+        """`estimate` for a traced loss, and the sums for a covariance.
 
-        That is Σ c uuᵀ as `learns(u, v, c)` has it, of all parameters.
+        These are Σ c uuᵀ over all parameters, as `learns(u, v, c)` keeps it.
         """
         if isinstance(loss, OutsideLoss) or learns is not None:
             space = full_space(loss, params)
@@ -266,13 +267,13 @@ class Sampler:
             space = self.space(loss, self.varying(params))
         if self.axes[1] is not None:
             space = over_data(space, params, self.axes[1])
-        # One rounding of τ and β for all that is made of them.
+        # Round τ and β once, so that everything is computed from the same numbers.
         dtype = compute_dtype(space.zeros)
         tau = jnp.asarray(tau, dtype)
         beta = self.beta_in_use(state, jnp.asarray(beta, dtype))
         found = self.in_space(Given(key, state, space, tau, beta, learns))
         blocks, info = found.displacement, found.info
-        # The gradient, as well, must fit; and a direction of many numbers, in one.
+        # A margin for the gradient, δ̂/(βτ), and for sums of many numbers in `lift`.
         size = sum(block.size for block in blocks)
         limit = jnp.finfo(dtype).max * jnp.minimum(beta * tau, 1) / max(size, 1)
         largest = [jnp.abs(block).max(initial=0).astype(dtype) for block in blocks]
@@ -291,22 +292,22 @@ class Sampler:
         return displacement, found.state, info, found.products
 
     def varying(self, params: PyTree) -> PyTree:
-        """The same numbers, as those of displaced parameters over the axes."""
+        """The parameters, marked as varying over the axes, as displaced ones do."""
         if any(self.axes):
             check_bound(*self.axes)
         for name in filter(None, self.axes):
             params = varying(params, name)
         return params
 
-    # What a sampler is made of.
+    # Each sampler overrides some of these.
 
     def first_state(self, params: PyTree) -> PyTree:
-        """The state before the first estimate at these arrays."""
+        """The state before the first estimate; the parameters are arrays."""
         del params
         return ()
 
     def beta_in_use(self, state: PyTree, beta: jax.Array) -> jax.Array:
-        """The β of an estimate that is passed this one."""
+        """The β that the estimate uses, given the β that is passed."""
         del state
         return beta
 
@@ -315,19 +316,19 @@ class Sampler:
         raise NotImplementedError
 
     def in_space(self, given: Given) -> Estimate:
-        """The estimate in the coordinates that are given."""
+        """The estimate, in the given coordinates."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class ReducedSampler(Sampler):
-    """A sampler that draws in the directions alone that the loss sees, if it may."""
+    """A sampler that draws only in the directions that the loss depends on."""
 
     _: dataclasses.KW_ONLY
     reduction: bool = True
 
     def space(self, loss: Loss, params: PyTree) -> Space:
-        """The directions that the loss sees."""
+        """The reduced space; with `reduction` off, the full space."""
         return reduced_space(
             loss, params, self.data_axis_name, reduction=self.reduction
         )
@@ -346,7 +347,7 @@ def _estimate(
 
 
 def check_smoothing(sampler: Sampler, tau: Scalar, beta: ScalarOrSchedule) -> None:
-    """Refuse a τ or β that the sampler cannot serve, as far as they are known."""
+    """Raise if the sampler cannot use this τ or β, as far as they are known."""
     sampler.check(tau)
     known_beta = positive_or_schedule("beta", beta)
     if sampler.regularization == "heat" and known_beta != 1:
@@ -357,9 +358,9 @@ def check_smoothing(sampler: Sampler, tau: Scalar, beta: ScalarOrSchedule) -> No
 
 
 def with_signal(info: Info, square: jax.Array) -> Info:
-    """The info with the share of the displacement that is no noise, and its error.
+    """The info with `signal` and its standard error.
 
-    `square` is |δ̂|², and `info.signal_standard_error` that of |δ̂|² - V.
+    `square` is |δ̂|². `info.signal_standard_error` is still that of |δ̂|² - V.
     """
     moved = square > 0
 

@@ -1,4 +1,4 @@
-"""The gradient of the heat-regularised loss from values of the loss alone."""
+"""The gradient of the heat-regularised loss, from loss values only."""
 
 from __future__ import annotations
 
@@ -28,47 +28,50 @@ from lejax._tracing.loss import Loss
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class score_function(ReducedSampler):
-    """The gradient of the heat-regularised loss without gradients of the loss.
+    """The gradient of the heat-regularised loss, from loss values only.
+
+    Use it for heat if the loss has no useful gradient, or to train networks by forward
+    passes only. Do not use it if back-propagation is cheap: `pathwise` usually needs
+    far fewer samples. It is REINFORCE with a baseline. Without `reduction` and `credit`
+    it is OpenES with σ = √τ and no fitness shaping.
 
         ∇F^H_τ(x) = E_φ[(f(X) - b)(X - x)] / τ = Cov_φ(f(X), X) / τ,   φ = N(x, τI).
 
-    E_φ[X - x] = 0 is known, so the baseline b = mean f costs no bias: the sample
-    covariance, divided by the number of draws less the share of it that unpaired draws
-    spend on b, is unbiased for every J. In antithetic pairs the baseline cancels. The
-    displacement is -τ∇F^H. A draw whose loss is not finite is left out and counted: the
-    estimate is then the gradient of the average over finite draws.
+    The baseline b is the mean of the losses. It cancels in antithetic pairs; unpaired
+    draws lose one degree of freedom to it. So the estimate is unbiased for every J. The
+    displacement is -τ ∇F^H. A draw whose loss is not finite is left out and counted.
+    The estimate is then the gradient of the average over finite draws.
 
     Args:
-        num_samples: J ≥ 2, the evaluations of f in one update; a pair is two.
-        chunk_size: how many run at once under `vmap`; memory grows with it, not with J.
+        num_samples: J ≥ 2, the evaluations of f in one update. A pair counts as two.
+        chunk_size: how many evaluations run at once under `vmap`. Memory grows with it,
+            not with J.
         antithetic: draw pairs x ± √τ ε, which cancel the part of f that is even in ε.
         axis_name: the bound axis whose members share the J samples; see `Sampler`.
         data_axis_name: the bound axis that the batch is split over; see `Sampler`.
-        signs_per_draw: how many samples at most, or pairs, share one draw under random
-            signs, as in `importance`; by default min(10, d/100, J/60, 2²²/d) for pairs,
-            with J/30 for single draws.
-        reduction: draw in the directions alone that the loss can see on its batch,
-            where `reduction_report` finds them: exact, with less noise, and faster.
-        credit: draw for every example of the batch apart, in what it sees of the layers
-            of which `reduction_report` says that they have credit by example: with
-            f = Σᵢ sᵢ and a layer's inputs hᵢ
+        signs_per_draw: at most how many samples, or pairs, share one draw under random
+            signs; see `importance`. The default is min(10, d/100, J/60, 2²²/d) for
+            pairs, with J/30 for single draws.
+        reduction: draw only in the directions that the loss depends on for its batch,
+            as listed by `reduction_report`. This is exact, faster and less noisy.
+        credit: draw separately for each example of the batch, in the layers with credit
+            by example that `reduction_report` lists. With f = Σᵢ sᵢ and inputs hᵢ
 
                 yᵢ = hᵢᵀ W + √τ |hᵢ| ξᵢ,
-                ∇_W F^H = E Σᵢ (sᵢ - sᵢ(x)) hᵢ ξᵢᵀ / (√τ |hᵢ|),
+                ∇_W F^H = E Σᵢ (sᵢ - sᵢ(x)) hᵢ ξᵢᵀ / (√τ |hᵢ|).
 
-            exact for F^H, with far less noise, and but forward passes. Other leaves are
-            drawn whole, in common: where most numbers are in those, turn it off. What
-            sᵢ(x) is from the mean stays in the average where draws fail. It takes one
-            evaluation more, at x.
+            This is exact for F^H, with far less noise, and costs one evaluation, at x.
+            Other leaves have one draw for all examples: turn credit off if they hold
+            most of the parameters. If draws fail, the baselines sᵢ(x) add a bias.
 
     Returns:
-        A `Sampler` for `heat`. Its info's `effective_sample_size` is the number of
-        draws that count.
+        A `Sampler` for `heat`. `effective_sample_size` in its info is the number of
+        finite draws.
 
     Raises:
-        ValueError: `num_samples` is not an integer of at least 2 (one draw is all spent
-            on the baseline), `chunk_size` is not a positive integer, or an axis is
-            not bound, or both are the same.
+        ValueError: `num_samples` is not an integer of at least 2 (the baseline uses up
+            one draw), `chunk_size` or `signs_per_draw` is not a positive integer,
+            `signs_per_draw` is above 32, an axis is not bound, or both axes are equal.
 
     Examples:
         On f(x) = x²/2 the step is -τ x:
@@ -97,16 +100,16 @@ class score_function(ReducedSampler):
 
     @property
     def traits(self) -> Traits:
-        """What it can do, and what it needs."""
+        """Its capabilities and requirements."""
         return Traits("heat", tells_noise=True, values_suffice=True)
 
     def space(self, loss: Loss, params: PyTree) -> Space:
-        """Noise of every example's own, or the directions that the loss sees."""
+        """The space of per-example noise, or the reduced space."""
         make = per_example_space if self.credit else reduced_space
         return make(loss, params, self.data_axis_name, reduction=self.reduction)
 
     def in_space(self, given: Given) -> Estimate:
-        """Losses, their mean, and the sum of the draws times what they are above it."""
+        """The losses, their mean, and the draws weighted by centred losses."""
         space, state = given.space, given.state
         control = space.control_variate
         pairs = self.num_samples // 2 if self.antithetic else self.num_samples
@@ -130,9 +133,9 @@ class score_function(ReducedSampler):
 
 
 def _factor(of_losses: Average, units: Units) -> jax.Array:
-    """-1/(J - p), p being the share of it that draws without a partner have.
+    """-1/(J - p), with p the share of unpaired draws.
 
-    These spend it on the baseline, which cancels in pairs.
+    These lose p degrees of freedom to the baseline, which cancels in pairs.
     """
     size, dtype = of_losses.size, of_losses.centred.dtype
     unpaired = jnp.abs(units.signed(of_losses.counts.astype(dtype))).sum()
@@ -141,7 +144,7 @@ def _factor(of_losses: Average, units: Units) -> jax.Array:
 
 
 def _by_example(draws: Draws, state: PyTree, num_samples: int) -> Estimate:
-    """The estimate by noise of every example's own: its coefficient is its own loss."""
+    """The estimate from per-example noise, weighted by the examples' own losses."""
     space, units, control = draws.space, draws.units, draws.space.control_variate
     assert control is not None
     data, dtype = control.data_axis_name, compute_dtype(space.zeros)
@@ -170,8 +173,8 @@ def _by_example(draws: Draws, state: PyTree, num_samples: int) -> Estimate:
     of_losses = average(units.all_of(found.values), units)
     each = -1 / jnp.maximum(of_losses.size, 1)
     total = scaled(total, each)
-    # By chunks of draws. Other members of a data axis have other examples, with draws
-    # of their own.
+    # From chunks of draws. The members of a data axis hold other examples, with
+    # independent draws.
     error = noise_of_sum(square * each**2, inner(total, total, dtype), sizes * each**2)
     error = error if data is None else mean_over(error, data) / members(data)
     total = mean_over(total, data)
@@ -185,7 +188,7 @@ def _by_example(draws: Draws, state: PyTree, num_samples: int) -> Estimate:
 def _of_others(
     draws: Draws, of_losses: Average
 ) -> tuple[dict[int, jax.Array], jax.Array]:
-    """The displacement of leaves whose draws all examples share, and its noise."""
+    """The displacement of the leaves that are drawn once for all, and its noise."""
     space = draws.space
 
     def noise(key: jax.Array, copies: int) -> Noise:
@@ -203,7 +206,7 @@ def _of_others(
 def _weighed(
     draws: Draws, of_losses: Average, noise: list[Noise | None]
 ) -> tuple[Blocks, jax.Array]:
-    """The draws times what the losses are above their mean, and the noise of that."""
+    """The draws weighted by centred losses, and the noise of their sum."""
     units = draws.units
     combined = combine(draws, noise, of_losses.centred * _factor(of_losses, units))
     total = jax.tree.map(lambda block: block.sum(0), combined.groups)

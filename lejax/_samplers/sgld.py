@@ -1,4 +1,4 @@
-"""Stochastic gradient Langevin dynamics for the local entropy: Algorithm 3."""
+"""Stochastic gradient Langevin dynamics for local entropy: Algorithm 3."""
 
 from __future__ import annotations
 
@@ -30,11 +30,15 @@ from lejax._spaces.space import Space
 
 
 class SGLDState(NamedTuple):
-    """The chain between two updates, with `warm_start`.
+    """The last point of each chain of `sgld`, for the next warm start.
+
+    It is part of the state of an optimiser with `warm_start=True`. You need it yourself
+    only if you call `Sampler.estimate`.
 
     Attributes:
-        position: x_J, in the shapes of the parameters and at least float32; of several
-            chains, or with an axis, on a leading axis: those of this member.
+        position: x_J, in the shapes of the parameters and at least float32. With
+            several chains or an `axis_name`, a leading axis holds the chains of this
+            member.
 
     Examples:
         >>> import jax, jax.numpy as jnp, lejax
@@ -52,70 +56,78 @@ class SGLDState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class sgld(ReducedSampler):
-    """Langevin dynamics for E_q[X]: a chain of gradient steps (Algorithm 3).
+    """Langevin dynamics for local entropy: chains of gradient steps (Algorithm 3).
+
+    Use it if the loss has a gradient and importance weights degenerate, at large β or
+    in many dimensions. Do not use it without a useful gradient, or if you need the
+    smoothed loss or error bars; see `importance`. It is the inner loop of Entropy-SGD;
+    the whole optimiser is `entropy_sgd`.
 
         x_{j+1} = x_j - (ε_j/2) [β∇f(x_j) + (x_j - x)/τ] + η_j,   η_j ~ N(0, T_j ε_j I),
         E_q[X] ≈ Σ_j ε_j x_j / Σ_j ε_j   over x_1, …, x_J,
 
-    for q ∝ exp(-βf(x') - |x' - x|²/2τ). The chain starts at x, or, with `warm_start`,
-    where that of the previous update ended. A move to a point where the loss or its
-    gradient is not finite is refused and counted: the chain stays. Where its start is
-    refused, the chain starts at x, one point later.
+    for q ∝ exp(-βf(x') - |x' - x|²/2τ). The chain starts at x or, with `warm_start`, at
+    the end of the previous chain. A move to a point whose loss or gradient is not
+    finite is refused and counted: the chain stays. If its start is refused, it starts
+    at x, one point later.
 
-    A chain from x finds of a constant gradient the share 1 - A of the step, where
+    A short chain returns part of the step. From x and for a constant gradient, it is
+    the share 1 - A, where
 
         A = Σ_j ε_j R_j / Σ_j ε_j,   R_j = Π_{i<j} (1 - ε_i/2τ),
 
-    so that a rate η behind it acts as (1 - A)η: 1 - A is .97 for the paper's J =
-    1000 and ε_j = 1/(1000 + j), τ = .01, but .02 for J = 10 and ε = τ/100. That is the
-    algorithm, and is not corrected: raise the rate, or J ε.
+    so a learning rate η behind it acts as (1 - A)η. 1 - A is .97 for the paper's J =
+    1000, ε_j = 1/(1000 + j) and τ = .01, and .02 for J = 10 and ε = τ/100. This is not
+    corrected: raise the learning rate, or J ε.
 
     Args:
-        num_steps: J ≥ 1, the points of the chain, its start among them: J - 1 moves.
+        num_steps: J ≥ 1, the points of a chain. The start counts: there are J - 1
+            moves.
         step_size: ε_j, a variance like τ: a positive number, or a schedule that is
             called with j = 0, 1, … (int32) for the paper's ε_1, ε_2, …. A first step
             of 4τ or more is an error, since the quadratic part of the drift alone then
-            diverges; where a schedule of τ falls that far under `jit`, such moves are
-            refused, the chain stays at x, and the update is zero.
-        temperature: T_j, a positive number or a schedule. 1 samples q; T_j = ε_j gives
-            η_j the standard deviation ε_j; a small constant is the thermal noise of
+            diverges. If a traced τ falls that far, such moves are refused.
+        temperature: T_j, a positive number or a schedule. 1 samples q. T_j = ε_j gives
+            η_j the standard deviation ε_j. A small constant is the thermal noise of
             `entropy_sgd`.
-        averaging: α in (0, 1], to forget the first points: the estimate is then μ_J of
-            μ_1 = x_1, μ_j = (1 - α) μ_{j-1} + α x_j, and not the mean weighted by ε_j.
-        num_chains: C ≥ 1, independent chains of J points each, of which the average is
-            the estimate.
-        warm_start: start at the previous update's last point, as the paper does, and
-            not at x. Such a chain pulls x back to where it was: behind it `optax.sgd`
-            with a rate η and heavy-ball momentum μ is stable on a flat loss if
-            η < βτ(1 + R_J)(1 + μ)/A, which is at least 2βτ, and little more unless
-            the chain is long; a chain that forgets less than half of its start is a
-            warning. By the paper's η = βτ it is harmless, and saves the way from x. The
-            pure functions `step_fn` and `value_and_grad` always start at x.
-        inner_batches: the batch has a leading axis of K batches, and the gradient at
-            the j-th point is that of batch j mod K (the aux of `has_aux` that of the
-            first); False uses the whole batch.
-        axis_name: the bound axis whose members share the C chains; see `Sampler`.
-            Each must hold the state of its own chains: that which `init` returns in
-            there, or its part along the leading axis of that which it returns outside.
+        averaging: α in (0, 1], for an exponential average that forgets the first
+            points: μ_1 = x_1, μ_j = (1 - α) μ_{j-1} + α x_j; the estimate is μ_J. The
+            default is the mean weighted by ε_j.
+        num_chains: C ≥ 1, independent chains of J points each. Their average is the
+            estimate.
+        warm_start: start at the last point of the previous update, as the paper does,
+            not at x. With the paper's η = βτ this is harmless, and saves the way from
+            x. Such a chain pulls x back to its old position. `optax.sgd` behind it, of
+            rate η and momentum μ, is stable on a flat loss if η < βτ(1 + R_J)(1 + μ)/A,
+            which is at least 2βτ, and little more unless the chain is long. A chain
+            that keeps more than half of its start is a warning. `step_fn` and
+            `value_and_grad` always start at x.
+        inner_batches: the batch has a leading axis of K batches, and point j uses the
+            gradient on batch j mod K. The aux of `has_aux` is that of the first batch.
+            False uses the whole batch at every point.
+        axis_name: the bound axis whose members share the C chains; see `Sampler`. Each
+            member must hold the state of its own chains: call `init` inside the axis,
+            or split the leading axis of a state made outside.
         data_axis_name: the bound axis that the batch is split over; see `Sampler`.
-        reduction: run the chain in the directions alone that the loss can see on its
-            batch, or on all inner batches, where `reduction_report` finds them: exact,
-            and faster. Where it cannot see, the chain is known in closed form; its end
-            is drawn once, for the warm start, and its mean under q, 0, is the estimate.
-        sample_complement: with `reduction`, draw the chain's own average there as well,
-            jointly with its end: the estimate then has the law of the full chain.
+        reduction: run the chain only in the directions that the loss depends on for its
+            batch, or all inner batches, as listed by `reduction_report`. This is exact,
+            and faster. In the other directions the estimate is the mean under q, 0, and
+            the end of the chain is drawn from its exact law, for the warm start.
+        sample_complement: with `reduction`, draw the average of the chain in the other
+            directions too, jointly with its end. The estimate then has the law of the
+            full chain.
 
     Returns:
-        A `Sampler` for `local_entropy`. Its info knows `num_evaluations` (of ∇f, J C)
-        and `nonfinite_fraction` (of the J C points, those refused); a chain knows
-        neither F_τ nor independent units, so the other fields are NaN.
+        A `Sampler` for `local_entropy`. Its info has `num_evaluations`, J C gradients,
+        and `nonfinite_fraction`, the share of the J C points that was refused. The
+        other estimates are NaN.
 
     Raises:
-        ValueError: `num_steps` or `num_chains` is not a positive integer; `step_size`
-            or `temperature` is not positive; `averaging` is not in (0, 1]; `step_size`
-            ≥ 4τ; with `inner_batches`, the leaves of the batch have no common leading
-            axis; an axis is not bound, or both are the same; the state is that of
-            another number of chains.
+        ValueError: `num_steps` or `num_chains` is not a positive integer, `step_size`
+            or `temperature` is not positive, `averaging` is not in (0, 1], `step_size`
+            ≥ 4τ, the leaves of the batch have no common leading axis with
+            `inner_batches`, an axis is not bound, both axes are equal, or the state
+            holds another number of chains.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Examples:
@@ -153,7 +165,7 @@ class sgld(ReducedSampler):
 
     @property
     def traits(self) -> Traits:
-        """What it can do, and what it needs."""
+        """Its capabilities and requirements."""
         return Traits(
             "local entropy",
             tells_objective=False,
@@ -162,7 +174,7 @@ class sgld(ReducedSampler):
         )
 
     def check(self, tau: Scalar) -> None:
-        """Refuse a first step at which the quadratic part of the drift diverges."""
+        """Raise if the quadratic part of the drift diverges at the first step."""
         first = positive(*first_value("step_size", self.step_size))
         if not isinstance(tau, Tracer) and first >= 4 * tau:
             raise ValueError(
@@ -171,26 +183,26 @@ class sgld(ReducedSampler):
             )
 
     def warn(self, tau: Scalar) -> None:
-        """Warn of a kept chain that pulls x back with all its force."""
+        """Warn of a warm chain that keeps most of its start, and pulls x back to it."""
         if not self.warm_start or isinstance(tau, Tracer):
             return
         kept, in_mean = self.memory(tau)
         if kept > 0.5:
             warnings.warn(
                 f"warm_start=True, but at tau={tau:g} {self.num_steps} steps keep "
-                f"{kept:.2g} of where the chain was: it pulls x back there, and with a "
-                f"rate above {(1 + kept) / in_mean:.2g} beta tau, and little more with "
-                "momentum, x diverges; leave warm_start out, take displacement=True "
+                f"{kept:.2g} of the chain's start and pull x back to it: x diverges at "
+                f"a learning rate above {(1 + kept) / in_mean:.2g} beta tau (with "
+                "momentum, little more); leave warm_start out, use displacement=True "
                 "and optax.sgd(1.0), or raise num_steps or step_size.",
                 stacklevel=4,
             )
 
     def memory(self, tau: Scalar) -> tuple[float, float]:
-        """The share of a displacement at the start that is left in end and mean.
+        """The shares of a displacement at the start that remain in end and mean.
 
-        NaN where the steps are traced.
+        NaN if the step sizes are traced.
         """
-        # Known numbers, also inside somebody's jit.
+        # Concrete numbers, also inside an outer jit.
         with jax.ensure_compile_time_eval():
             moves = make_moves(
                 self.num_steps,
@@ -210,15 +222,15 @@ class sgld(ReducedSampler):
 
     @property
     def lone(self) -> bool:
-        """Whether the state has no axis of chains."""
+        """True if the state has no axis of chains."""
         return self.num_chains == 1 and self.axis_name is None
 
     def share(self, axis_name: str | None) -> int:
-        """How many chains a member runs; where the numbers end, some do not count."""
+        """How many chains a member runs; surplus chains do not count."""
         return -(-self.num_chains // members(axis_name))
 
     def first_state(self, params: PyTree) -> PyTree:
-        """Chains at x."""
+        """Chains that start at x."""
         if not self.warm_start:
             return ()
         position = widen(params)
@@ -280,7 +292,7 @@ class sgld(ReducedSampler):
         return Estimate(mean, state, info, beside)
 
     def positions(self, state: PyTree, space: Space, chains: int) -> PyTree:
-        """Where this member's chains start, on a leading axis; None is x."""
+        """The starts of this member's chains, on a leading axis; None means x."""
         if not self.warm_start:
             return None
         positions = state.position
@@ -292,9 +304,9 @@ class sgld(ReducedSampler):
             if leaf.shape != (chains, *x.shape):
                 raise ValueError(
                     f"state holds a position of shape {leaf.shape}, not {chains} of "
-                    f"the num_chains={self.num_chains} of shape {x.shape}; take the "
-                    "state that init returns where update is called, or split the "
-                    "leading axis of another over axis_name, num_chains being a "
-                    "multiple of its members."
+                    f"the num_chains={self.num_chains} of shape {x.shape} each; call "
+                    "init inside the axis, as update is, or split the leading axis of "
+                    "the state over axis_name, with num_chains a multiple of its "
+                    "members."
                 )
         return positions

@@ -1,1 +1,1 @@
-"""Numbers that change from update to update."""
+"""Schedules and controllers of τ over the updates."""

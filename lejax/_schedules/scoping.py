@@ -1,4 +1,4 @@
-"""Scoping: the schedule of τ over the updates, section 6.5.1."""
+"""Scoping: a schedule of τ over the updates (section 6.5.1)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from lejax._internal.types import Scalar
 def scoping(init_value: Scalar, rate: float) -> Callable[[ArrayLike], jax.Array]:
     """The scoping schedule of the paper.
 
+    Use it as `tau` of `local_entropy` and `heat`, to start from a wide smoothing and
+    end at a narrow one. If you have no good rate for τ and use `importance`, let
+    `target_share` find τ. It is `optax.exponential_decay(tau_0, 1, 1 / (1 + tau_1))`.
+
         τ(k) = τ_0 / (1 + τ_1)^k,   k = 0, 1, ….
 
-    It serves as `tau` of `local_entropy` and `heat`, and times β as the learning rate
-    of the `optax.sgd` behind them, which then is the paper's algorithm.
+    For the algorithm of the paper, β times this schedule is also the learning rate of
+    the `optax.sgd` behind.
 
     Args:
         init_value: τ_0 > 0.
-        rate: τ_1 > -1; τ falls where it is positive, rises where it is negative.
+        rate: τ_1 > -1; τ falls if it is positive and rises if it is negative.
 
     Returns:
         A schedule: a function of the number of updates so far.
@@ -51,7 +55,7 @@ def scoping(init_value: Scalar, rate: float) -> Callable[[ArrayLike], jax.Array]
     decay = math.log1p(rate)
 
     def schedule(count: ArrayLike) -> jax.Array:
-        # The power by its logarithm: exact to rounding also after 10^6 updates.
+        # The logarithm keeps the power exact to rounding, also after 10^6 updates.
         return jnp.exp(-decay * jnp.asarray(count).astype(float)) * init_value
 
     return schedule

@@ -1,4 +1,4 @@
-"""τ by a controller: it follows the share of effective samples, across updates."""
+"""A controller of τ that holds the share of effective samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lejax._samplers.sampler import Sampler
 
 
 class ShareController(NamedTuple):
-    """What `target_share` makes; the names are those of its arguments."""
+    """The arguments of `target_share`, which makes it."""
 
     share: ScalarOrSchedule
     init_value: Scalar
@@ -43,53 +43,54 @@ def target_share(
 ) -> ShareController:
     """A controller of τ, for a target share of effective samples.
 
-        log τ_{k+1} = log τ_k + γ_k log(D*/D_k),
-        D_k = log(J/ESS_k),   D* = -log share,
+    Use it with `importance` as the `tau` of `local_entropy` or `minimize`, in place of
+    a grid search over τ. It does not work with `sgld`, with the samplers of `heat`, or
+    with a `beta_share` or `shaping`. It is to τ what step-size adaptation is to CMA-ES,
+    or tempering by effective sample size to sequential Monte Carlo.
 
-    so that τ rises while more samples are effective than are wanted, and falls while
-    fewer are. D bounds the step, by the inequalities of Talagrand and Jensen:
+        log τ_{k+1} = log τ_k + γ_k log(D*/D_k),
+        D_k = log(J/ESS_k),   D* = -log share.
+
+    So τ rises if more samples than the target are effective, and falls if fewer are.
+    D bounds the step, by the inequalities of Talagrand and Jensen:
 
         |E_q[X] - x|² ≤ 2τ KL(q ‖ φ) ≤ 2τ log(J/ESS)   as J → ∞.
 
-    For small τ it is about β²τ|∇f|², so that τ_k D*/D_k is what update k would have
-    wanted, however far it was below; τ_{k+1} is the geometric mean of these: of all
-    updates at first, γ_k = 1/(k + 1), and with the weight γ_k = γ of the newest as soon
-    as that is more.
+    For small τ it is about β²τ|∇f|². So τ_k D*/D_k is the target of update k, however
+    far τ_k is from it, and τ_{k+1} is the geometric mean of these: of all updates at
+    first, γ_k = 1/(k + 1), then with weight γ_k = γ of the newest, once that is more.
 
-    Where D_k > 2D*, as τ is about twice too large or more, the estimate is a leap at
-    few samples: the update is zero, and γ_k = 1.
+    If D_k > 2D*, τ is too large by a factor of about two or more, and a few samples
+    dominate the estimate. Then the update is zero, and γ_k = 1.
 
-    It is the `tau` of `local_entropy` and `minimize`, and takes the place of a grid of
-    fixed ones. As the rate of the paper is βτ, let `local_entropy(...,
-    displacement=True)` be followed by `optax.sgd(1.0)`. Under `jax.vmap` the arguments
-    may differ.
+    The paper's rate is βτ: use `local_entropy(..., displacement=True)` and
+    `optax.sgd(1.0)`. Under `jax.vmap` the arguments may differ.
 
     Args:
-        share: the ESS/J that is wanted, between 0 and 1, or a schedule of the number of
-            updates so far. Near 1 weights hardly matter and steps are small; below
-            √(10/J), an error where it is known, a leap at a few samples may pass for
-            what is wanted. A constant one lets τ rise while gradients fall; one that
-            rises anneals τ, as scoping does, with nothing in it that depends on the
-            units of parameters or loss: `optax.linear_schedule(0.1, 0.7, num_updates)`.
+        share: the target ESS/J, between 0 and 1, or a schedule of the number of updates
+            so far. Near 1 the weights hardly matter and steps are small; a share below
+            √(10/J) is an error. With a constant share τ rises as gradients fall. A
+            share that rises lowers τ as scoping does, in any units of parameters and
+            loss: `optax.linear_schedule(0.1, 0.7, num_updates)`.
         init_value: τ_0, a variance, in squared units of the parameters.
-        gain: γ, above 0 and at most 1: 1/γ updates are averaged.
-        max_change: τ changes by this factor at most in an update, up or down; so does
-            it fall where nothing was effective, and rise where all losses were equal.
+        gain: γ, above 0 and at most 1: about 1/γ updates are averaged.
+        max_change: the largest factor by which τ changes in an update. It falls by this
+            factor if no sample was effective, and rises by it if all losses were equal.
         max_ratio: τ stays within this factor of τ_0.
 
     Returns:
-        A tuple of the arguments. τ_k is told by `info.tau_used`; τ_{k+1} follows from
-        that info, so that a restored state goes on bit for bit.
+        A tuple of the arguments. τ_k is `info.tau_used`. τ_{k+1} follows from that
+        info, so a restored state continues bit for bit.
 
     Raises:
         ValueError: `share` is not between 0 and 1, `init_value` is not positive, `gain`
             is not above 0 and at most 1, `max_change` or `max_ratio` is not above 1. In
-            use: `share`, or its first value, is below √(10/J); the sampler does not
-            tell such a share (`sgld` and those of heat), or follows one itself, or has
-            the same at every τ (`importance` with a `beta_share` or a `shaping`).
+            use: the first share is below √(10/J), or the sampler has no share that
+            depends on τ (`sgld`, those of `heat`, and `importance` with a `beta_share`
+            or `shaping`).
 
     Examples:
-        From τ = 1e-6 to where half of the samples are effective:
+        From τ = 1e-6 to the τ at which half of the samples are effective:
 
         >>> import jax, jax.numpy as jnp, lejax, optax
         >>> def loss(x):
@@ -121,25 +122,24 @@ def target_share(
 
 
 def first_tau(tau: ScalarOrSchedule | ShareController, sampler: Sampler) -> float:
-    """The first of a number, a schedule or a controller, which the sampler can serve.
+    """The first value of a number, schedule or controller; refuse a bad controller.
 
-    NaN where it is traced.
+    NaN if it is traced.
     """
     if not isinstance(tau, ShareController):
         return positive_or_schedule("tau", tau)
     if sampler.traits.weighted_samples is None:
         raise ValueError(
-            "tau by target_share goes by the share of the samples that are effective, "
-            f"which {sampler.name} does not tell, or follows itself; pass a number or "
-            "a schedule, or lejax.importance without a beta_share and "
-            "without shaping."
+            "tau=target_share(...) needs a sampler whose share of effective samples "
+            f"depends on tau, got {sampler.name}; pass a number or a schedule as tau, "
+            "or lejax.importance without beta_share and without shaping."
         )
     name, share = first_value("share", tau.share)
     least = math.sqrt(10 / sampler.traits.weighted_samples)
     if number(name, share) < least:
         raise ValueError(
             f"{name} must be at least √(10/J) = {least:.2g} for {sampler!r}, got "
-            f"{share!r}: below it a leap at a few samples may pass for what is wanted; "
+            f"{share!r}: below it a few samples may dominate an estimate unnoticed; "
             f"raise it, or num_samples to {math.ceil(10 / float(share) ** 2)}."
         )
     return positive("init_value", tau.init_value)
@@ -148,13 +148,13 @@ def first_tau(tau: ScalarOrSchedule | ShareController, sampler: Sampler) -> floa
 def current_tau(
     tau: ShareController, step: jax.Array, info: Info, sampler: Sampler
 ) -> jax.Array:
-    """τ after so many updates, of which `info` tells the last."""
+    """τ after `step` updates, the last of which has this `info`."""
     dtype = info.tau_used.dtype
     first, gain, change, ratio = (
         jnp.asarray(value, dtype)
         for value in (tau.init_value, tau.gain, tau.max_change, tau.max_ratio)
     )
-    # Before the first update the info knows nothing.
+    # Before the first update the info is empty.
     begun = step > 0
     found, wanted = _divergences(tau, jnp.maximum(step, 1) - 1, info, sampler)
     gain = jnp.maximum(gain, 1 / jnp.maximum(step, 1).astype(dtype))
@@ -171,7 +171,7 @@ def restrained(
     info: Info,
     sampler: Sampler,
 ) -> PyTree:
-    """No update by a τ that was much too large."""
+    """The updates, or zeros if τ was much too large for them."""
     found, wanted = _divergences(tau, step, info, sampler)
     return optax.tree.where(found > 2 * wanted, optax.tree.zeros_like(updates), updates)
 
@@ -179,15 +179,15 @@ def restrained(
 def _divergences(
     controller: ShareController, step: jax.Array, info: Info, sampler: Sampler
 ) -> tuple[jax.Array, jax.Array]:
-    """D and D* of the update of this number, both positive and finite."""
+    """D and D* of update `step`, both positive and finite."""
     dtype, share = info.tau_used.dtype, controller.share
     share = share(step) if callable(share) else share
     tiny, eps = jnp.finfo(dtype).tiny, jnp.finfo(dtype).eps
     found = info.effective_sample_size / jnp.asarray(
         sampler.traits.weighted_samples, dtype
     )
-    # Nothing effective, or nothing known of it, is the least share.
+    # No effective samples, or NaN, counts as the least share.
     found = jnp.where(found > tiny, found, tiny)
-    # A schedule may leave what it should not.
+    # A schedule may leave the interval (0, 1).
     share = jnp.asarray(share, dtype).clip(tiny, 1 - eps)
     return jnp.maximum(-jnp.log(found), tiny), -jnp.log(share)

@@ -1,7 +1,7 @@
-"""The axis of the examples, followed through a program operation by operation.
+"""Follows the batch axis through a program, operation by operation.
 
-A rule for each primitive says where the axis goes. A primitive without a rule counts
-as mixing the examples.
+The batch axis is the axis of the examples. A rule for each primitive computes the batch
+axis of its result. A primitive without a rule counts as mixing the examples.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class ExamplesMixError(Exception):
 def follow_batch_axis(
     program: Program, operations: Iterable[Operation], axes: dict[int, int]
 ) -> dict[int, int]:
-    """The axis of the examples in every value that depends on the values in `axes`.
+    """The batch axis of every value that is computed from the values in `axes`.
 
-    `axes` has the axis of the examples in the values to start from, by number. If a
-    value has the axis e, its entry i along e depends on their entries i alone.
+    `axes` maps the numbers of the starting values to their batch axes. If a value has
+    the batch axis e, its entry i along e depends only on entry i of these values.
     """
     axes = dict(axes)
     for operation in operations:
@@ -43,12 +43,12 @@ def follow_batch_axis(
     return axes
 
 
-# From the axis of the examples in every operand to that in the result.
+# Maps the batch axes of all operands to that of the result; None if examples mix.
 _Rule = Callable[[Program, Operation, list[int | None]], int | None]
 
 
 def _common(axes: list[int | None]) -> int | None:
-    """The axis that all operands share; operands without one are skipped."""
+    """The batch axis of all operands that have one; None if they differ."""
     distinct = {axis for axis in axes if axis is not None}
     return distinct.pop() if len(distinct) == 1 else None
 
@@ -59,7 +59,7 @@ def _shape(program: Program, number: int) -> tuple[int, ...]:
 
 def _elementwise(program: Program, op: Operation, axes: list[int | None]) -> int | None:
     axis, result = _common(axes), _shape(program, op.outputs[0])
-    # The other axes may have length 1 and be repeated.
+    # Only the other axes may have length 1 and be broadcast.
     for number, own in zip(op.inputs, axes, strict=True):
         shape = _shape(program, number)
         if own is not None and (len(shape) != len(result) or shape[own] != result[own]):
@@ -68,7 +68,7 @@ def _elementwise(program: Program, op: Operation, axes: list[int | None]) -> int
 
 
 def _along_other_axes(name: str) -> _Rule:
-    """Operations that keep the shape; the parameter `name` has the axes they act on."""
+    """The rule for operations along the axes in parameter `name`; the shape stays."""
 
     def rule(program: Program, op: Operation, axes: list[int | None]) -> int | None:
         axis = _common(axes)
@@ -80,7 +80,7 @@ def _along_other_axes(name: str) -> _Rule:
 
 
 def _dropping(name: str) -> _Rule:
-    """Operations that remove the axes in the parameter `name`."""
+    """The rule for operations that remove the axes in parameter `name`."""
 
     def rule(program: Program, op: Operation, axes: list[int | None]) -> int | None:
         axis, taken = _common(axes), op.params[name]
@@ -152,7 +152,7 @@ def _dot_general(program: Program, op: Operation, axes: list[int | None]) -> int
 
 
 def _gather(program: Program, op: Operation, axes: list[int | None]) -> int | None:
-    """Indexing along other axes, with the same indices or with some per example."""
+    """Indexing along other axes; the examples share the indices or have their own."""
     numbers, axis = op.params["dimension_numbers"], axes[0]
     if axis is None or axes[1] is not None:
         return None
@@ -185,7 +185,7 @@ def _pad(program: Program, op: Operation, axes: list[int | None]) -> int | None:
 
 
 def _window(program: Program, op: Operation, axes: list[int | None]) -> int | None:
-    """Pooling: a window must have length 1 along the axis of the examples."""
+    """Pooling: a window must have length 1 along the batch axis."""
     axis, params = axes[0], op.params
     if axis is None or any(other is not None for other in axes[1:]):
         return None
@@ -209,14 +209,14 @@ def _custom(program: Program, op: Operation, axes: list[int | None]) -> int | No
 
 
 def _scan(program: Program, op: Operation, axes: list[int | None]) -> list[int | None]:
-    """The axis in every result, if no iteration mixes the examples.
+    """The batch axis of every result, if no iteration mixes the examples.
 
-    A carried value must have the same axis in all iterations.
+    A carried value must have the same batch axis in all iterations.
     """
     closed = op.params["jaxpr"]
 
     def unscanned(numbers: tuple[int, ...], avals: Sequence[Any]) -> int:
-        """How many values are not scanned over: the body has them with all axes."""
+        """The number of values whose shape in the body is their own: not scanned."""
         shapes = zip(numbers, avals, strict=True)
         return sum(_shape(program, number) == aval.shape for number, aval in shapes)
 
@@ -224,7 +224,7 @@ def _scan(program: Program, op: Operation, axes: list[int | None]) -> list[int |
     first_scanned = unscanned(op.inputs, closed.in_avals)
     first_carry = first_scanned - unscanned(op.outputs, closed.out_avals)
     if 0 in axes[first_scanned:]:
-        raise ExamplesMixError("examples meet in scan, which takes them in turns")
+        raise ExamplesMixError("examples meet in scan, which loops over them")
     bodies = [
         read(closed.jaxpr, closed.consts, output) for output in range(len(op.outputs))
     ]
@@ -235,7 +235,7 @@ def _scan(program: Program, op: Operation, axes: list[int | None]) -> list[int |
         carry = in_body[first_carry:first_scanned]
         for place, (before, after) in enumerate(zip(carry, in_results, strict=False)):
             if None not in (before, after) and before != after:
-                raise ExamplesMixError("examples meet in scan, whose turns move them")
+                raise ExamplesMixError("examples meet in scan, which moves their axis")
             carry[place] = after if before is None else before
         if carry == in_body[first_carry:first_scanned]:
             stacked = in_results[len(carry) :]
@@ -244,7 +244,7 @@ def _scan(program: Program, op: Operation, axes: list[int | None]) -> list[int |
 
 
 def _axis_in_result(body: Program, axes: list[int | None]) -> int | None:
-    """The axis in the result of a program, for the axes in its arguments."""
+    """The batch axis of a program's result, given those of its arguments."""
     in_arguments = {
         n: axis for n, axis in zip(body.inputs, axes, strict=True) if axis is not None
     }

@@ -1,7 +1,7 @@
-"""The axes of a matrix product: contracted or free, and where they are in the result.
+"""The axes of a matrix product: contracted or free, and their places in the result.
 
-One operand is the kernel, a leaf of the parameters. The other holds the rows that the
-kernel is multiplied with.
+One operand is the kernel, a leaf of the parameters. The other operand holds the rows
+that are multiplied with the kernel.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ProductAxes(NamedTuple):
 def read_dot_general(
     program: Program, operation: Operation, kernel: int
 ) -> ProductAxes:
-    """The axes of a `dot_general`, of which the operand `kernel` (0, 1) is the kernel.
+    """The axes of a `dot_general` whose operand number `kernel` (0 or 1) is the kernel.
 
     Raises:
         UnknownUseError: it has batch dimensions.

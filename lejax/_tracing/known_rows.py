@@ -1,9 +1,9 @@
-"""Leaves that the loss uses only in products with known rows.
+"""Finds the leaves that the loss uses only in products with known rows.
 
-*Known* means here, as in all of this folder: independent of the parameters. A leaf W
-qualifies if every use of it is a product A W or an indexing W[i], along the same axis
-(or axes) of W each time, with a known A or i. Any other use disqualifies the leaf, for
-a reason that is kept for the report.
+In this folder *known* means: independent of the parameters. A leaf W qualifies if each
+of its uses is a product A W or an indexing W[i] with known A or i, always along the
+same axis (or axes) of W. Any other use disqualifies the leaf. The reason stands in the
+report.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class RowMatrix(NamedTuple):
     """Rows of numbers: the known operand A of a product A W.
 
     Attributes:
-        number: the operand.
+        number: the number of the operand.
         free: its free axes, which number the rows.
-        contracted: its contracted axes, along which the numbers of a row lie.
+        contracted: its contracted axes, which hold the entries of a row.
     """
 
     number: int
@@ -39,7 +39,7 @@ class RowMatrix(NamedTuple):
     contracted: tuple[int, ...]
 
     def rows(self, value: jax.Array) -> jax.Array:
-        """The rows, with their n numbers on the last axis: (*free, n)."""
+        """The rows, with their n entries on the last axis: (*free, n)."""
         value = jnp.transpose(value, self.free + self.contracted)
         free, contracted = value.shape[: len(self.free)], value.shape[len(self.free) :]
         return value.reshape(*free, math.prod(contracted))
@@ -57,10 +57,10 @@ class RowGather(NamedTuple):
     """Rows of the identity, by index: the known indices i of W[i].
 
     Attributes:
-        number: the indices.
-        component: which of their components is the number of a row.
+        number: the number of the indices.
+        component: which component of an index is the row of W.
         size: the number of rows of W.
-        clip: whether an index out of range is clipped; else it reads no row.
+        clip: True if an index out of range is clipped, False if it reads no row.
     """
 
     number: int
@@ -69,7 +69,7 @@ class RowGather(NamedTuple):
     clip: bool
 
     def rows(self, value: jax.Array) -> jax.Array:
-        """The indices of the rows; `size` where no row is read."""
+        """The indices of the rows; `size` for an index that reads no row."""
         rows = value[..., self.component]
         if rows.dtype.itemsize < 4:  # `size` may exceed its range
             rows = rows.astype(jnp.int32)
@@ -78,7 +78,7 @@ class RowGather(NamedTuple):
         return jnp.where((rows >= 0) & (rows < self.size), rows, self.size)
 
     def free_shape(self, rows: jax.Array) -> tuple[int, ...]:
-        """The shape of `rows`, one number a row."""
+        """The shape of `rows`, which has one index for each row."""
         return rows.shape
 
     def num_rows(self, shape: tuple[int, ...]) -> int:
@@ -96,7 +96,7 @@ class KnownOperand(NamedTuple):
     Attributes:
         operation: the operation.
         row_source: A or i.
-        axes: the contracted or indexed axes of the leaf, in rising order.
+        axes: the contracted or indexed axes of the leaf, in increasing order.
         result_order: the axes of (*free, *the other axes of the leaf) in the order of
             the result, up to axes of length 1.
     """
@@ -115,7 +115,7 @@ class LeafUse(NamedTuple):
         operands: one for each use; empty if the loss does not use the leaf.
         views: the views of the leaf on the way to its uses.
         num_rows: m, the number of known rows.
-        why_whole: why the leaf is not reduced, if m is too large; else empty.
+        why_whole: the reason not to reduce the leaf if m is too large; else empty.
     """
 
     axes: tuple[int, ...]
@@ -125,7 +125,7 @@ class LeafUse(NamedTuple):
     why_whole: str = ""
 
     def order(self, ndim: int) -> tuple[int, ...]:
-        """The axes of the leaf: `axes`, and then the others."""
+        """The axes of the leaf: first `axes`, then the others."""
         return self.axes + tuple(i for i in range(ndim) if i not in self.axes)
 
     def row_length(self, shape: tuple[int, ...]) -> int:
@@ -141,10 +141,10 @@ class LeafUse(NamedTuple):
 def find_leaf_uses(
     program: Program, num_leaves: int, num_batches: int = 1, num_members: int = 1
 ) -> list[LeafUse | str]:
-    """How the loss uses each of its first `num_leaves` inputs, or why that is unknown.
+    """The uses of each of the first `num_leaves` inputs, or why it does not qualify.
 
-    The inputs after the leaves are those of the batch. The rows of `num_batches` inner
-    batches count, and of each the parts that `num_members` members hold.
+    The inputs after these are the leaves of the batch. The number of rows is that of
+    all `num_batches` inner batches and of all `num_members` members that hold parts.
     """
     if reason := program.why_not_in_parts():
         return [reason] * num_leaves
@@ -192,7 +192,7 @@ def find_leaf_uses(
             default=0,
         )
         if RowMatrix in map(type, row_sources) and widest > max(4, dtype.itemsize):
-            return "its rows have more digits than it has"
+            return "its rows have a wider dtype than the leaf"
         (axes,) = axes_of_uses or {tuple(range(len(shape)))}
         num_rows = num_members * sum(
             source.num_rows(program.shapes[source.number].shape)
@@ -215,7 +215,7 @@ def _known_operand(
     axes: tuple[int, ...],
     on_params: Container[int],
 ) -> KnownOperand:
-    """The use of a leaf, which has the axes `axes` in the operand `index`."""
+    """The use of a leaf, whose axes in the operand `index` are `axes`."""
     readers = {"dot_general": _product_with_rows, "gather": _gather_of_rows}
     read = readers.get(operation.name)
     if read is None:
@@ -273,12 +273,12 @@ def _gather_of_rows(
         # An index out of range in another component would fill a row as well.
         or (mode == _FILL and len(dimensions.start_index_map) > 1)
     ):
-        raise UnknownUseError("used by a gather of more than whole rows")
+        raise UnknownUseError("used by a gather that does not read whole rows")
     (axis,) = indexed
     others = [i for i in range(len(axes)) if i != axes[axis]]
     num_free = len(program.shapes[number].shape) - 1
-    # The result has the axes of the table that are kept at `offset_dims`, and those of
-    # the indices elsewhere.
+    # In the result the kept axes of the table are at `offset_dims`. All other axes are
+    # those of the indices.
     collapsed = dimensions.collapsed_slice_dims
     of_table = iter(i for i in range(len(axes)) if i not in collapsed)
     of_indices = iter(range(num_free))

@@ -1,4 +1,4 @@
-"""Dense layers and convolutions in a program, with the rows of every example."""
+"""Finds dense layers and convolutions in a program, with the rows of every example."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from lejax._tracing.dot_general import ProductAxes, read_dot_general
 from lejax._tracing.program import Operation, Program
 from lejax._tracing.views import UnknownUseError, axes_of_view, is_sharded
 
-# In an inner layer every example and every draw needs a basis of its rows. With more
-# positions than this it costs more than it saves: `experiments/benchmarks/spans.py`.
+# An inner layer needs a basis of the rows of every example in every draw. With more
+# positions than this, it costs more than it saves: `experiments/benchmarks/spans.py`.
 FEW_POSITIONS = 4
 
 
 class PerExampleLayer(NamedTuple):
-    """A dense layer or a convolution that multiplies each example's own rows.
+    """A dense layer or a convolution in which each example has rows of its own.
 
     Attributes:
         kernel: the place of the kernel among the leaves.
         bias: the place of the bias that is added to the product, if any.
         kernel_order: the axes of the kernel: the contracted ones, then the others in
             the order of the result.
-        bias_views: the operations that spread the bias over examples and positions.
+        bias_views: the operations that broadcast the bias to examples and positions.
         inputs: the number of the other operand of the product.
-        inputs_order: its axes, or those of its patches: the examples, the positions,
-            the contracted ones.
+        inputs_order: the axes of `inputs`, or of its patches: the examples, the
+            positions, the contracted axes.
         patches: the parameters of a convolution's patches; None for a dense layer.
         product: the number of the product.
-        product_order: its axes: the examples, the positions, the features.
+        product_order: the axes of the product: the examples, the positions, the
+            features.
         result: the number of the product with its bias, or of the product alone.
-        result_order: its axes: the examples, the positions, the features.
+        result_order: the axes of the result: the examples, the positions, the features.
         num_positions: T, the number of rows of an example.
         row_length: n, the length of a row.
         num_feature_axes: how many axes of the result are features.
@@ -55,7 +56,7 @@ class PerExampleLayer(NamedTuple):
     num_feature_axes: int
 
     def rows(self, inputs: jax.Array, dtype: Any = None) -> jax.Array:
-        """The rows Hᵢ of all examples, (B, T, n), as `dtype` or as they are."""
+        """The rows Hᵢ of all examples, (B, T, n), cast to `dtype` if it is given."""
         inputs = jnp.asarray(inputs, dtype)
         if self.patches is not None:
             inputs = jax.lax.conv_general_dilated_patches(inputs, **self.patches)
@@ -76,9 +77,9 @@ def candidate_layers(
     operation: Operation,
     number: int,
 ) -> list[PerExampleLayer]:
-    """The operation as a layer, once for each axis that may be that of the examples.
+    """The operation as a layer, once for each axis that may be the batch axis.
 
-    `number` is the kernel in the operation, after the `views` of the leaf.
+    `number` is the operand that is the kernel: the leaf after its `views`.
     """
     if operation.name not in ("dot_general", "conv_general_dilated"):
         raise UnknownUseError(f"used by {operation.name}")
@@ -94,7 +95,7 @@ def candidate_layers(
         dtype = jnp.dtype(program.shapes[value].dtype)
         exact = value == inputs and not jnp.issubdtype(dtype, jnp.inexact)
         if not exact and dtype not in (jnp.float32, jnp.float64):
-            raise UnknownUseError(f"its product is of {dtype}")
+            raise UnknownUseError(f"its product has dtype {dtype}")
         if is_sharded(program.shapes[value]):
             raise UnknownUseError("sharded over an explicit mesh")
         if 0 in program.shapes[value].shape:
@@ -141,13 +142,13 @@ def candidate_layers(
 def _read_convolution(
     program: Program, operation: Operation, kernel: int
 ) -> tuple[ProductAxes, dict[str, Any]]:
-    """A convolution as a product of patches and the kernel, and how to make patches."""
+    """A convolution as a product of patches and kernel, and the patches' parameters."""
     params, numbers = operation.params, operation.params["dimension_numbers"]
     _, rhs, out = numbers
     if kernel != 1 or params["feature_group_count"] * params["batch_group_count"] > 1:
-        raise UnknownUseError("used by a convolution of groups")
-    if list(rhs[2:]) != sorted(rhs[2:]):  # the order of the axes in a patch
-        raise UnknownUseError("used by a convolution along turned axes")
+        raise UnknownUseError("used by a grouped convolution")
+    if list(rhs[2:]) != sorted(rhs[2:]):  # the order that patches have
+        raise UnknownUseError("used by a convolution with permuted axes")
     shape = program.shapes[operation.inputs[1]].shape
     patches = {
         "filter_shape": tuple(shape[axis] for axis in rhs[2:]),
@@ -157,8 +158,8 @@ def _read_convolution(
             for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
         },
     }
-    # The patches have the layout of the result. A patch lies along one axis, channels
-    # first.
+    # The patches have the layout of the result. The entries of a patch are on one axis,
+    # channels first.
     free = (out[0], *out[2:])
     axes = ProductAxes(
         kernel_contracted=(rhs[1], *rhs[2:]),
@@ -180,7 +181,7 @@ def with_bias(
 ) -> PerExampleLayer:
     """The layer with the bias that is added to its product before any other use.
 
-    `bias_sums` has, by the number of a sum, the leaf that is added and its views.
+    `bias_sums` maps the number of a sum to the leaf that is added, and its views.
     """
     result, order = layer.result, layer.result_order
     while len(after := consumers.get(result, [])) == 1:
@@ -216,7 +217,7 @@ def _added_to_every_row(
     one_row = tuple(1 if axis in row_axes else n for axis, n in enumerate(shape))
     if math.prod(one_row) != size or any(view.name == "transpose" for view in views):
         return False
-    if view_shapes[-1] == one_row:  # the addition itself repeats it
+    if view_shapes[-1] == one_row:  # the addition itself broadcasts it
         return all(math.prod(view_shape) == size for view_shape in view_shapes)
     last = views[-1]
     dimensions = last.params.get("broadcast_dimensions", ())

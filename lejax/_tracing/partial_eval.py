@@ -1,7 +1,7 @@
-"""A loss in two parts: what runs once, and what runs for every displacement.
+"""Splits a loss in two parts: one runs once, the other for every displacement.
 
-Once run the operations that no parameter changes, and the products A W of known rows
-with a leaf at x. A displacement u of the leaf adds A u to such a product.
+The first part has the operations that depend on no parameter, and the products A W of
+known rows with a leaf at x. A displacement u of the leaf adds A u to such a product.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def leaf_uses_of(
 ) -> list[LeafUse | str]:
     """For every leaf of the parameters its uses, or why it is not reduced.
 
-    `num_members` members hold parts of the batch; the rows of all of them count, and so
-    do those of all inner batches.
+    The number of rows is that of all inner batches and of all `num_members` members
+    that hold parts of the batch.
     """
     num_batches = 1 if batches is None else jnp.shape(jax.tree.leaves(batches)[0])[0]
     num_leaves = len(jax.tree.leaves(params))
@@ -39,11 +39,11 @@ def leaf_uses_of(
 def worthwhile_use(
     program: Program, leaf_use: LeafUse | str, leaf: jax.Array, inner_batches: bool
 ) -> LeafUse | str:
-    """The uses of a leaf, or why it is evaluated as the loss is written.
+    """The uses of a leaf, or why the loss is evaluated at the displaced leaf itself.
 
-    A leaf that is not reduced still shares its products at x, on two conditions: there
-    are no inner batches, and neither the leaf nor a product has half precision. A row
-    that is not finite then fails its samples, as it does for a reduced leaf.
+    A leaf with too many rows to be reduced still shares its products at x. This needs
+    products only, no inner batches, and at least float32 for the leaf and the products.
+    A row that is not finite then fails its samples, as for a reduced leaf.
     """
     if isinstance(leaf_use, str) or not leaf_use.why_whole:
         return leaf_use
@@ -60,16 +60,16 @@ def worthwhile_use(
 
 
 class PartialProgram(NamedTuple):
-    """A program split into what runs once, at x, and what runs for every displacement.
+    """A program whose first part runs once, at x, and the other for each displacement.
 
     Attributes:
         program: the whole program.
         leaves: the numbers of the parameters' leaves.
-        leaf_uses: by number, the uses of the leaves that meet known rows alone.
+        leaf_uses: by number, the uses of the leaves that are used with known rows only.
         row_sources: the known rows.
-        once: the operations that no parameter changes, and the products at x.
+        once: the operations that depend on no parameter, and the products at x.
         per_displacement: the other operations.
-        handed_on: the numbers that these, or the result, take from `once`.
+        handed_on: the numbers that `per_displacement` or the result takes from before.
     """
 
     program: Program
@@ -82,7 +82,7 @@ class PartialProgram(NamedTuple):
 
 
 def split(program: Program, leaf_uses: Sequence[LeafUse | str]) -> PartialProgram:
-    """The program in two parts; a leaf with a reason is left as the loss uses it."""
+    """Splits the program; a leaf with a reason is displaced itself."""
     leaves = program.inputs[: len(leaf_uses)]
     uses = {
         number: leaf_use
@@ -122,9 +122,10 @@ class Prepared(NamedTuple):
 
     Attributes:
         values: by number, the values that are the same for all inner batches.
-        batch_values: the others of `handed_on`, with the inner batches on a leading
-            axis.
-        rows: the known rows of every source, likewise.
+        batch_values: the other values of `handed_on`, with the inner batches on a
+            leading axis.
+        rows: the known rows of every source; if they differ between inner batches,
+            these are on a leading axis.
     """
 
     values: dict[int, Any]
@@ -133,7 +134,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(plan: PartialProgram, leaves: list[jax.Array], batches: PyTree) -> Prepared:
-    """Runs `plan.once`, once or for every inner batch; `batches` None has none."""
+    """Runs `plan.once`, for every inner batch if `batches` is not None."""
     batch_inputs = plan.program.inputs[len(leaves) :]
     on_batch = plan.program.dependents(batch_inputs)
     for_all, for_each = [], []
@@ -158,7 +159,7 @@ def prepare(plan: PartialProgram, leaves: list[jax.Array], batches: PyTree) -> P
 
     batch_values, batch_rows = {}, []
     if batches is not None:
-        # One after the other, as in the loss itself: random numbers stay the same.
+        # Not by `vmap`: one at a time, the loss draws the same random numbers as alone.
         batches = jax.tree.map(jnp.asarray, batches)
         batch_values, batch_rows = jax.lax.map(run_for, batches)
     in_order = sorted(plan.row_sources, key=lambda source: source.number in on_batch)

@@ -1,9 +1,10 @@
-"""The layers whose noise every example of a batch meets only in its own rows.
+"""Finds the layers whose noise affects each example only through its own rows.
 
-Let the loss be a sum of per-example losses, and let example i depend on a kernel W only
-through a product Hᵢ W. Then it depends on a perturbation ε of W only through Hᵢ ε. This
-holds if no operation after the product mixes the examples. Hᵢ has one row, or one row
-for each position of a sequence or an image; then it must have fewer rows than W.
+Let the loss be a sum of per-example losses. If example i depends on a kernel W only
+through a product Hᵢ W, it depends on a perturbation ε of W only through Hᵢ ε. This
+holds if no operation after the product mixes the examples. Hᵢ has one row, or one for
+each position of a sequence or an image. In the second case it must have fewer rows than
+W.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class ExampleSum(NamedTuple):
         operation: the `reduce_sum`.
         summand: the number of its operand.
         axes: the axes that are summed over.
-        example_axis: which of these is the axis of the examples; -1 if not yet read.
-        multipliers: the known scalars that multiply the sum, by number, each with the
+        example_axis: the one of these that is the batch axis; -1 until it is found.
+        multipliers: the known scalar factors of the sum, by number, each with the
             exponent 1 or -1.
         sign: 1 or -1.
     """
@@ -50,7 +51,7 @@ class PerExampleLoss(NamedTuple):
 
     Attributes:
         sums: the sums over the same examples that the loss adds up.
-        layers: the layers whose noise an example meets only in its own rows.
+        layers: the layers whose noise affects an example only through its own rows.
         reasons: for every leaf why it is in no such layer; empty if it is in one.
     """
 
@@ -60,7 +61,7 @@ class PerExampleLoss(NamedTuple):
 
 
 def read_per_example(program: Program, num_leaves: int) -> PerExampleLoss:
-    """The loss as a sum over examples, with layers among its first inputs."""
+    """The loss as a sum over examples, with layers among its `num_leaves` leaves."""
     numbers = program.inputs[:num_leaves]
     if reason := program.why_not_in_parts():
         return PerExampleLoss((), (), (reason,) * num_leaves)
@@ -91,13 +92,13 @@ def without_sums(program: Program, per_example: PerExampleLoss) -> Program:
 def _linear_sums(
     program: Program, number: int, on_params: set[int]
 ) -> Iterator[ExampleSum]:
-    """The sums of which a scalar is a linear combination with known coefficients."""
+    """The sums that a scalar depends on linearly, with known coefficients."""
     makers = {
         output: operation
         for operation in program.operations
         for output in operation.outputs
     }
-    # Values still to be opened, each with its multipliers and its sign.
+    # Values still to be expanded, each with its multipliers and its sign.
     waiting: list[tuple[int, tuple[tuple[int, int], ...], int]] = [(number, (), 1)]
     while waiting:
         number, multipliers, sign = waiting.pop()
@@ -111,7 +112,7 @@ def _linear_sums(
         elif any(program.shapes[i].shape for i in inputs):
             continue
         elif not jnp.issubdtype(program.shapes[number].dtype, jnp.floating):
-            continue  # rounded to integers, or divided as such: not linear
+            continue  # rounding to integers and dividing them are not linear
         elif name in ("add", "sub", "add_any"):
             waiting.append((inputs[0], multipliers, sign))
             waiting.append((inputs[1], multipliers, -sign if name == "sub" else sign))
@@ -129,7 +130,7 @@ def _linear_sums(
 def _layers_of_sum(
     program: Program, example_sum: ExampleSum, numbers: tuple[int, ...]
 ) -> PerExampleLoss:
-    """The layers whose noise a summand meets only in the rows of its example."""
+    """The layers whose noise affects a summand only through its example's rows."""
     consumers: dict[int, list[Operation]] = {}
     for operation in program.operations:
         for number in dict.fromkeys(operation.inputs):
@@ -155,7 +156,7 @@ def _layers_of_sum(
         except UnknownUseError as error:
             reasons[leaf] = str(error)
             continue
-        # The axis of the examples is the first free axis that keeps them apart.
+        # The batch axis is the first free axis along which entries do not mix.
         for layer in candidates:
             try:
                 layer = with_bias(program, layer, numbers, consumers, bias_sums)
@@ -175,7 +176,7 @@ def _layers_of_sum(
                 break
             except (UnknownUseError, ExamplesMixError) as error:
                 reasons.setdefault(leaf, str(error))
-    # All layers must mean the same examples: the axis of most of them wins.
+    # All layers must have the same batch axis in the sum: that of most layers.
     axes = [axis for _, axis in layers.values()]
     axis = max(set(axes), key=axes.count, default=0)
     for leaf in [leaf for leaf, (_, other) in layers.items() if other != axis]:
@@ -201,7 +202,7 @@ def _sum_over_same_examples(
     first: ExampleSum,
     layers: tuple[PerExampleLayer, ...],
 ) -> ExampleSum | None:
-    """Another sum, if the layers that it depends on keep the examples apart in it."""
+    """Another sum, if no example mixes between its layers and its summand."""
     before = _ancestors(program, example_sum.summand)
     on_path = [layer for layer in layers if layer.result in before]
     try:
@@ -218,7 +219,7 @@ def _sum_over_same_examples(
 def _example_axis(
     program: Program, example_sum: ExampleSum, before: set[int], layer: PerExampleLayer
 ) -> int:
-    """The axis of the examples of a layer in what is summed.
+    """The batch axis of a layer in the summand.
 
     `before` has the values that the summand is computed from.
     """

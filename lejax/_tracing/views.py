@@ -1,4 +1,4 @@
-"""Views of a leaf: operations that show all its numbers in another layout."""
+"""Views of a leaf: operations that keep all its entries, in another layout or dtype."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def axes_of_view(
 ) -> tuple[int, ...] | None:
     """The axes of the leaf in the result of a transpose or of a widening cast.
 
-    `axes` are those in the operand. None if the operation is no such view.
+    `axes` are its axes in the operand. Returns None for other operations.
     """
     if operation.name == "transpose":
         return tuple(axes[i] for i in operation.params["permutation"])
     if operation.name == "convert_element_type":
         before = program.shapes[operation.inputs[0]].dtype
         after = program.shapes[operation.outputs[0]].dtype
-        # A cast that loses digits is a function of its own.
+        # A narrowing cast rounds, so it is no view.
         if jnp.issubdtype(after, jnp.floating) and (
             jnp.finfo(after).nmant >= jnp.finfo(before).nmant
             and jnp.finfo(after).maxexp >= jnp.finfo(before).maxexp
@@ -39,10 +39,10 @@ def follow_views(
 ) -> tuple[tuple[Operation, ...], Operation, int]:
     """The views of a leaf, the one operation that then uses it, and its operand.
 
-    Here a reshape and a broadcast count as views, too.
+    A reshape and a broadcast count as views here.
     """
     if jnp.finfo(program.shapes[number].dtype).bits < 32:
-        raise UnknownUseError("its points are rounded at random")
+        raise UnknownUseError("half precision, rounded at random")
     views: list[Operation] = []
     while True:
         after = consumers.get(number, [])

@@ -1,4 +1,4 @@
-"""How much an update is sure to lower the local entropy of its batch."""
+"""A lower bound on the decrease of the local entropy by an update."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from lejax._internal.types import PyTree
 
 
 class Certificate(NamedTuple):
-    """What `certificate` says of one update u; scalars.
+    """The result of `certificate` for one update u.
+
+    Use `decrease` to count or reject updates, and check `inside` first. Every field is
+    a scalar.
 
     Attributes:
-        decrease: the lower bound on F(x) - F(x + u), in the units of the loss; at most
-            0 where no decrease is certain.
+        decrease: the lower bound on F(x) - F(x + u), in the units of the loss. It is at
+            most 0 if no decrease is certain, and -inf if `inside` is False.
         estimate: the same without the margin for noise: the bound on average.
-        inside: whether the guarantee holds. Outside are estimates whose noise is not
-            known, those of shaped losses, which are none of ∇F, those of fewer than
-            twenty effective samples, and updates that move leaves which the estimate
-            left alone; `decrease` is then -inf.
+        inside: whether the guarantee holds. It is False if the noise of the estimate
+            is unknown, if the losses were shaped (the estimate is then not ∇F), below
+            twenty effective samples, and if the update moves leaves that a mask
+            excluded.
 
     Examples:
         >>> import jax, jax.numpy as jnp, lejax
@@ -47,38 +50,42 @@ def certificate(
 ) -> Certificate:
     """A lower bound on the decrease of the local entropy by an update.
 
-    The Hessian of F = F_{τ,β} is at most I/(βτ), whatever the loss is. So for any u
+    Use it with `importance`, to check that an update lowers F of this batch at a level
+    of confidence, whatever optimiser made it. It bounds neither the loss f itself nor
+    the heat-regularised loss, and it is loose for updates far from parallel to the
+    gradient, as those of Adam. It is the descent lemma of smooth optimisation for a
+    noisy gradient.
+
+    The Hessian of F = F_{τ,β} is at most I/(βτ) for every loss. So for any u
 
         F(x) - F(x + u) ≥ -<∇F, u> - |u|²/(2βτ).
 
-    Of ∇F an estimate ĝ = ∇F + e is known, of which u was made: with u = aĝ + r, r
-    orthogonal to ĝ, and the squared error V of ĝ,
+    The update u was made from an estimate ĝ = ∇F + e with squared error V. With
+    u = aĝ + r, r orthogonal to ĝ,
 
-        -<∇F, u> = -a (|ĝ|² - <e, ĝ>) + <e, r>,   E<e, ĝ> = V,   |<e, r>| ≤ |e| |r|:
+        -<∇F, u> = -a (|ĝ|² - <e, ĝ>) + <e, r>,   E<e, ĝ> = V,   |<e, r>| ≤ |e| |r|.
 
-    the noise in the squared norm is taken off, and what u has beside ĝ (momentum, or
-    Adam's scales, which may have seen the noise) is held to be of the worst direction.
-    Margins are of first order in 1/J, as all errors of `Info` are. It holds for the F
-    of this batch, with the loss as it was sampled, not for the loss itself.
+    So the noise is subtracted from the squared norm, and the component r, from momentum
+    or Adam's scales, is bounded by Cauchy-Schwarz, as it may depend on e. Margins are
+    of first order in 1/J, as are all errors in `Info`.
 
     Args:
-        info: of `local_entropy` with `keep_gradient=True` (`state.info`), or of
-            `value_and_grad` with its gradient: `info._replace(gradient=grads)`.
-        updates: u, like the parameters: what the whole chain made of the gradient, and
+        info: the info of `local_entropy` with `keep_gradient=True`, in a chain
+            `state[0].info`. From `value_and_grad` pass `info._replace(gradient=grads)`.
+        updates: u, a tree like the parameters: the output of the whole chain, which
             `optax.apply_updates` adds.
-        confidence: of what share of updates the bound holds, at least; between 0.5 and
-            1.
+        confidence: the probability that the bound holds, at least; between 0.5 and 1.
 
     Returns:
         A `Certificate`.
 
     Raises:
-        ValueError: `info` holds no gradient, as that of heat regularisation, whose
-            Hessian has no bound; `updates` are not like it; `confidence` is not
-            between 0.5 and 1.
+        ValueError: `info` holds no gradient, `updates` have another structure than the
+            gradient, or `confidence` is not between 0.5 and 1. Heat regularisation has
+            no certificate, as its Hessian has no such bound.
 
     Examples:
-        An error count has no gradient, and yet updates that are sure to help:
+        The loss counts errors, and a decrease of its local entropy is certain:
 
         >>> import jax, jax.numpy as jnp, lejax, optax
         >>> inputs = jax.random.normal(jax.random.key(1), (200, 5))
@@ -112,13 +119,13 @@ def certificate(
         )
     if info.gradient is None:
         raise ValueError(
-            "info holds no gradient; pass keep_gradient=True to lejax.local_entropy, "
-            "or info._replace(gradient=grads) with those of lejax.value_and_grad. Heat "
-            "regularisation has no certificate."
+            "info.gradient is None; pass keep_gradient=True to lejax.local_entropy, or "
+            "info._replace(gradient=grads) with the gradient of lejax.value_and_grad. "
+            "Heat regularisation has no certificate."
         )
     dtype = info.squared_error.dtype
     mine, others_move = _apart(info.gradient, updates)
-    # Sums of half precision would lose what they are to tell.
+    # Sums in half precision would be too coarse.
     gradient, mine = (
         jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
         for tree in (info.gradient, mine)
@@ -132,7 +139,7 @@ def certificate(
     scale = info.beta_used * info.tau_used
     error = jnp.sqrt(info.squared_error) / scale
     estimate = -along * info.signal - length / (2 * scale)
-    # The jackknife's variance is that of 2<e, ĝ>; <e, ĝ> - V has at most half of it.
+    # The jackknife gives the variance of 2<e, ĝ>: at least twice that of <e, ĝ> - V.
     margin = jnp.abs(along) * info.signal_standard_error / math.sqrt(2)
     decrease = (
         estimate
@@ -148,7 +155,7 @@ def certificate(
 
 
 def _apart(gradient: PyTree, updates: PyTree) -> tuple[PyTree, jax.Array]:
-    """The updates of the gradient's leaves, and whether those of any other move."""
+    """The updates of the leaves with a gradient, and whether any other leaf moves."""
 
     def missing(leaf: PyTree) -> bool:
         return leaf is None
@@ -156,8 +163,9 @@ def _apart(gradient: PyTree, updates: PyTree) -> tuple[PyTree, jax.Array]:
     like = jax.tree.structure(gradient, is_leaf=missing)
     if like != jax.tree.structure(updates, is_leaf=missing):
         raise ValueError(
-            f"updates must be like the gradient, of structure {like}, got "
-            f"{jax.tree.structure(updates)}; pass what the whole chain returned."
+            f"updates must have the structure of the gradient, {like}, got "
+            f"{jax.tree.structure(updates)}; pass the updates that the whole chain "
+            "returned."
         )
     mine, others = (
         jax.tree.map(
@@ -173,12 +181,15 @@ def _apart(gradient: PyTree, updates: PyTree) -> tuple[PyTree, jax.Array]:
 
 
 def _normal(probability: float) -> float:
-    """The quantile of a standard normal."""
+    """A quantile of the standard normal distribution."""
     return statistics.NormalDist().inv_cdf(probability)
 
 
 def _student(probability: float, degrees: int) -> float:
-    """That of Student's t (Abramowitz, Stegun, 26.7.5: to .01 from five degrees on)."""
+    """A quantile of Student's t (Abramowitz, Stegun, 26.7.5).
+
+    Accurate to .01 from five degrees of freedom on.
+    """
     z = _normal(probability)
     terms = (
         (z**3 + z) / 4,

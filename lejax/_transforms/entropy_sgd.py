@@ -1,4 +1,4 @@
-"""Entropy-SGD of Chaudhari et al., ready to use."""
+"""Entropy-SGD of Chaudhari et al., as a whole optimiser."""
 
 from __future__ import annotations
 
@@ -29,45 +29,50 @@ def entropy_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Entropy-SGD: a short Langevin chain, then a step towards its average.
 
+    Use it for differentiable losses with many minibatches; it is the whole optimiser of
+    Chaudhari et al. For a mask, another sampler or another outer optimiser, use
+    `local_entropy` with `sgld`, of which this is made (`displacement=True`, then
+    `optax.sgd`). Without gradients use `local_entropy` with `importance`. In optax,
+    `optax.lookahead` has the same two loops, without noise or the pull γ (x' - x).
+
     With γ = 1/τ and L inner steps that start at x' = μ = x,
 
         x' ← x' - η' [∇f(x') + γ (x' - x)] + √η' ε N(0, I),   μ ← (1 - α) μ + α x',
 
-    and then x ← x - η (x - μ) with Nesterov's momentum. A whole optimiser: `optax.sgd`
-    behind the `displacement` of `local_entropy` by `sgld`. With a mask, in another
-    chain or with another sampler, use `local_entropy` itself. The noise of μ, mean 0,
-    is left out where the loss cannot see (see `reduction` of `sgld`).
+    and then x ← x - η (x - μ) with Nesterov momentum. Noise in directions that the loss
+    does not depend on has mean 0, and is left out of μ (see `reduction` of `sgld`).
 
-    To change numbers at run time, `optax.inject_hyperparams(lejax.entropy_sgd,
+    To change numbers at run time, use `optax.inject_hyperparams(lejax.entropy_sgd,
     static_args="num_steps")`.
 
     Args:
         learning_rate: η, a number or a schedule: the share of the way to μ that a step
-            goes. It is ηγ where the authors' paper, unlike their code, leaves γ in the
-            gradient.
-        tau: τ = 1/γ, a variance, or a schedule. Their scoping γ_0 (1 + γ_1)^k is
-            `lejax.scoping(1 / gamma_0, gamma_1)`, with γ_0 = 1e-4 and γ_1 = 1e-3 for
-            instance.
+            goes, as in the authors' code. Their paper keeps γ in the gradient: its rate
+            times γ is η.
+        tau: τ = 1/γ, a variance, or a schedule. The scoping γ_0 (1 + γ_1)^k of the
+            authors is `lejax.scoping(1 / gamma_0, gamma_1)`, for instance with
+            γ_0 = 1e-4 and γ_1 = 1e-3.
         key: a typed key, `jax.random.key(seed)`.
-        num_steps: L ≥ 1, the inner steps. An update takes L + 1 gradients: the last one
-            only tells whether the last point is finite.
+        num_steps: L ≥ 1, the inner steps. An update takes L + 1 gradients; the last
+            one only checks that the last point is finite.
         inner_learning_rate: η' > 0, half of the `step_size` of `sgld`.
         noise: ε > 0, the thermal noise.
-        averaging: α in (0, 1], the weight of the newest point. The authors' code gives
-            it 0.25, where their paper has 0.75.
-        momentum: that of Nesterov, outside the chain; None for none.
-        inner_batches: the batch has a leading axis of L batches, one for each inner
-            step; False uses the whole batch in all.
+        averaging: α in (0, 1], the weight of the newest point: 0.75 in the authors'
+            paper, 0.25 in their code.
+        momentum: the Nesterov momentum of the outer step; None for none.
+        inner_batches: whether the batch has a leading axis of L batches, one for each
+            inner step. If False, every inner step uses the whole batch.
         has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
 
     Returns:
-        An `optax.GradientTransformationExtraArgs`, to be called like `local_entropy`;
-        `optax.tree.get(state, "info")` tells about the last update.
+        An `optax.GradientTransformationExtraArgs`, called like `local_entropy`;
+        `optax.tree.get(state, "info")` is the `Info` of the last update.
 
     Raises:
         ValueError: `num_steps` is not a positive integer; `inner_learning_rate`,
             `noise`, `averaging` or `tau` is not positive; `averaging` is above 1, or
-            `inner_learning_rate` ≥ 2τ; the batch is not of `num_steps` batches.
+            `inner_learning_rate` ≥ 2τ; the leading axis of the batch is not
+            `num_steps`.
         TypeError: `key` is not a typed key.
 
     Examples:
@@ -93,11 +98,11 @@ def entropy_sgd(
     rate = positive("inner_learning_rate", inner_learning_rate)
     first_tau = positive_or_schedule("tau", tau)
     positive("noise", noise)
-    # As `sgld` would say of its step size, in the words of this function.
+    # The check of `sgld`, with the names of this function's arguments.
     if rate >= 2 * first_tau:
         raise ValueError(
-            f"inner_learning_rate is {rate}, but the inner chain diverges unless it is "
-            f"below 2 * tau = {2 * first_tau}; lower inner_learning_rate or raise tau."
+            f"inner_learning_rate must be below 2 * tau = {2 * first_tau}, got {rate}: "
+            "above it the inner chain diverges; lower inner_learning_rate or raise tau."
         )
     sampler = sgld(
         num_steps + 1,  # points
@@ -115,12 +120,12 @@ def entropy_sgd(
         updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
         shapes = [jnp.shape(x) for x in jax.tree.leaves(extra_args.get("batch"))]
-        # Any leading axis would do for `sgld`: that of the examples, by mistake.
+        # `sgld` accepts any leading axis, also that of the examples by mistake.
         if inner_batches and any(shape[:1] != (num_steps,) for shape in shapes):
             raise ValueError(
-                f"batch has leaves of shapes {shapes}, but with inner_batches their "
-                f"leading axis is that of num_steps={num_steps} batches; stack so "
-                "many, or pass inner_batches=False for one ordinary batch."
+                f"batch has leaves of shapes {shapes}, and inner_batches=True needs a "
+                f"leading axis of num_steps={num_steps} batches; stack that many, or "
+                "pass inner_batches=False for one ordinary batch."
             )
         return tx.update(updates, state, params, **extra_args)
 

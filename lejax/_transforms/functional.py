@@ -1,4 +1,4 @@
-"""The pure forms: one step of the paper's algorithms, and a value with its gradient."""
+"""Pure functions: one step of the paper's algorithms, and a value with its gradient."""
 
 from __future__ import annotations
 
@@ -21,17 +21,23 @@ from lejax._tracing.loss import Loss
 def step_fn(
     value_fn: LossFn, sampler: Sampler, tau: Scalar, *, beta: Scalar = 1.0
 ) -> Callable[..., PyTree]:
-    """Algorithms 1 and 2 of the paper, to the letter.
+    """One step of Algorithm 1 or 2 of the paper, as a pure function.
+
+    Use it for the paper's algorithms without an optimiser. For momentum, schedules of τ
+    or state between updates, use `local_entropy` or `heat` in an optax chain; for a
+    whole run, `minimize`. With `importance` the step is the weighted mean of model
+    predictive path integral control (MPPI); with `robbins_monro` it is an implicit
+    gradient step.
 
         x_{k+1} = E_q[X], X ~ q ∝ exp(-βf(x') - |x' - x_k|²/2τ)      (importance, sgld),
         x_{k+1} = argmin_x KL(φ_{x,τ} ‖ q_{x_k,τ})                     (robbins_monro).
 
     With `pathwise` or `score_function` it is x_k - τ∇F^H_τ(x_k), the explicit form of
-    the second. A step that is not finite leaves the parameters as they are.
+    the second. If a step is not finite, the parameters stay as they are.
 
     Args:
-        value_fn: `value_fn(params, batch)`, or `value_fn(params)` where no batch is
-            passed: the scalar loss f.
+        value_fn: the scalar loss f, `value_fn(params, batch)`, or `value_fn(params)` if
+            no batch is passed.
         sampler: any sampler; a chain starts anew at the parameters in every call.
         tau: τ > 0, the variance of the smoothing, in squared units of the parameters.
         beta: β > 0, the inverse temperature; 1 for heat.
@@ -83,16 +89,20 @@ def value_and_grad(
     beta: Scalar = 1.0,
     has_aux: bool = False,
 ) -> Callable[..., tuple[tuple[jax.Array, Info], PyTree]]:
-    """The smoothed loss and its gradient, where `jax.value_and_grad` has the loss's.
+    """The smoothed loss and its gradient, like `jax.value_and_grad`.
+
+    Use it in training loops that pass no extra arguments to their optimiser, as Flax's
+    `TrainState`. In an optax chain prefer `local_entropy` or `heat`: they keep the key,
+    schedules and the state of the sampler between updates.
 
         ∇F_{τ,β}(x) = (x - E_q[X]) / (βτ),   ∇F^H_τ(x) = E_φ ∇f(X);
 
-    with `robbins_monro` (x - x_{k+1})/τ = ∇F^H_τ(x_{k+1}). For training loops that pass
-    no extra arguments to their optimiser. A gradient that is not finite is zero.
+    with `robbins_monro` it is (x - x_{k+1})/τ = ∇F^H_τ(x_{k+1}). If a gradient is not
+    finite, zeros are returned in its place.
 
     Args:
-        value_fn: `value_fn(params, batch)`, or `value_fn(params)` where no batch is
-            passed: the scalar loss f, or with `has_aux` the pair (f, aux).
+        value_fn: the scalar loss f, `value_fn(params, batch)`, or `value_fn(params)` if
+            no batch is passed. With `has_aux` it returns the pair (f, aux).
         sampler: any sampler; a chain starts anew at the parameters in every call.
         tau: τ > 0, the variance of the smoothing, in squared units of the parameters.
         beta: β > 0, the inverse temperature; 1 for heat.
@@ -100,8 +110,8 @@ def value_and_grad(
             is `info.aux`; it costs one more evaluation.
 
     Returns:
-        A pure function `(params, key, batch=None) -> ((value, info), grads)`, with
-        value = `info.objective` (NaN for `sgld`, which cannot estimate it).
+        A pure function `(params, key, batch=None) -> ((value, info), grads)`. The value
+        is `info.objective`: NaN for `sgld`, which cannot estimate it.
 
     Raises:
         ValueError: `tau` or `beta` is not positive and finite.

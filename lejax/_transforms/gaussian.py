@@ -1,4 +1,4 @@
-"""Local entropy and heat over Gaussians whose covariance is learnt with their mean."""
+"""Local entropy and heat over Gaussians whose mean and covariance are both learnt."""
 
 from __future__ import annotations
 
@@ -42,99 +42,103 @@ def gaussian(
     mask: Mask = None,
     has_aux: bool | PyTree = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Local entropy or heat with φ = N(x, Σ), and Σ learnt as well as x.
+    """Local entropy or heat with φ = N(x, Σ), which learns Σ as well as x.
 
-    By `importance`, Algorithm 1 with both moments: of the Gaussians the one nearest to
-    q, KL(q ‖ N(m, C)), has the moments of q,
+    Use it if parameters differ in scale, or if you need a covariance: with
+    `temperature=1.0` and f = -log of a posterior density it fits a Gaussian to the
+    posterior. Avoid it for large networks: learning Σ takes many effective samples, and
+    reduction and credit by example do not apply. Its relatives are CMA-ES and the
+    cross-entropy method (`importance`), and natural evolution strategies and
+    variational inference (`pathwise`).
+
+    With `importance` this is Algorithm 1 with both moments. The Gaussian nearest to q,
+    by KL(q ‖ N(m, C)), has the moments of q:
 
         q ∝ exp(-β(f + T log φ)) φ,   x' = E_q[X],
         Σ' = (1 - ρ)Σ + ρ Cov_q + ρ(1 - ρ) (x' - x)(x' - x)ᵀ.
 
-    By `pathwise`, its twin for heat, a step of natural gradient on E_φ[f + T log φ] =
-    E_φ f - T H(φ), which is T KL(φ ‖ p) for p ∝ exp(-f/T), and looks for a mode of it:
+    With `pathwise` it is a natural gradient step on E_φ[f + T log φ] = E_φ f - T H(φ),
+    up to a constant T KL(φ ‖ p) for p ∝ exp(-f/T). It finds one mode of p:
 
         Σ'⁻¹ = Σ⁻¹ + ρβ (E_φ ∇²f - TΣ⁻¹),   x' = x - βΣ'' E_φ ∇f,
 
-    Σ'' being Σ' at ρ = 1, and ΣE_φ∇²f = E_φ[(X - x)∇fᵀ]. On a quadratic loss with ρ = 1
-    both are the same step.
+    with Σ'' = Σ' at ρ = 1, and ΣE_φ∇²f = E_φ[(X - x)∇fᵀ]. On a quadratic loss with
+    ρ = 1 both samplers take the same step.
 
-    Without temperature Σ shrinks for ever, where the Hessian is positive as 1/(kρβ)
-    times its inverse, and x goes to a minimum: by `pathwise` in steps of 1/(ρk) of
-    Newton's, so that after k updates the distance is of the order k^{-1/ρ}, and longer
-    where the curvature met on the way was above that at the minimum (Rosenbrock's
-    valley: it all but stands still). A small ρ keeps steps long; to end at a minimum
-    let T fall with a schedule instead. With T > 0 it stops: `pathwise` at the
-    Gaussian nearest to p in KL(φ ‖ p), `importance` at the one with the moments of
-    p^{βT} φ^{1-βT}, so that at β = 1/T it has those of p, the nearest in KL(p ‖ φ), and
-    below that lies between the two. With f the negative logarithm of a posterior
-    density and T = 1 these are its mean and covariance. If p is Gaussian, and Σ may be
-    its covariance, all β have the same fixed point, and there no noise is left: losses
-    f + T log φ are equal, and so are weights.
+    If T = 0, x goes to a minimum and Σ shrinks for ever: after k updates it is about
+    1/(kρβ) times the inverse Hessian, if that is positive. The steps of `pathwise` are
+    then 1/(ρk) of Newton's, and after k updates the distance to the minimum is of the
+    order k^{-1/ρ}. It is longer if the curvature was larger on the way: in Rosenbrock's
+    valley x nearly stops. A small ρ keeps steps long; to end at a minimum, lower T by a
+    schedule.
 
-    It replaces the incoming updates by x - x', so it comes first, and `optax.sgd(1.0)`
-    behind it is the whole step. Call `update(updates, state, params, value_fn=...,
-    batch=...)` as for `local_entropy`.
+    If T > 0, Σ converges. `pathwise` ends at the Gaussian nearest to p by KL(φ ‖ p).
+    `importance` ends at the one with the moments of p^{βT} φ^{1-βT}. At β = 1/T these
+    are the moments of p, nearest by KL(p ‖ φ); a smaller β ends between the two. With
+    T = 1 and f = -log of a posterior density they are its mean and covariance. If p is
+    Gaussian and Σ can be its covariance, every β has this fixed point, and updates
+    there have no noise: all losses f + T log φ are equal, and so are the weights.
+
+    It replaces the incoming updates by x - x', so it comes first in a chain;
+    `optax.sgd(1.0)` behind it makes the whole step. Call `update(updates, state,
+    params, value_fn=..., batch=...)` as for `local_entropy`.
 
     Args:
-        sampler: `importance`, for local entropy, or `pathwise`, for heat. They draw all
-            parameters: reduction and credit by example do not apply. `importance` with
-            a `beta_share` finds its β, here at most 1/T. No draw is shared under
-            signs unless `signs_per_draw` says so, as their squares are the same.
-        tau: τ, the variance that Σ begins with, Σ = τI, in squared units of the
-            parameters.
+        sampler: `importance` (local entropy) or `pathwise` (heat). `importance` with a
+            `beta_share` finds its β, at most 1/T. `signs_per_draw` defaults to 1:
+            sign-flipped copies carry no new information about Σ.
+        tau: τ, the initial variance, Σ = τI, in squared units of the parameters.
         key: a typed key, `jax.random.key(seed)`.
-        covariance: "scale", one variance for each leaf; "diagonal", one for each
-            number; "low_rank", a diagonal and a matrix of rank r, by a step of
-            principal factors an update, O(dr) beside the draws, to an optimum that may
-            be local where narrow directions matter; "full", for up to 2048
-            numbers: a matrix, of which every update takes O(d³), and needs more than d
-            effective samples, or a small ρ.
+        covariance: "scale": one variance for each leaf. "diagonal": one for each
+            parameter. "low_rank": a diagonal and a matrix of rank r, O(dr) an update
+            beside the draws, by one step of principal factors; it may end at a local
+            optimum if narrow directions matter. "full": a matrix, for up to 2048
+            parameters; O(d³) an update, and it needs more than d effective samples or
+            a small ρ.
         rank: r, of "low_rank".
         beta: β > 0, the inverse temperature of a step, in inverse units of f, or a
-            schedule of the number of updates so far. Where there is a temperature, at
-            most 1/T, at which q is p itself. With a `beta_share` that of the first
-            update alone: begin low, as few effective samples give a bad start.
+            schedule of the number of updates so far. If T > 0 it is at most 1/T, at
+            which q = p. With a `beta_share` it is used in the first update only: begin
+            low, as few effective samples give a bad start.
         temperature: T ≥ 0, in units of f, or a schedule.
-        covariance_rate: ρ, above 0 and at most 1, or a schedule: Σ is that of about 1/ρ
-            updates. With few effective samples a large ρ makes Σ shrink by its noise.
-        max_change: c > 1: no variance, in any direction, changes by more than this
-            factor in an update, and x moves by at most √c standard deviations, in the
-            mean square over all directions. Of low rank, what is known of a step
-            may add up to more: then less of it is taken.
-        widening: s ≥ 1, of `importance` without a `beta_share`: draws are of N(x, s²Σ),
-            with weights that leave q what it is. Where p is curved, or has heavier
-            tails than φ, so have the weights (`info.pareto_k` above .7), and Σ comes
-            out too small with healthy effective samples: on a curved p of two
+        covariance_rate: ρ, above 0 and at most 1, or a schedule: Σ averages about 1/ρ
+            updates. A large ρ with few effective samples makes Σ shrink by noise.
+        max_change: c > 1, the largest factor by which a variance in any direction
+            changes in an update. x moves by at most √c standard deviations, in the mean
+            square over all directions. "low_rank" may take less of a step to hold this.
+        widening: s ≥ 1: draw from N(x, s²Σ), with weights that keep q; for `importance`
+            without a `beta_share`. Use it if p is curved or has heavier tails than φ,
+            so that `info.pareto_k` is above .7: Σ is then too small in spite of many
+            effective samples, and a smaller ρ changes nothing. On a curved p of two
             dimensions, J = 1000, deviations are .86 and .63 of the true ones, and 1.00
-            and .97 by s = 2 (experiments/benchmarks/curved.py); a smaller ρ changes
-            nothing. It costs a factor of about s^d/(2 - 1/s²)^{d/2} in effective
-            samples.
-        bounds: the least and the greatest variance, in any direction; `state.bounded`
-            tells how many are kept there. By default τ/10¹⁰ and 10¹⁰τ.
+            and .97 with s = 2 (experiments/benchmarks/curved.py). Effective samples
+            fall by a factor of about s^d/(2 - 1/s²)^{d/2}.
+        bounds: the least and the greatest variance in any direction, by default τ/10¹⁰
+            and 10¹⁰τ. `state.bounded` is the share of directions at a bound.
         mask: which leaves to perturb, as in `local_entropy`.
         has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
 
     Returns:
-        An `optax.GradientTransformationExtraArgs` with a `GaussianState`. Of its info,
-        `objective` is -(1/β) log E_φ exp(-β(f + T log φ)), which at β = 1/T is -T log ∫
-        exp(-f/T), or by `pathwise` E_φ[f + T log φ], which is above that; `tau_used` is
-        the mean variance of the draws, and `squared_error` in units of Σ. Where nothing
-        could be estimated, x and Σ stay. Where Σ keeps more than 2¹⁸ numbers
-        `signal_standard_error` is not known.
+        An `optax.GradientTransformationExtraArgs` with a `GaussianState`. If nothing
+        can be estimated, x and Σ stay. In its info `objective` is
+        -(1/β) log E_φ exp(-β(f + T log φ)), which is -T log ∫ exp(-f/T) at β = 1/T;
+        with `pathwise` it is E_φ[f + T log φ], which is above that. `tau_used` is the
+        mean variance of the draws, and `squared_error` is in units of Σ.
+        `signal_standard_error` is NaN if Σ keeps more than 2¹⁸ numbers.
 
     Raises:
-        ValueError: `tau` or `beta` is not positive, `temperature` is negative or above
-            1/β, `covariance_rate` is not above 0 and at most 1, `widening` is below 1,
-            or passed where there is no β to weigh by, `max_change` is not
-            above 1, `bounds` are no two positive numbers about τ, `covariance` is
-            another word, or "full" for more than 2048 numbers, `rank` is no positive
-            integer, or above the number of parameters, the sampler is another, or as
+        ValueError: `tau` or `beta` is not positive; `temperature` is negative or above
+            1/β; `covariance_rate` is not above 0 and at most 1; `widening` is below 1,
+            or above 1 for a sampler without weights by β; `max_change` is not above 1;
+            `bounds` are not two positive numbers around τ; `covariance` is not one of
+            the four, or "full" for more than 2048 parameters; `rank` is not a positive
+            integer, or above the number of parameters; `sampler` is another one; or as
             `local_entropy` says.
         TypeError: as `local_entropy`.
 
     Examples:
         The posterior of two numbers, from a prior N(0, I) and an observation y = 1 of
-        their sum with variance ¼, by evaluations alone: mean 4/9 of each.
+        their sum with variance ¼; the mean of each is 4/9. The loss is only evaluated:
 
         >>> import jax, jax.numpy as jnp, lejax, optax
         >>> def f(u):
@@ -170,8 +174,8 @@ def gaussian(
     check_sampler(sampler, "local entropy", "heat")
     if not sampler.traits.learns_covariance:
         raise ValueError(
-            f"gaussian needs a sampler that a covariance can learn from, got "
-            f"{sampler.name}; pass lejax.importance(...), without shaping, or "
+            "sampler must be one from which gaussian can learn a covariance, got "
+            f"{sampler.name}; pass lejax.importance(...) without shaping, or "
             "lejax.pathwise(...)."
         )
     if covariance not in get_args(Structure):
@@ -188,8 +192,8 @@ def gaussian(
     factor = number("widening", widening, "at least 1", least=1, example=2.0)
     if factor != 1 and not sampler.traits.weighs_by_beta:
         raise ValueError(
-            f"widening={widening!r} needs weights with a β that is passed, got "
-            f"{sampler!r}; pass importance without a beta_share, or leave it out."
+            f"widening={widening!r} needs importance weights with the β of beta=, got "
+            f"{sampler!r}; pass importance without a beta_share, or leave out widening."
         )
     schedules, numbers = rules_of(beta, temperature, covariance_rate, max_change)
     settings = Gaussian(

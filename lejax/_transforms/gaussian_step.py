@@ -1,4 +1,4 @@
-"""An update of a Gaussian whose covariance is learnt: its settings, state and step."""
+"""An update of a Gaussian and its covariance: the settings, the state and the step."""
 
 from __future__ import annotations
 
@@ -37,20 +37,23 @@ from lejax._transforms.smoothing import next_step
 class GaussianState(NamedTuple):
     """The state of `gaussian`.
 
+    Use `covariance` to draw from N(x, Σ) or to read variances; in a chain it is
+    `state[0].covariance`.
+
     Attributes:
         step: the number of updates so far.
-        key: the key that the factory was given, into which every update folds `step`.
+        key: the key that the factory was given; every update folds `step` into it.
         sampler: the state of the sampler.
-        covariance: Σ, by its root L: `covariance.times(u)` is Lu, so that x + Lu with
-            u ~ N(0, I) is a draw of N(x, Σ); `covariance.variances(params)` is its
-            diagonal.
-        bounded: the share of directions whose variance was kept at a bound, or, if that
-            is more, of parameters whose standard deviation is below four spacings of
-            their dtype at x: its draws were then lost in rounding.
+        covariance: Σ, stored as its root L. `covariance.times(u)` is Lu, so x + Lu with
+            u ~ N(0, I) is a draw of N(x, Σ). `covariance.variances(params)` is the
+            diagonal of Σ.
+        bounded: the share of directions whose variance is at a bound, or the share of
+            parameters whose draws were lost in rounding, if that is larger: those whose
+            standard deviation is below four spacings of their dtype at x.
         info: the info of the last update; NaN before the first.
 
     Examples:
-        Ten draws of N(x, Σ), before anything was learnt of Σ:
+        Ten draws of N(x, Σ) before the first update:
 
         >>> import jax, jax.numpy as jnp, lejax
         >>> tx = lejax.gaussian(lejax.importance(100), 0.25, key=jax.random.key(0))
@@ -74,14 +77,14 @@ class GaussianState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """How an update is made, but for its numbers.
+    """The settings of an update, without the numbers that may change at run time.
 
     Attributes:
-        sampler: what estimates.
-        schedules: of β, T, ρ and c; None where they are numbers.
-        covariance: how Σ is kept.
+        sampler: the sampler.
+        schedules: of β, T, ρ and c; None for those that are numbers.
+        covariance: the structure of Σ.
         rank: r.
-        tau: with what it begins.
+        tau: the initial variance.
     """
 
     sampler: Sampler
@@ -111,7 +114,7 @@ def gaussian_step(
     state: GaussianState,
     numbers: tuple[Any, ...],
 ) -> tuple[PyTree, GaussianState]:
-    """What comes out, and the next state; None stands for numbers of a schedule."""
+    """The updates and the next state; a number is None if a schedule gives it."""
     sampler, zeros = settings.sampler, _coordinates(params)
     of_entropy = sampler.regularization == "local entropy"
     dtype, root = compute_dtype(zeros), state.covariance
@@ -120,7 +123,7 @@ def gaussian_step(
         for schedule, number in zip(settings.schedules, numbers, strict=False)
     )
     temp = jnp.maximum(temp, 0)
-    # The β of p itself, beyond which there is nothing to find.
+    # At β = 1/T q is p itself; a larger β would overshoot it.
     limit = jnp.where(temp > 0, 1 / jnp.where(temp > 0, temp, 1), jnp.inf)
     step = jnp.minimum(step, limit)
     widening = jnp.asarray(numbers[4], dtype)
@@ -132,7 +135,7 @@ def gaussian_step(
 
     slope = -temp
     if of_entropy:
-        # Weights of exp(-βf) φ^{1-βT} under the density of the draws.
+        # The weights are exp(-βf) φ^{1-βT} over the density of the draws.
         slope = (1 - 1 / widening**2) / step - temp
     moved, inside, info, products = estimate_gradient(
         sampler,
@@ -148,7 +151,7 @@ def gaussian_step(
     how = rho, most, tuple(jnp.asarray(bound, dtype) for bound in numbers[5:])
     if of_entropy:
         moved = scaled(moved, -1)  # it was x - E_q[X]
-        # In excess of the draws' own covariance s²I.
+        # `products` is E_q uuᵀ less the covariance s²I of the draws; make it less I.
         more = scaled(root.unit(), widening**2 - 1)
         products = optax.tree.add(products, more)
         size = optax.tree.size(zeros)
@@ -179,14 +182,14 @@ def gaussian_step(
 
 
 def lost_in_rounding(root: Covariance, params: PyTree) -> jax.Array:
-    """The share of parameters whose deviation is below a few of their spacings."""
+    """The share of parameters whose standard deviation is below a few spacings."""
     zeros = _coordinates(params)
     dtype = compute_dtype(zeros)
     lost = jnp.zeros((), dtype)
     for variance, x in zip(
         jax.tree.leaves(root.variances(zeros)), jax.tree.leaves(params), strict=True
     ):
-        if x.dtype.itemsize >= 4:  # else they are rounded at random
+        if x.dtype.itemsize >= 4:  # half precision is rounded at random
             least = SPACINGS * float(jnp.finfo(x.dtype).eps) * jnp.abs(x).astype(dtype)
             lost += (variance.astype(dtype) < jnp.square(least)).sum(dtype=dtype)
     return lost / max(optax.tree.size(params), 1)
@@ -200,7 +203,7 @@ def _tilted(
     slope: jax.Array,
     sampler: Sampler,
 ) -> Loss | OutsideLoss:
-    """f at x + Lu, and `slope` |u|²/2, as a loss of u; at -T this is f + T log φ."""
+    """f(x + Lu) + `slope` |u|²/2 as a loss of u; with slope -T it is f + T log φ."""
     dtype = compute_dtype(zeros)
 
     def place(u: PyTree) -> PyTree:
@@ -221,7 +224,7 @@ def _tilted(
     def seen(u: PyTree, *part: PyTree) -> Any:
         if value_fn is None:
             value, aux = loss.outputs(place(u))
-        else:  # each device its part of the batch
+        else:  # each device evaluates its part of the batch
             out = value_fn(place(u), *part)
             value, aux = out if loss.aux is not None else (out, None)
         value = tilted(u, value)
@@ -231,6 +234,6 @@ def _tilted(
 
 
 def _coordinates(selected: PyTree) -> PyTree:
-    """0 in the coordinates u, of one dtype for all leaves."""
+    """0 in the coordinates u, in one dtype for all leaves."""
     dtype = compute_dtype(selected)
     return optax.tree.zeros_like(selected, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The gradient of the heat-regularised loss, for the head of a chain."""
+"""The gradient of the heat-regularised loss, for the head of an optax chain."""
 
 from __future__ import annotations
 
@@ -23,11 +23,17 @@ def heat(
 ) -> optax.GradientTransformationExtraArgs:
     """The gradient of the heat-regularised loss, as an optax transformation.
 
+    Use it to minimise the Gaussian average of a loss: with `pathwise` or
+    `robbins_monro` if the loss has a gradient, else with `score_function`. If the best
+    samples are to count most, use `local_entropy`. Elsewhere this is randomized
+    smoothing or Gaussian homotopy; by `score_function` it is the evolution strategy of
+    OpenAI, and by `pathwise` training with Gaussian noise on the weights.
+
         F^H_τ(x) = E_φ f(X),   φ = N(x, τI),
         ∇F^H_τ(x) = E_φ ∇f(X) = E_φ[(f(X) - b)(X - x)] / τ.
 
-    By `pathwise` or `score_function` it is that gradient at x. By `robbins_monro` it is
-    (x_k - x_{k+1})/τ = ∇F^H_τ(x_{k+1}), so that
+    `pathwise` and `score_function` estimate this gradient at x. `robbins_monro`
+    estimates (x_k - x_{k+1})/τ = ∇F^H_τ(x_{k+1}), so that
     `optax.chain(lejax.heat(...), optax.sgd(tau))` is Algorithm 2 of the paper.
 
     Args:
@@ -37,14 +43,14 @@ def heat(
         key: a typed key, `jax.random.key(seed)`.
         mask: which leaves to perturb, as in `local_entropy`.
         has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
-        displacement: let τ times the gradient come out: `optax.sgd(1.0)` behind it is
-            Algorithm 2 whatever the schedule of τ.
+        displacement: return τ times the gradient. `optax.sgd(1.0)` behind it is
+            Algorithm 2 for any schedule of τ.
         shrink: multiply the gradient by the share of it that is signal, as in
-            `local_entropy`; `pathwise` and `score_function` know it.
+            `local_entropy`; with `pathwise` or `score_function`.
 
     Returns:
-        An `optax.GradientTransformationExtraArgs` with a `SmoothingState`, to be called
-        and read like that of `local_entropy`.
+        An `optax.GradientTransformationExtraArgs` with a `SmoothingState`, used like
+        `local_entropy`.
 
     Raises:
         ValueError, TypeError: as `local_entropy`.

@@ -1,4 +1,4 @@
-"""The gradient of the local entropy, for the head of a chain."""
+"""The gradient of the local entropy, for the head of an optax chain."""
 
 from __future__ import annotations
 
@@ -26,66 +26,72 @@ def local_entropy(
 ) -> optax.GradientTransformationExtraArgs:
     """The gradient of the local entropy, as an optax transformation.
 
+    Use it to train on a loss without a useful gradient (`importance`), or to prefer
+    wide minima (`sgld`). If back-propagation works and seconds count, plain SGD or Adam
+    is faster; to minimise the Gaussian average of the loss, use `heat`. `importance` is
+    an evolution strategy with the weights exp(-βf). `optax.contrib.sam` also prefers
+    flat minima, by the worst perturbation of one size in place of an average.
+
         F_{τ,β}(x) = -(1/β) log E_φ exp(-βf),   ∇F_{τ,β}(x) = (x - E_q[X]) / (βτ),
 
-    with φ = N(x, τI) and q ∝ exp(-βf) φ. It replaces the incoming updates, so it comes
-    first: `optax.chain(lejax.local_entropy(...), optax.sgd(beta * tau))` is Algorithm
-    1 of the paper. Call `update(updates, state, params, value_fn=..., batch=...)`;
-    `value_fn` is f: `value_fn(params, batch)`, or `value_fn(params)` without a batch.
+    with φ = N(x, τI) and q ∝ exp(-βf) φ. The gradient replaces the incoming updates, so
+    this comes first in a chain, with a descent step behind it:
+    `optax.chain(lejax.local_entropy(...), optax.sgd(beta * tau))` is Algorithm 1 of the
+    paper. Call `update(updates, state, params, value_fn=..., batch=...)` with f as
+    `value_fn`: `value_fn(params, batch)`, or `value_fn(params)` without a batch.
 
-    Parameters may be of half precision: estimates are summed in float32, and returned
-    in the parameters' dtype. Where √τ is small against the spacing s of their numbers,
-    x + √τ ε is rounded at random, to x + √τ ε on average: no bias, but noise that is
-    about √(1 + 0.8 s/√τ) times that of float32.
+    Parameters may be in half precision. Estimates are summed in float32 and returned in
+    the parameters' dtype. If √τ is small against the spacing s of the parameters'
+    numbers, x + √τ ε is rounded at random: without bias, and with about
+    √(1 + 0.8 s/√τ) times the noise of float32.
 
-    To accumulate over k batches, put the accumulation behind: the mean of k estimates
-    is `optax.chain(lejax.local_entropy(...), multi)` with `multi =
-    optax.MultiSteps(optax.sgd(...), k).gradient_transformation()`. Around it,
-    `MultiSteps` evaluates k times and keeps the last estimate alone, and what its
-    `gradient_transformation` makes hands no `value_fn` on from within another chain.
+    To accumulate over k batches, put the accumulation behind: `optax.chain(
+    lejax.local_entropy(...), multi)` with `multi =
+    optax.MultiSteps(optax.sgd(...), k).gradient_transformation()` uses the mean of k
+    estimates. `MultiSteps` around `local_entropy` pays for k estimates and keeps only
+    the last; inside another chain it does not pass `value_fn` on.
 
     Args:
-        sampler: `importance` or `sgld`.
+        sampler: `importance`, `importance_by_example` or `sgld`.
         tau: τ, the variance of the smoothing, in squared units of the parameters: a
             positive number, a schedule of the number of updates so far, or a controller
-            made by `target_share`. A schedule is known by its identity: what was
-            compiled with it is used again where the same object is passed.
+            made by `target_share`. Pass the same schedule object again to reuse what
+            was compiled.
         key: a typed key, `jax.random.key(seed)`.
         beta: β > 0, the inverse temperature, or a schedule of the number of updates so
-            far. With f the mean over a batch, β = 1 leaves the weights almost uniform.
-            `importance` with a `beta_share` finds its own from the second update on.
-        mask: which leaves to perturb: a tree of booleans like params, or a prefix of
-            it, or a function of params that returns one. The others keep their incoming
-            updates (zeros where `updates` is None). Default: all.
-        has_aux: whether `value_fn` returns a pair (f, aux). The aux at params itself is
-            kept in `state.info.aux`, at the price of one more evaluation. True leaves
-            it None before the first update; an example of aux (arrays, numbers, or
-            `jax.ShapeDtypeStruct`s) instead of True keeps the structure of the state
-            the same from the start, as `jax.lax.scan` and `nnx.Optimizer` need it.
-            f(x) itself is had by `value_fn` returning (f, (f, ...)).
+            far. If f is a mean over a batch, β = 1 leaves the weights almost uniform.
+            `importance` with a `beta_share` uses it in the first update only.
+        mask: which leaves to perturb: a tree of booleans like params, a prefix of it,
+            or a function of params that returns one; by default all. Other leaves keep
+            their incoming updates (zeros if `updates` is None).
+        has_aux: whether `value_fn` returns a pair (f, aux). `state.info.aux` is the aux
+            at params itself, for one more evaluation; return (f, (f, ...)) to get f(x).
+            With True it is None before the first update. `jax.lax.scan` and
+            `nnx.Optimizer` need a state of constant structure: pass an example of aux
+            (arrays, numbers or `jax.ShapeDtypeStruct`s) in place of True.
         keep_gradient: whether `state.info.gradient` holds the gradient, for
             `certificate`.
         shrink: multiply the gradient by the share of it that is signal, `info.signal`,
-            between 0 and 1. A step ρδ̂ changes F by at most [ρ²(|δ|² + V) - 2ρ|δ|²]/2βτ
-            on average, which is least at ρ = |δ|²/(|δ|² + V): the steps get shorter
-            where they begin to be noise. What is behind must not undo it, as Adam does
-            in the long run. Where the noise is not known, nothing is changed.
-        displacement: let x - E_q[X] = βτ ∇F come out instead of ∇F: `optax.sgd(1.0)`
-            behind it is Algorithm 1 whatever becomes of τ and β.
+            clipped to [0, 1]; unchanged if the noise is unknown. On average a step ρδ̂
+            changes F by at most [ρ²(|δ|² + V) - 2ρ|δ|²]/2βτ, which is least at
+            ρ = |δ|²/(|δ|² + V), so noisy steps become shorter. Avoid Adam behind it,
+            which undoes this in the long run.
+        displacement: return x - E_q[X] = βτ ∇F in place of ∇F. `optax.sgd(1.0)` behind
+            it is Algorithm 1 even if τ and β change.
 
     Returns:
         An `optax.GradientTransformationExtraArgs` with a `SmoothingState`, whose `info`
-        tells about the last update. Nothing that is not finite leaves it.
+        is the `Info` of the last update. The gradient is always finite.
 
     Raises:
-        ValueError: `tau` or `beta` is not positive, the sampler is one of heat
-            regularisation or cannot work at `tau`, a perturbed leaf is not floating,
-            params is None or has a `MaskedNode`, `value_fn` is missing, or `shrink`
-            is asked of a sampler that never knows its noise; or as `target_share` says.
+        ValueError: `tau` or `beta` is not positive, the sampler is one for heat or
+            cannot work at `tau`, a perturbed leaf is not floating, params is None or
+            has a `MaskedNode`, `value_fn` is missing, or `shrink` is set for a sampler
+            that does not estimate its noise; or as `target_share` says.
         TypeError: `key` is not a typed key, or `value_fn` does not return a scalar.
 
     Examples:
-        An error count has no gradient; its local entropy has:
+        An error count has no useful gradient; its local entropy has one:
 
         >>> import jax, jax.numpy as jnp, lejax, optax
         >>> inputs = jax.random.normal(jax.random.key(1), (200, 5))

@@ -45,7 +45,7 @@ def test_averaging():
 
 
 def test_an_inner_chain_that_diverges():
-    with pytest.raises(ValueError, match=r"inner_learning_rate is 0.2.*raise tau"):
+    with pytest.raises(ValueError, match=r"inner_learning_rate .* got 0.2.*raise tau"):
         lejax.entropy_sgd(0.1, 0.1, key=KEY, inner_learning_rate=0.2)
 
 
@@ -143,7 +143,7 @@ def test_a_share_that_no_controller_can_follow():
     tau = lejax.target_share(0.5, 0.1)
     adapts = lejax.importance(4, beta_share=0.5)
     shaped = lejax.importance(4, shaping="ranks")
-    message = "tau by target_share goes by the share of.*{}.*pass a number or a sched"
+    message = "a sampler whose share of effective.*{}; pass a number or a schedule"
     for name, make in (
         ("sgld", lambda: transformation(sampler=lejax.sgld(4, 0.1), tau=tau)),
         ("importance", lambda: transformation(sampler=adapts, tau=tau)),

@@ -32,7 +32,7 @@ def test_dtypes_of_parameters_are_kept(name, dtype):
         state, given = tx.init(p), {"value_fn": loss, "batch": BATCH.astype(dtype)}
         if name == "importance_by_example" and dtype != "float64":
             # Points that are rounded at random are seen by all examples alike.
-            with pytest.raises(ValueError, match="no sum over the examples"):
+            with pytest.raises(ValueError, match="does not separate the examples"):
                 jax.eval_shape(lambda s: tx.update(None, s, p, **given), state)
             return
         updates, new = jax.eval_shape(lambda s: tx.update(None, s, p, **given), state)

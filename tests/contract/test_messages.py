@@ -80,7 +80,7 @@ MESSAGES = {
     ),
     "a batch as batches": (
         lambda: minimize(zero_one, batches=(INPUTS, LABELS)),
-        r"would be 2 batches, each of another kind; pass one batch as batch=",
+        r"would be 2 batches of different shapes; pass one batch as batch=",
     ),
     "tau without an argument": (
         lambda: smooth(tau=lambda: 0.1),
@@ -143,7 +143,9 @@ STRICTLY = {
     "gaussian, pathwise": by_update(lambda: lejax.gaussian(PATHWISE, 0.1, key=KEY)),
     "minimize": lambda: minimize(num_updates=3).params,
     "minimize, batches": lambda: (
-        minimize(zero_one, batches=[(INPUTS, LABELS)] * 3, sampler=IMPORTANCE).params
+        minimize(
+            zero_one, batches=[(INPUTS, LABELS)] * 3, sampler=IMPORTANCE, beta=20.0
+        ).params
     ),
     "ask_tell": by_asking,
 }

@@ -71,7 +71,7 @@ def test_flatten(name):
 
     given = {"value_fn": flat_loss, "batch": BATCH}
     if name == "importance_by_example":  # it needs layers, and a vector has none
-        with pytest.raises(ValueError, match="no sum over the examples"):
+        with pytest.raises(ValueError, match="does not separate the examples"):
             around.update(zeros(), around.init(params()), params(), **given)
         return
     found, _ = jax.jit(lambda s: around.update(zeros(), s, params(), **given))(

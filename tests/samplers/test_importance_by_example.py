@@ -263,7 +263,7 @@ def test_an_example_that_fails():
 
 
 def test_no_examples():
-    with pytest.raises(ValueError, match="value_fn is no sum over the examples"):
+    with pytest.raises(ValueError, match="value_fn does not separate the examples"):
         lejax.importance_by_example(10).estimate(
             jax.random.key(0), (), jnp.ones(3), value_fn=lambda x: jnp.sum(x**2), tau=1
         )
@@ -275,7 +275,7 @@ def test_positions_are_no_examples():
     def loss(params, x):
         return jnp.mean(jnp.tanh(x @ params) ** 2)
 
-    with pytest.raises(ValueError, match="value_fn is no sum over the examples"):
+    with pytest.raises(ValueError, match="value_fn does not separate the examples"):
         lejax.importance_by_example(10).estimate(
             jax.random.key(0),
             (),

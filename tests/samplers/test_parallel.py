@@ -250,9 +250,9 @@ def test_four_devices():
 
 def test_no_such_axis():
     mesh = jax.make_mesh((1,), ("devices",), (AUTO,))
-    with pytest.raises(ValueError, match=r"axis_name='samples' is no axis of the mesh"):
+    with pytest.raises(ValueError, match=r"axis_name='samples' is not an axis"):
         lejax.parallel(lejax.importance(4), mesh)
-    with pytest.raises(ValueError, match=r"data_axis_name='rows' is no axis"):
+    with pytest.raises(ValueError, match=r"data_axis_name='rows' is not an axis"):
         lejax.parallel(
             lejax.importance(4), mesh, axis_name="devices", data_axis_name="rows"
         )

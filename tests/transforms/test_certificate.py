@@ -247,7 +247,7 @@ def test_bad_input():
     info = exact(jnp.ones(3), 0.5, 1.0)
     with pytest.raises(ValueError, match=r"confidence must be between 0.5 and 1, got"):
         lejax.certificate(info, jnp.ones(3), confidence=95)
-    with pytest.raises(ValueError, match=r"updates must be like the gradient"):
+    with pytest.raises(ValueError, match=r"updates must have the structure"):
         lejax.certificate(info, {"a": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"keep_gradient=True"):
         lejax.certificate(info._replace(gradient=None), jnp.ones(3))

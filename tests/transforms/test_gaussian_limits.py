@@ -330,7 +330,7 @@ def test_bad_settings(options, match):
     ids=lambda sampler: sampler.name,
 )
 def test_other_samplers_are_refused(sampler):
-    with pytest.raises(ValueError, match=r"covariance can learn from.*without shaping"):
+    with pytest.raises(ValueError, match=r"can learn a covariance.*without shaping"):
         lejax.gaussian(sampler, 0.1, key=jax.random.key(0))
     with pytest.raises(TypeError, match="sampler must be a lejax sampler"):
         lejax.gaussian(sampler.estimate, 0.1, key=jax.random.key(0))
@@ -340,5 +340,5 @@ def test_large_matrices_are_refused():
     tx = lejax.gaussian(
         lejax.importance(10), 0.1, key=jax.random.key(0), covariance="full"
     )
-    with pytest.raises(ValueError, match=r"covariance='full'.*3000 rows"):
+    with pytest.raises(ValueError, match=r"covariance='full'.*got 3000"):
         tx.init(jnp.zeros(3000))

@@ -152,12 +152,12 @@ def test_a_curved_posterior_needs_wider_draws():
     ("sampler", "widening", "message"),
     [
         (lejax.importance(9), 0.5, "widening must be at least 1, got 0.5"),
-        (lejax.pathwise(4), 2.0, "widening=2.0 needs weights with a β that is passed"),
-        (lejax.importance(9, beta_share=0.5), 2.0, "widening=2.0 needs weights"),
+        (lejax.pathwise(4), 2.0, "widening=2.0 needs importance weights with the β"),
+        (lejax.importance(9, beta_share=0.5), 2.0, "widening=2.0 needs importance"),
         (
             lejax.parallel(lejax.importance(9, beta_share=0.5)),
             2.0,
-            "widening=2.0 needs weights",
+            "widening=2.0 needs importance",
         ),
     ],
 )
