@@ -1,4 +1,4 @@
-"""The paper's study and what goes beyond it; README.md here lists the commands."""
+"""The paper's study and what goes beyond it; docs/study lists the commands."""
 
 import os
 
