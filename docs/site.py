@@ -13,9 +13,12 @@ import lejax
 # A group of names in lejax's docstring: its title, and a line for each name.
 GROUP = re.compile(r"^(\S[^\n]*)\n((?:    \S[^\n]*\n)+)", re.MULTILINE)
 NAME = re.compile(r"^    (\w+) +(.*)$", re.MULTILINE)
+# Equations as Markdown leaves them, and as they stand in notebooks.
 EQUATION = re.compile(
-    r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL
+    r'<(?:span|div) class="arithmatex">\\[(\[](?P<of_page>.*?)\\[)\]]</(?:span|div)>',
+    re.DOTALL,
 )
+IN_NOTEBOOK = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
 CODE = re.compile(r"(?<!<a )<code>(?:lejax\.)?(\w+)(\([^<]*\))?</code>")
 
 
@@ -54,13 +57,30 @@ def on_files(files, config):
     return files
 
 
-def on_page_content(page_html, page, config, files):
-    """Equations are MathML, which browsers know; public names lead to their pages."""
+def mathml(latex: str, *, block: bool) -> str:
+    """An equation for browsers, which need no script for it."""
+    display = "block" if block else "inline"
+    return latex2mathml.converter.convert(html.unescape(latex), display=display)
 
-    def equation(found):
-        kind, _, latex = found.groups()
-        display = "block" if kind == "div" else "inline"
-        return latex2mathml.converter.convert(html.unescape(latex), display=display)
+
+def of_page(found: re.Match[str]) -> str:
+    return mathml(found["of_page"], block=found[0].startswith("<div"))
+
+
+def in_notebook(found: re.Match[str]) -> str:
+    return mathml(found["block"] or found["inline"], block=bool(found["block"]))
+
+
+def outside(pattern: str, text: str, change) -> str:
+    """`text` with what is outside of the pattern changed."""
+    parts = re.split(f"({pattern})", text, flags=re.DOTALL)
+    return "".join(
+        part if place % 2 else change(part) for place, part in enumerate(parts)
+    )
+
+
+def on_page_content(page_html, page, config, files):
+    """Equations become MathML, and public names links to their pages."""
 
     def link(found):
         name = found[1]
@@ -69,9 +89,14 @@ def on_page_content(page_html, page, config, files):
         up = "../" * page.url.count("/")
         return f'<a href="{up}api/{name}/">{found[0]}</a>'
 
-    page_html = EQUATION.sub(equation, page_html)
-    # Neither in links nor in headings and blocks of code.
-    parts = re.split(r"(<a .*?</a>|<pre.*?</pre>|<h\d.*?</h\d>)", page_html, flags=re.S)
-    return "".join(
-        part if place % 2 else CODE.sub(link, part) for place, part in enumerate(parts)
-    )
+    page_html = EQUATION.sub(of_page, page_html)
+    if page.file.src_path.endswith(".ipynb"):
+        code = "<pre.*?</pre>|<code.*?</code>|<script.*?</script>|<style.*?</style>"
+        page_html = outside(
+            code, page_html, lambda part: IN_NOTEBOOK.sub(in_notebook, part)
+        )
+        for entry in page.toc:
+            for heading in (entry, *entry.children):
+                heading.title = IN_NOTEBOOK.sub(in_notebook, heading.title)
+    code = "<a .*?</a>|<pre.*?</pre>|<h[1-6].*?</h[1-6]>"
+    return outside(code, page_html, lambda part: CODE.sub(link, part))
