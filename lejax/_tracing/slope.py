@@ -54,15 +54,25 @@ def _slopes_of(step: core.JaxprEqn, inputs: list[bool]) -> list[bool]:
         found = [_slopes(branch.jaxpr, inputs[1:]) for branch in params["branches"]]
         return [any(marks) for marks in zip(*found, strict=True)]
     if name == "scan":
-        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        body = params["jaxpr"].jaxpr
+        # Constants, then the carry, then slices of arrays; the versions of jax have
+        # different parameters for how many there are.
+        carried = len(step.outvars) - _sliced(step.outvars, body.outvars)
+        last = len(step.invars) - _sliced(step.invars, body.invars)
+        first = last - carried
         while True:
-            found = _slopes(params["jaxpr"].jaxpr, inputs)
-            after = found[: last - first]
-            carry = [a or b for a, b in zip(inputs[first:last], after, strict=True)]
+            found = _slopes(body, inputs)
+            carry = [a or b for a, b in zip(inputs[first:last], found, strict=False)]
             if carry == inputs[first:last]:
                 return found
             inputs = [*inputs[:first], *carry, *inputs[last:]]
     return [True] * len(step.outvars)
+
+
+def _sliced(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+    """How many values a step of a scan takes, or gives, slice by slice."""
+    pairs = zip(outer, inner, strict=True)
+    return sum(one.aval.ndim != other.aval.ndim for one, other in pairs)
 
 
 def _is_real(variable: Any) -> bool:
