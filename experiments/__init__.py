@@ -1,7 +1,7 @@
-"""The paper's study and what goes beyond it; docs/study lists the commands."""
+"""The paper's study and further comparisons; docs/study lists the commands."""
 
 import os
 
-# The QR of the reduction goes through OpenBLAS, whose threads wait by spinning: an
-# update takes longer with two of them than with one. Read when NumPy is imported.
+# The QR decomposition of the reduction uses OpenBLAS. Its threads wait by spinning, so
+# an update takes longer with two of them than with one. NumPy reads this at its import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""All tables and figures; what is there is not computed again."""
+"""Makes all tables and figures; results that exist are not computed again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from experiments.common import hosts, workers
 from experiments.common.command import execute, printed, run
 from experiments.common.options import Options
 
-# Programs of one thread, mostly, of which two go side by side: the longest first.
+# These use one thread most of the time, so they run side by side, the longest first.
 SINGLE = (
     "monotonicity",
     "section_5_1_2",
@@ -16,7 +16,7 @@ SINGLE = (
     "figure_5_1",
     "theorems_3_1_4_1",
 )
-# What is timed runs alone; the others spread their runs themselves.
+# Timings run alone; the others spread their runs over processes themselves.
 STUDIES = (
     "table_6_2",
     "tuning",
@@ -34,7 +34,7 @@ EXPERIMENTS = SINGLE + STUDIES
 
 
 def main(options: Options) -> None:
-    """Run them all."""
+    """Runs all experiments."""
     numbers = iter(range(1, len(EXPERIMENTS) + 1))
 
     def announce(name: str) -> None:

@@ -1,1 +1,1 @@
-"""What the smoothing is good for: comparisons that are not the paper's."""
+"""Applications of the smoothing: comparisons that are not in the paper."""

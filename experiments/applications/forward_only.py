@@ -1,7 +1,7 @@
-"""Training without back-propagation: forward passes, every example its own draws.
+"""Training without back-propagation: forward passes, with draws for every example.
 
-`score_function` and `importance_by_example` at the head of Adam with a cosine rate; for
-what they lack, back-propagation in their place.
+`score_function` and `importance_by_example` at the head of Adam with a cosine rate,
+compared with back-propagation in their place.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from experiments.common.training import batch_indices, descend, held_out
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is trained."""
+    """The settings."""
 
     data: data.Name = "auto"
     """Data set."""
     data_dir: str | None = None
-    """Where tensorflow-datasets keeps its data."""
+    """Folder of tensorflow-datasets; by default its own."""
     validation: bool = False
-    """Test on a sixth of the training images, which are left out: for choices."""
+    """Hold out a sixth of the training images and test on them, to choose settings."""
     batch_size: int = 100
     """Examples of an update."""
     signs_per_draw: int = 16
-    """Of the samples that share a draw."""
+    """Number of samples that share a draw under random signs."""
     rate: float | None = None
-    """Of Adam, at the start of the cosine; each run has its own where not given."""
+    """Adam's rate at the start of the cosine; by default each run has its own."""
     tau: float | None = None
-    """The variance of the draws, in the same way."""
+    """Variance of the draws; by default each run has its own."""
     decay: float | None = None
-    """Of the weights, decoupled, in the same way."""
+    """Decoupled weight decay; by default each run has its own."""
     only: tuple[str, ...] = ()
-    """Names of the runs, short or long say, beside those that are there; else all."""
+    """Names of the runs to add to existing results, such as short or long; else all."""
     shorten: int = 1
-    """Divides the updates of all runs."""
+    """Divisor of the updates of all runs."""
     evaluations: int = 10
-    """Test accuracies along each run."""
+    """Number of test accuracies along each run."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of weights, batches and draws."""
+    """Seeds of weights, batches and draws."""
     output: Path = Path("results")
     """Folder of the results."""
 
 
 class Run(NamedTuple):
-    """A network and how it is trained.
+    """A network and its training.
 
     The rates, τ and J are from a search on the validation split, with one seed: rates
-    of .001, .002, .003 and .01, τ of .0001, .001, .003 and .01, J of 64 and 128.
-    Those of `long`, which without decay fits 99.8 % of its training images, are from
-    one at a third of its updates: decays of 0, .02, .03, .05 and .1 at τ = .01, then τ
-    of .0025, .005 and .02; where it was close, with two seeds.
+    of .001, .002, .003 and .01, τ of .0001, .001, .003 and .01, J of 64 and 128. For
+    `long`, which without decay fits 99.8 % of its training images, the search had a
+    third of the updates: decays of 0, .02, .03, .05 and .1 at τ = .01, then τ of .0025,
+    .005 and .02; close results were repeated with two seeds.
     """
 
     hidden: int
@@ -94,10 +94,10 @@ class Curve(NamedTuple):
 
 
 def smoothed_gradient(config: Config, run: Run, head: Head, seed: int) -> Any:
-    """What stands at the head of the chain."""
+    """The head of the chain."""
     if head == "back-propagation":
         return backpropagation()
-    # Single draws: where losses are nearly linear, pairs have twice the noise.
+    # Single draws: for nearly linear losses, pairs have twice the noise.
     options = {"antithetic": False, "signs_per_draw": config.signs_per_draw}
     key = jax.random.key(seed)
     if head == "forward only":
@@ -153,31 +153,31 @@ def described(label: str, run: Run) -> str:
 
 
 def named(label: str) -> str:
-    """Which of `RUNS` a description is of."""
+    """The name in `RUNS` of a description."""
     return label.partition(":")[0]
 
 
 def put(curves: dict[str, Any], label: str, both: dict[str, Any]) -> dict[str, Any]:
-    """A run among the others, for its namesake of whatever settings, in order."""
+    """The curves with a run added, in order; it replaces one of the same name."""
     by_name = {named(other): (other, found) for other, found in curves.items()}
     by_name[named(label)] = label, both
     return dict(by_name[name] for name in RUNS if name in by_name)
 
 
 def main(config: Config) -> None:
-    """Train all; print, plot and keep."""
+    """Train all networks; print, plot and save."""
     dataset = data.load(config.data, config.data_dir)
     if config.validation:
         dataset = held_out(dataset)
     print(f"{results.device_name()}; batch {config.batch_size}")
     print("| network | head | test accuracy (least of the seeds) | seconds |")
     print("| --- | --- | --- | --- |")
-    # Choices must not take the place of results.
+    # Runs on the validation split must not replace the results.
     stem = "forward_only_validation" if config.validation else "forward_only"
     path = config.output / f"{stem}.json"
     given = {name: getattr(config, name) for name in ("rate", "tau", "decay")}
     given = {name: value for name, value in given.items() if value is not None}
-    # What another call has trained stays.
+    # The runs of an earlier call are kept.
     curves = results.read(path)["curves"] if path.exists() and config.only else {}
     for name, of_name in RUNS.items():
         if config.only and name not in config.only:
@@ -202,7 +202,7 @@ def main(config: Config) -> None:
 
 
 def draw(panel: Any, label: str, both: dict[str, list[dict[str, Any]]]) -> None:
-    """Test accuracy against updates, every seed a line."""
+    """Test accuracy against updates, with a line for every seed."""
     colours: dict[str, str] = dict(
         zip(HEADS, ("#2a78d6", "#d6722a", "#888888"), strict=True)
     )

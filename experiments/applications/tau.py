@@ -1,10 +1,9 @@
-"""τ by a controller, from far-off starts, against every fixed τ of a grid.
+"""τ by a controller, from distant starts, against every fixed τ of a grid.
 
-The network of 7,850 parameters and importance sampling in the setting of Figure 6.4,
-but for all test images. Section 6.5 of the paper calls for a heuristic to tune τ; here
-it is `lejax.target_share`, which follows a share of effective samples, constant or
-rising. The share and the gain are chosen on the validation split, for both starts
-together.
+The network has 7,850 parameters. Importance sampling is as in Figure 6.4, with all test
+images. Section 6.5 of the paper calls for a heuristic to tune τ. Here it is
+`lejax.target_share`, which follows a constant or rising share of effective samples. The
+share and the gain are chosen on the validation split, for both starts together.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from experiments.paper.figure_6_4 import RANGES
 from experiments.paper.tuning import HELD_OUT
 
 TAUS = (*sorted({tau for taus in RANGES.values() for tau in taus}), 2.0, 4.0, 7.0, 10.0)
-# At first and at the end, by a straight line.
+# The share at the start and at the end; it changes linearly.
 SHARES = {
     "constant": ((0.1, 0.1), (0.2, 0.2), (0.3, 0.3), (0.5, 0.5)),
     "rising": ((0.1, 0.5), (0.1, 0.7), (0.1, 0.9), (0.2, 0.9)),
 }
 GAINS = (0.1, 0.3)
-# Two decades below and above the best fixed τ, of Figure 6.4 and here.
+# Two decades below and above the best fixed τ, in Figure 6.4 and here.
 STARTS = (0.01, 100.0)
 SEEDS = 5
 
@@ -38,7 +37,7 @@ FIXED = "fixed τ"
 
 
 def choose(run: Run, options: Options) -> tuple[dict[str, Controlled], dict[str, Any]]:
-    """The controllers that do best on the validation split, and how all of them did."""
+    """The controllers that are best on the validation split, and the results of all."""
     run = dataclasses.replace(run, **HELD_OUT)
     of_run: dict[str, Any] = vars(run) | {"tau": STARTS}
     candidates = {
@@ -54,7 +53,7 @@ def choose(run: Run, options: Options) -> tuple[dict[str, Controlled], dict[str,
     runs: dict[str, Run] = {FIXED: run}
     for of_kind in candidates.values():
         runs |= of_kind
-    # The choice does not depend on how many runs are made with it.
+    # The choice does not depend on the number of seeds of the study.
     options = dataclasses.replace(options, seeds=None)
     found = study("control_tuning", runs, options, SEEDS)
     of_fixed = ends(found[FIXED]).mean(1)
@@ -84,7 +83,7 @@ def ends(curves: Curves) -> np.ndarray:
 
 
 def compared(found: Mapping[str, Curves]) -> list[dict[str, Any]]:
-    """A row for each τ and each start, and the paired difference to the best τ."""
+    """A row for each τ and each start, with the paired difference to the best τ."""
     fixed = ends(found[FIXED])
     best = fixed[fixed.mean(1).argmax()]
     rows = []
@@ -105,7 +104,7 @@ def compared(found: Mapping[str, Curves]) -> list[dict[str, Any]]:
 
 
 def draw(options: Options, found: Mapping[str, Curves]) -> None:
-    """The ends by τ, the curves, and where τ went."""
+    """Final accuracies by τ, the curves, and τ along the runs."""
     fixed, black = found[FIXED], "#111111"
     best = int(ends(fixed).mean(1).argmax())
     last = fixed.updates[-1]
@@ -183,7 +182,7 @@ def main(options: Options) -> None:
         test_images=10_000,
     )
     controllers, record = choose(run, options)
-    # On all of the training set again.
+    # Now on the whole training set.
     whole = {field: getattr(run, field) for field in HELD_OUT}
     runs = {FIXED: run} | {
         kind: dataclasses.replace(controller, **whole)

@@ -1,1 +1,1 @@
-"""What is measured of the library itself: time, memory, several processes, errors."""
+"""Measurements of the library itself: time, memory, several processes, errors."""

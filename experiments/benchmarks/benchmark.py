@@ -1,4 +1,4 @@
-"""Time, error and peak memory of an update, reduced and direct, beside a plain step."""
+"""Time, error and peak memory of an update, reduced and direct, and of a plain step."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Config:
     """Updates at the paper's settings, in one interleaved run."""
 
     data: Literal["mnist", "random"] = "random"
-    """Images of the batch, those of the first update of Table 6.1 or uniform noise:
-    times do not depend on them, errors do."""
+    """Images of the batch: those of the first update of Table 6.1, or uniform noise.
+    Errors depend on them; times do not."""
     data_dir: str | None = None
-    """Where tensorflow-datasets keeps MNIST; its own default where not given."""
+    """Folder of tensorflow-datasets; by default its own."""
     samples: int = 1000
     """J of importance sampling, of the chain, and the population of OpenES."""
     hidden: int = 200
@@ -43,9 +43,9 @@ class Config:
     reference_samples: int = 1_000_000
     """Samples of the reference for the errors."""
     rounds: int = 9
-    """Timed rounds; every method takes a turn in each."""
+    """Timed rounds; each has one turn of every method."""
     repeats: int = 16
-    """Updates whose error is averaged."""
+    """Number of updates over which the error is averaged."""
     tau: float = 0.01
     """Variance of the smoothing."""
     output: Path = Path("results")
@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
 
 def cases(config: Config) -> tuple[Case, ...]:
-    """The paper's network, and where the reduction must lose its edge."""
+    """The paper's network, and cases in which the reduction gains less or nothing."""
     paper = (784, config.hidden, 10)
     return (
         Case(paper, 20),
@@ -81,7 +81,7 @@ Update = Callable[[Any, jax.Array, Any], Any]  # (params, key, batch) -> params
 
 @functools.cache
 def mnist(data_dir: str | None) -> data.Dataset:
-    """Read once."""
+    """The data set, which is read once."""
     return data.load("mnist", data_dir)
 
 
@@ -139,7 +139,7 @@ def open_es(loss: Callable[..., jax.Array], config: Config) -> Update | None:
 
 
 def updates(loss: Callable[..., jax.Array], config: Config) -> dict[str, Update]:
-    """Everything that is compared; "direct" is without credit and the reduction."""
+    """All methods; "direct" is without credit and without the reduction."""
     n, m = config.samples, config.moves
 
     def step(sampler: lejax.Sampler) -> Update:
@@ -167,7 +167,7 @@ def updates(loss: Callable[..., jax.Array], config: Config) -> dict[str, Update]
 def seconds(
     case: Case, config: Config, names: Sequence[str] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each method in each round, after one that compiles."""
+    """Seconds of each method in each round, after a round that compiles."""
     classifier, batch = problem(case, config)
     key = jax.random.key(0)
     chosen = updates(classifier.loss, config)
@@ -179,7 +179,7 @@ def seconds(
     times: dict[str, list[float]] = {name: [] for name in jitted}
     for turn in range(config.rounds + 1):
         for name, update in jitted.items():
-            # A step is much shorter than the others: its median of many is one turn's.
+            # A plain step is much shorter: a round takes the median of many.
             spans = []
             for _ in range(50 if name == "SGD step" else 1):
                 start = time.perf_counter()
@@ -191,9 +191,9 @@ def seconds(
 
 
 def errors(config: Config) -> dict[str, float]:
-    """Root-mean-square errors of displacements E_q[X] - x, and the norm of the latter.
+    """Root-mean-square errors of displacements, and the norm of E_q[X] - x.
 
-    OpenES estimates -τ∇F^H, which differs from it by far less than their errors.
+    OpenES estimates -τ∇F^H. It differs from E_q[X] - x by far less than the errors.
     """
     classifier, batch = problem(cases(config)[0], config)
 
@@ -220,7 +220,7 @@ def errors(config: Config) -> dict[str, float]:
 
 
 def peak_memory(config: Config, name: str, samples: int) -> float:
-    """Peak resident MB of a process that runs one update; run in one of its own."""
+    """Peak resident MB of this process, which must run one update only."""
     config = dataclasses.replace(config, samples=samples, data="random")
     classifier, batch = problem(cases(config)[0], config)
     update = jax.jit(updates(classifier.loss, config)[name])
@@ -247,7 +247,7 @@ def memory(config: Config, names: Sequence[str] | None = None) -> dict[str, floa
 def ratios(
     times: dict[str, list[float]], to: str = "SGD step"
 ) -> dict[str, tuple[float, float, float]]:
-    """Median, least and largest ratio to the plain step, or another, of the round."""
+    """Median, smallest and largest ratio to the plain step, or another, by round."""
     found = {}
     for name, spans in times.items():
         of_rounds = [a / b for a, b in zip(spans, times[to], strict=True)]
@@ -258,11 +258,11 @@ def ratios(
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     config = tyro.cli(Config, args=args)
-    # First of all: the peak of a process counts that of its parent when it was started.
+    # First, as the peak of a process includes the size of its parent at the start.
     megabytes = memory(config)
     paper = cases(config)[0]
     of_all = seconds(paper, config)
-    # By themselves: what a slow one leaves in the cache is not what they are about.
+    # Without slow methods, which would change the contents of the cache.
     times = {str(case): seconds(case, config, LIMITED) for case in cases(config)}
     error = errors(config)
 

@@ -1,7 +1,7 @@
-"""How many samples are best evaluated at once, on the device that there is.
+"""The best number of samples to evaluate at once, on the present device.
 
-Updates by chunks of several sizes and by the default, in turn: seconds, in units of
-those of the default, and what XLA plans to hold meanwhile.
+Updates with several chunk sizes and with the default, in turn: seconds, in units of the
+default's, and the memory that XLA plans.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from experiments.common import models, results
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is measured."""
+    """The settings."""
 
     chunk_sizes: tuple[int, ...] = (16, 64, 256, 1024, 4096, 16384)
-    """Evaluations at once, beside the default; those above J are left out."""
+    """Samples evaluated at once, besides the default; sizes above J are left out."""
     samples: int = 1000
     """J of the paper's network."""
     batch_size: int = 20
-    """Its examples."""
+    """Examples of the network's batch."""
     large: int = 1_000_000
-    """Numbers of the large vector, none of which the reduction saves."""
+    """Entries of the large vector, which the reduction does not reduce."""
     large_samples: int = 256
-    """Its J."""
+    """J of the large vector."""
     small: int = 10
-    """Numbers of the small vector."""
+    """Entries of the small vector."""
     small_samples: int = 100_000
-    """Its J."""
+    """J of the small vector."""
     tau: float = 0.01
     """Variance of the smoothing."""
     rounds: int = 9
-    """Timed rounds; every chunk takes a turn in each."""
+    """Timed rounds; each has one turn of every chunk size."""
     output: Path = Path("results")
     """Folder of the results."""
 
 
 class Problem(NamedTuple):
-    """A loss, where it is evaluated, J, and the sampler of a chunk size."""
+    """A loss, its parameters and batch, J, and the sampler for a chunk size."""
 
     loss: Callable[..., jax.Array]
     params: Any
@@ -61,7 +61,7 @@ class Problem(NamedTuple):
 
 
 def problems(config: Config) -> dict[str, Problem]:
-    """A network with and without credit, forward passes alone, vectors of two sizes."""
+    """A network with and without credit, forward passes only, vectors of two sizes."""
     network = models.dense_classifier((784, 200, 10), seed=0)
     images, labels = jax.random.split(jax.random.key(0))
     batch = (
@@ -96,7 +96,7 @@ def problems(config: Config) -> dict[str, Problem]:
 
 
 def measure(problem: Problem, config: Config) -> dict[str, dict[str, float]]:
-    """By chunk size: seconds of a round, and megabytes that XLA plans to hold."""
+    """By chunk size: seconds of a round, and megabytes of memory that XLA plans."""
     sizes = {"default": None} | {
         str(size): size for size in config.chunk_sizes if size <= problem.num_samples
     }

@@ -1,4 +1,4 @@
-"""What an update of every sampler compiles to, and the CPU seconds that it takes."""
+"""The compiled program of an update of every sampler, and its CPU seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INPUTS, HIDDEN, OUTPUTS, BATCH = 784, 200, 10, 20
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is compiled."""
+    """The settings."""
 
     samples: int = 1000
     """J of an update."""
@@ -32,7 +32,7 @@ class Config:
 
 
 class Program(NamedTuple):
-    """Of an update: its equations, its fused kernels, and CPU seconds."""
+    """An update: its number of equations and of fused kernels, and CPU seconds."""
 
     equations: int
     fusions: int
@@ -55,7 +55,7 @@ def network(params: dict[str, jax.Array], batch: Any) -> jax.Array:
 
 
 def network_problem() -> tuple[dict[str, jax.Array], Any]:
-    """Its parameters, and a batch."""
+    """The parameters of the network, and a batch."""
     params = {
         "w1": jnp.zeros((INPUTS, HIDDEN)),
         "b1": jnp.zeros(HIDDEN),
@@ -66,9 +66,9 @@ def network_problem() -> tuple[dict[str, jax.Array], Any]:
 
 
 def by_hand(value_fn: Callable[..., jax.Array], samples: int) -> Callable[..., Any]:
-    """The same estimate, without anything that a library needs: pairs, two passes.
+    """The same estimate, written by hand: antithetic pairs, two passes.
 
-    F with its error, effective samples and the noise by ten groups.
+    It computes F with its error, the effective samples, and the noise by ten groups.
     """
 
     def update(params: Any, key: jax.Array, *batch: Any) -> Any:
@@ -146,7 +146,7 @@ def updates(samples: int) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, 
 
 
 def equations(jaxpr: Any) -> int:
-    """Those of a jaxpr and of all jaxprs inside."""
+    """The number of equations of a jaxpr and of all jaxprs inside of it."""
     inner = (
         getattr(value, "jaxpr", value)
         for step in jaxpr.eqns
@@ -159,7 +159,7 @@ def equations(jaxpr: Any) -> int:
 
 
 def measured(fn: Callable[..., Any], args: tuple[Any, ...]) -> Program:
-    """One program, lowered and compiled."""
+    """Lowers and compiles one program."""
     start = time.process_time()
     traced = jax.jit(fn).trace(*args)
     lowered = traced.lower()

@@ -1,9 +1,9 @@
-"""In how many of 4000 runs the 95 % interval of the free energy holds the truth.
+"""The coverage of the 95 % interval of the free energy, in 4000 runs.
 
-Of losses under N(0, I), β = 1, by the share of samples that are effective: a linear
-one, whose weights are lognormal; quadratic ones at their minimum and off it; two wells;
-and a curved density from the Gaussian of its moments, whose weights have a heavy tail.
-No data are needed.
+The losses are smoothed by N(0, I) with β = 1, at several shares of effective samples:
+a linear one, whose weights are lognormal; quadratic ones, at their minimum and off it;
+two wells; and a curved density, drawn from the Gaussian of its moments, whose weights
+have a heavy tail. No data are needed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from experiments.common import results
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is done."""
+    """The settings."""
 
     replicates: int = 4000
     """Runs of every setting."""
     samples: tuple[int, ...] = (50, 200, 1000, 4000)
-    """J."""
+    """J, the number of samples."""
     shares: tuple[float, ...] = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
     """Expected shares of effective samples."""
     output: Path = Path("results")
@@ -38,7 +38,7 @@ class Config:
 
 
 class Problem(NamedTuple):
-    """A loss f(x, a), its a of this share, F at 0, and the dimension."""
+    """A loss f(x, a), the a for this share, F at 0, and the dimension."""
 
     value_fn: Callable[[jax.Array, Any], jax.Array]
     a: float
@@ -47,7 +47,7 @@ class Problem(NamedTuple):
 
 
 def solved(share: Callable[[float], float], wanted: float, most: float) -> float | None:
-    """Where a share that falls is as wanted; None where it is less from the start."""
+    """The point at which a falling share has this value; None if it starts lower."""
     if share(0.0) < wanted:
         return None
     found: Any = brentq(lambda a: share(a) - wanted, 0, most)
@@ -88,7 +88,7 @@ def beside(share: float, dimension: int, c: float = 0.5) -> Problem | None:
 
 
 def wells(share: float, width: float = 0.3) -> Problem | None:
-    """Two of a deviation of .3, a to both sides, along one of two dimensions."""
+    """Two wells of deviation .3 at ±a, along one of two dimensions."""
     grid = np.linspace(-12, 12, 100_001)
     phi = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi) * (grid[1] - grid[0])
 
@@ -110,7 +110,7 @@ def wells(share: float, width: float = 0.3) -> Problem | None:
 
 
 def curved(bend: float) -> Problem:
-    """f + log φ for u₀²/2 + (s u₁ - a (u₀² - 1))²/2 with its own deviations."""
+    """f + log φ is u₀²/2 + (s u₁ - a (u₀² - 1))²/2, in units of its own deviations."""
 
     def value_fn(u: jax.Array, a: Any) -> jax.Array:
         beyond = jnp.sqrt(1 + 2 * a**2) * u[1] - a * (u[0] ** 2 - 1)
@@ -119,12 +119,12 @@ def curved(bend: float) -> Problem:
     return Problem(value_fn, bend, float(np.log1p(2 * bend**2)) / 2, 2)
 
 
-# That of the third is `gaussian`'s example: √19.
+# The third one is the example of `gaussian`, √19.
 BENDS = (0.5, 1.0, 3.0, 10.0)
 
 
 def problems(config: Config) -> Iterator[tuple[str, list[Problem]]]:
-    """By name, of all shares that there are."""
+    """The problems by name, for all shares that exist."""
 
     def of(make: Callable[[float], Problem | None]) -> list[Problem]:
         return [found for found in map(make, config.shares) if found is not None]
@@ -146,7 +146,7 @@ class Runs(NamedTuple):
     shape: np.ndarray
 
     def row(self, loss: str, draws: str, samples: int, problem: Problem) -> Any:
-        """A row of the table; None where less than one in twenty told an error."""
+        """A row of the table; None if less than one in twenty runs has an error."""
         told = np.isfinite(self.error)
         if told.mean() < 0.05:
             return None
@@ -171,7 +171,7 @@ class Runs(NamedTuple):
 
 
 def replicates(sampler: lejax.Sampler, problem: Problem) -> Callable[..., Runs]:
-    """Independent estimates at 0, by their keys and the number in the loss."""
+    """Independent estimates at 0, as a function of their keys and the loss's a."""
 
     def run(key: jax.Array, a: jax.Array) -> Any:
         _, _, info = sampler.estimate(

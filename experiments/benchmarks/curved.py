@@ -1,7 +1,8 @@
-"""What `gaussian` learns of a curved posterior, by how wide its draws are.
+"""The covariance that `gaussian` learns for a curved posterior, by widening.
 
-f(z) = (z₀/10)²/2 + (z₁ - .03(z₀² - 100))²/2, whose deviations are 10 and √19. Printed
-are those of Σ in units of these, with effective samples and k̂. No data are needed.
+f(z) = (z₀/10)²/2 + (z₁ - .03(z₀² - 100))²/2. The posterior has standard deviations 10
+and √19. The table has those of Σ in these units, with effective samples and k̂. No data
+are needed.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ DEVIATIONS = np.array([10.0, np.sqrt(19.0)])
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is done."""
+    """The settings."""
 
     samples: tuple[int, ...] = (1000, 10_000)
     """J of an update."""
     widenings: tuple[float, ...] = (1.0, 1.5, 2.0)
-    """How wide draws are, in deviations of Σ."""
+    """Standard deviations of the draws, in units of those of Σ."""
     rates: tuple[float, ...] = (0.2, 0.02)
-    """ρ, the rate of Σ."""
+    """ρ, the learning rate of Σ."""
     updates: int = 400
-    """Of which the second half is averaged."""
+    """Updates; the second half is averaged."""
     runs: int = 4
-    """Independent ones."""
+    """Number of independent runs."""
     output: Path = Path("results")
     """Folder for curved.json."""
 
@@ -46,7 +47,7 @@ def curved(z: jax.Array) -> jax.Array:
 
 
 def learnt(config: Config, samples: int, rate: float, widening: float) -> Any:
-    """Deviations of Σ by those of the density, effective samples, and k̂."""
+    """Deviations of Σ in units of the density's, effective samples, and k̂."""
 
     def run(key: jax.Array) -> Any:
         head = lejax.gaussian(

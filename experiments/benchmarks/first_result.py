@@ -1,6 +1,6 @@
-"""How long a new user waits: a fresh notebook that runs the README's quickstart.
+"""The waiting time of a new user: a fresh notebook runs the README's quickstart.
 
-From the start of the kernel to the result, without anything compiled before.
+The time is from the start of the kernel to the result, with nothing compiled before.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ README = Path(__file__).parents[2] / "README.md"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The number of notebooks, and where the result goes."""
+    """The number of notebooks, and the folder of the result."""
 
     rounds: int = 5
-    """How many notebooks are run, one after another."""
+    """Number of notebooks, which are run one after another."""
     output: Path = Path("results")
     """Folder of the results."""
 

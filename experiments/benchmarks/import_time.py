@@ -1,4 +1,4 @@
-"""How long `import lejax` takes against `import optax`, in fresh processes in turn."""
+"""The time of `import lejax` and of `import optax`, in fresh processes in turn."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MODULES = ("optax", "lejax")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is done."""
+    """The settings."""
 
     rounds: int = 15
-    """How often each is imported."""
+    """Number of imports of each module."""
     output: Path = Path("results")
     """Folder of the results."""
 
@@ -35,7 +35,7 @@ def seconds(module: str) -> float:
 
 def main(config: Config) -> None:
     """Measure in turn, print the ratio of the medians, and write it down."""
-    for module in MODULES:  # compiled, and in the cache of the disk
+    for module in MODULES:  # compiles the modules, and fills the disk cache
         seconds(module)
     times: dict[str, list[float]] = {module: [] for module in MODULES}
     for _ in range(config.rounds):

@@ -1,7 +1,8 @@
-"""A run that is killed at random moments ends as one that is left alone.
+"""Checks that a run that is killed at random moments ends as an undisturbed one.
 
-Importance sampling and Langevin chains, in a process that saves after every block; it
-is killed by SIGKILL and started again, and at last compared with an undisturbed one.
+Importance sampling and Langevin chains run in a process that saves after every block.
+It is killed by SIGKILL and started again. At the end it is compared with a run without
+kills.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ RUNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is done."""
+    """The settings."""
 
     kills: int = 20
-    """How often the run is killed."""
+    """Number of kills."""
     seed: int = 0
-    """Of the moments."""
+    """Seed of the times of the kills."""
     output: Path = Path("results")
     """Folder of the results."""
 
 
 def run(folder: Path, workers: int = 1, every: float = 0.0) -> None:
-    """What is killed: in a process of its own; it saves after `every` seconds."""
+    """The run to be killed, in a process of its own; it saves after `every` seconds."""
     options = Options(
         data="digits", output=folder, workers=workers, seeds=2, checkpoint_seconds=every
     )
@@ -52,7 +53,7 @@ def run(folder: Path, workers: int = 1, every: float = 0.0) -> None:
 
 
 def fingerprints(folder: Path) -> dict[str, str] | None:
-    """Those of the final parameters, by run; None where it is not finished."""
+    """Fingerprints of the final parameters, by run; None if they are not finished."""
     path = folder / "killed.json"
     runs = results.read(path)["runs"] if path.exists() else {}
     if len(runs) < len(RUNS):
@@ -63,7 +64,7 @@ def fingerprints(folder: Path) -> dict[str, str] | None:
 def last_checkpoints(folder: Path) -> dict[str, int]:
     """The block of the last checkpoint of every unfinished run."""
     found = {}
-    # Folders may vanish on the way: `os.walk` does not mind.
+    # Folders may vanish meanwhile, which `os.walk` ignores.
     for name, inside, _ in os.walk(folder / "checkpoints"):
         blocks = [int(block) for block in inside if block.isdigit()]
         if blocks and Path(name).parent.name == "checkpoints":
@@ -72,18 +73,18 @@ def last_checkpoints(folder: Path) -> dict[str, int]:
 
 
 def gone_on(said: str) -> dict[str, int]:
-    """The blocks from which a process says that it went on, by run."""
+    """The blocks from which a process went on, by run, from its output."""
     found = re.findall(r"(\w+): goes on from block (\d+)", said)
     return {run: int(block) for run, block in found}
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    """The run, begun or gone on with."""
+    """Starts or continues the run."""
     code = (
         "from experiments.benchmarks import kills; "
         f"kills.run(kills.Path({str(folder)!r}))"
     )
-    # Most of a short life would be compilation.
+    # Without a cache, most of a short run would be compilation.
     kept = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -95,7 +96,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """Wait for its end, which must be a good one, and hear what it said."""
+    """Waits for the end of a process, which must succeed, and returns its output."""
     said, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"A run ended with status {process.returncode}:\n{said}")
@@ -118,7 +119,7 @@ def main(config: Config) -> None:
             before = last_checkpoints(killed)
             began = time.monotonic()
             process = start(killed)
-            # In turn: soon after it saved again, and at whatever it is.
+            # Alternate: soon after it saved again, and at any time.
             longest = 0.4 * span
             if len(kills) % 2 == 0:
                 longest = 0.1 * span
@@ -140,7 +141,7 @@ def main(config: Config) -> None:
                 )
                 print(f"killed: {kills[-1]}", flush=True)
             else:
-                # It finished before: from the start once more.
+                # It finished before it was killed: start again.
                 finish(process)
                 found = fingerprints(killed)
                 assert found == expected, (found, expected)

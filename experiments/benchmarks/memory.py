@@ -1,7 +1,7 @@
 """Memory of an importance update of a large network, by peak resident size.
 
-A dense network in equal layers, every parameter drawn: what an update takes above the
-parameters and the batch, in units of the parameters' own memory.
+A dense network of equal layers, with every parameter drawn. The result is the memory of
+an update besides the parameters and the batch, in units of the parameters' memory.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ MEGABYTE = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is measured."""
+    """The settings."""
 
     parameters: int = 100_000_000
-    """Of the network, about."""
+    """Approximate number of parameters of the network."""
     layers: int = 8
-    """Equal ones."""
+    """Number of equal layers."""
     samples: tuple[int, ...] = (4, 64)
-    """J: the memory does not depend on it."""
+    """J, on which the memory does not depend."""
     batch_size: int = 20
-    """Examples."""
+    """Examples of the batch."""
     output: Path = Path("results")
     """Folder of the results."""
 

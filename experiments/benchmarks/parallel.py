@@ -1,8 +1,8 @@
-"""One update by more and more devices: time, accuracy, and what they send each other.
+"""One update on several numbers of devices: time, accuracy, and communication.
 
-The loop is the one that a user of `jax.pmap` writes: every device holds the parameters
-and its share of the draws. On a CPU the devices are virtual ones, each held to a core
-as far as there are cores; two processes of one device each are two hosts in small.
+The loop is that of a user of `jax.pmap`: every device holds the parameters and its
+share of the draws. On a CPU the devices are virtual. Each has a core of its own, as far
+as there are cores. Two processes of one device each stand for two hosts.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ BATCH = 20
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is measured."""
+    """The settings."""
 
     data: data.Name = "auto"
     """Data set."""
     data_dir: str | None = None
-    """Where tensorflow-datasets keeps its data."""
+    """Folder of tensorflow-datasets; by default its own."""
     samples: tuple[int, ...] = (4000, 100_000)
-    """J, shared by all devices: where an update is short, and where it is long."""
+    """J, shared by all devices: one for short updates, and one for long updates."""
     evaluations: int = 300_000
-    """Of a training, in as many updates of J each; as many again to time it."""
+    """Evaluations of a training, in updates of J each; the timed one has as many."""
     devices: tuple[int, ...] = (1, 2, 4)
-    """Of one process."""
+    """Numbers of devices of one process."""
     rounds: int = 15
-    """Every layout is timed once in each, in turn."""
+    """Timed rounds; each has one turn of every layout."""
     output: Path = Path("results")
     """Folder of the results."""
 
@@ -57,7 +57,7 @@ class Config:
 def trained(
     config: Config, samples: int, devices: int
 ) -> tuple[dict[str, Any], Callable[[], float]]:
-    """Train by `pmap` over so many devices of every process; and time it, once more."""
+    """Train by `pmap` over these devices of every process, and time a second run."""
     examples = data.load(config.data, config.data_dir)
     widths = (examples.train_images.shape[1], 200, 10)
     network = models.dense_classifier(widths, seed=0)
@@ -104,7 +104,7 @@ def trained(
 
 
 def child(config: Config, where: dict[str, Any]) -> None:
-    """One process of a layout: says what it found, then its seconds for every line."""
+    """One process of a layout: prints its result, then its seconds for every input."""
     if where["processes"] > 1:
         jax.distributed.initialize(
             where["coordinator"], where["processes"], where["rank"]
@@ -118,7 +118,7 @@ def child(config: Config, where: dict[str, Any]) -> None:
 def start(
     config: Config, samples: int, devices: int, processes: int
 ) -> list[subprocess.Popen[str]]:
-    """So many processes, on cores of their own, of so many devices each."""
+    """Starts these processes, on cores of their own, with these devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -133,7 +133,7 @@ def start(
             "processes": processes,
             "rank": rank,
         }
-        # Held to its cores before the imports, which start threads of their own.
+        # Set the cores before the imports, which start threads.
         code = (
             "import os\n"
             "if hasattr(os, 'sched_setaffinity'):\n"
@@ -155,7 +155,7 @@ def start(
 
 
 def told(layout: list[subprocess.Popen[str]]) -> dict[str, Any]:
-    """What the first process of a layout says next, once all have said it."""
+    """The next output of the first process of a layout, after all have printed it."""
     said = []
     for process in layout:
         assert process.stdout
@@ -167,7 +167,7 @@ def told(layout: list[subprocess.Popen[str]]) -> dict[str, Any]:
 
 
 def timed(layout: list[subprocess.Popen[str]]) -> float:
-    """The seconds of one training in this layout; the others wait meanwhile."""
+    """The seconds of one training in this layout, while the others are idle."""
     for process in layout:
         assert process.stdin
         process.stdin.write("\n")
@@ -176,7 +176,7 @@ def timed(layout: list[subprocess.Popen[str]]) -> float:
 
 
 def timings(config: Config, samples: int) -> dict[str, dict[str, Any]]:
-    """Every layout, timed in turn: samples a second, and their ratio to the first."""
+    """Every layout, timed in turn: samples per second, and their ratio to the first."""
     layouts = {f"{n} device{'s' * (n > 1)}": (n, 1) for n in config.devices}
     layouts["2 processes"] = (1, 2)
     running = {
@@ -227,7 +227,7 @@ def main(config: Config) -> None:
 
 
 def draw(panel: Any, table: dict[str, Any], samples: int) -> None:
-    """Speed by layout against that of one device, every round a point."""
+    """Speed by layout relative to one device, with a point for every round."""
     labels = list(table)
     for place, label in enumerate(labels):
         ratios = table[label]["ratio"]

@@ -1,7 +1,7 @@
-"""Credit by example where examples have several rows: what it saves, and what it costs.
+"""Gain and cost of credit by example if examples have several rows.
 
-A network on sequences of T positions, its layers shared by them; importance sampling
-with credit, by the span of each example's rows, and without, in turn.
+A network on sequences of T positions, which share its layers. Importance sampling with
+credit, by the span of each example's rows, and without, in turn.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from experiments.common import results
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is measured."""
+    """The settings."""
 
     positions: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """T; of 1 no span is needed, of more than four none is made in inner layers."""
+    """T; 1 needs no span, and above 4 the inner layers have no credit."""
     inputs: int = 256
-    """Numbers of a position."""
+    """Entries of a position."""
     hidden: int = 64
-    """Units of a layer."""
+    """Units of a hidden layer."""
     batch_size: int = 20
-    """Examples."""
+    """Examples of the batch."""
     samples: int = 1000
-    """J."""
+    """J, the number of samples."""
     tau: float = 0.01
     """Variance of the smoothing."""
     repeats: int = 12
-    """Updates whose variance is taken."""
+    """Number of updates from which the variance is computed."""
     rounds: int = 5
     """Timed rounds."""
     output: Path = Path("results")
@@ -47,7 +47,7 @@ class Config:
 
 
 def compared(config: Config, positions: int, layers: int) -> dict[str, float]:
-    """The factor by which credit lowers the variance, and that of the time."""
+    """The factor by which credit lowers the variance, and the ratio of the times."""
     widths = (config.inputs, *(config.hidden,) * layers)
     *keys, of_rows, of_labels = jax.random.split(jax.random.key(0), layers + 3)
     shapes = [*itertools.pairwise(widths), (config.hidden, 10)]
@@ -89,7 +89,7 @@ def compared(config: Config, positions: int, layers: int) -> dict[str, float]:
 
 
 def some_keys(count: int) -> list[jax.Array]:
-    """So many keys."""
+    """`count` keys."""
     return list(jax.random.split(jax.random.key(1), count))
 
 

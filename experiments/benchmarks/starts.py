@@ -1,7 +1,7 @@
-"""Where a Langevin chain starts: at x, or where that of the update before ended.
+"""The start of a Langevin chain: at x, or at the end of the chain before.
 
 Test accuracy of a network of rectifiers after 500 updates of 20 images, with momentum
-.9 at rates far above τ, at which a chain that is carried over need not be stable.
+.9 at rates far above τ. At these rates a chain that is kept need not be stable.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from experiments.common import data, models, results, training
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is done."""
+    """The settings."""
 
     data: Literal["auto", "mnist", "digits"] = "auto"
-    """Images."""
+    """Data set."""
     data_dir: str | None = None
-    """Where tensorflow-datasets keeps MNIST; its own default where not given."""
+    """Folder of tensorflow-datasets; by default its own."""
     hidden: int = 200
     """Units of the hidden layer."""
     updates: int = 500
-    """Of 20 images each."""
+    """Updates of 20 images each."""
     seeds: int = 3
-    """Runs, which differ in weights, batches and noise."""
+    """Number of seeds of the weights, batches and noise."""
     output: Path = Path("results")
     """Folder for starts.json."""
 
 
 class Setting(NamedTuple):
-    """J, ε, τ, T and the rate."""
+    """J, ε, τ, T and the learning rate."""
 
     num_steps: int
     step_size: float
@@ -59,7 +59,7 @@ SETTINGS = (
 def accuracy(
     config: Config, dataset: data.Dataset, setting: Setting, seed: int, warm: bool
 ) -> float:
-    """On all test images; of parameters that are not finite, that of chance."""
+    """The accuracy on all test images; that of chance if parameters are not finite."""
     widths = dataset.widths(config.hidden)
     network = models.dense_classifier(widths, seed, "relu", "glorot")
     sampler = lejax.sgld(

@@ -1,7 +1,7 @@
-"""Checkpoints of an unfinished run: through orbax, atomic, the last few kept.
+"""Checkpoints of an unfinished run: by orbax, atomic, with the last few kept.
 
-A checkpoint holds everything that the rest of the run depends on, so that a run that
-was killed ends as one that was left alone, bit for bit on the same devices.
+A checkpoint holds everything that the rest of the run depends on. A run that was killed
+and started again therefore ends as an undisturbed one, bit for bit on the same devices.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEPT = 3
 
 
 def description(**settings: Any) -> dict[str, Any]:
-    """What a run must have in common with a checkpoint to go on from it."""
+    """The settings that a run must share with a checkpoint to go on from it."""
     layout = {"devices": jax.device_count(), "processes": jax.process_count()}
     device = {"device": results.device_name(), "layout": layout}
     return json.loads(
@@ -37,15 +37,15 @@ class Checkpoints:
     """The checkpoints of one run, in a folder of their own."""
 
     def __init__(self, root: Path, every: float, resume: bool, **settings: Any) -> None:
-        """Look for those of the run with these settings.
+        """Finds the checkpoints of the run with these settings.
 
         Args:
-            root: a folder for all runs; every process must see it.
-            every: seconds between two checkpoints, at the least.
-            resume: whether to go on from what is there, or to remove it.
-            settings: all that the run is.
+            root: a folder for all runs, which every process must be able to read.
+            every: the least number of seconds between two checkpoints.
+            resume: if True, go on from an existing checkpoint; else remove it.
+            settings: all settings of the run.
         """
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every step
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every step
         text = json.dumps(settings, sort_keys=True, default=str)
         self.folder = root.absolute() / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.every = every
@@ -56,7 +56,7 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
 
     def due(self) -> bool:
-        """Whether it is time for the next."""
+        """Whether it is time for the next checkpoint."""
         return time.monotonic() - self.saved_at >= self.every
 
     def load(self, like: Any) -> tuple[Any, Any] | None:
@@ -66,15 +66,15 @@ class Checkpoints:
             like: a state of the same shapes, dtypes and placement.
 
         Raises:
-            SystemExit: the checkpoint is that of another run, version or layout.
+            SystemExit: the checkpoint is from another run, version or layout.
         """
-        # All processes must go on from the same: the first says from which.
+        # All processes must go on from the same checkpoint: the first one chooses it.
         if not hosts.of_first(self.folder.exists()):
             return None
         numbers = hosts.whole(like)
         for step in hosts.of_first(sorted(self._open().all_steps(), reverse=True)):
             found = self._read(step, numbers)
-            # What one of them cannot read, none goes on from.
+            # If one process cannot read a checkpoint, none goes on from it.
             unread = hosts.any_of(found is None)[0]
             if found is not None and not unread:
                 print(f"{self.folder.name}: goes on from block {step}.", flush=True)
@@ -89,10 +89,10 @@ class Checkpoints:
         return None
 
     def save(self, step: int, state: Any, record: Any) -> bool:
-        """Keep a state, and say whether that was done: a run that cannot goes on."""
+        """Saves a state; returns whether that succeeded, as the run goes on without."""
         numbers = hosts.whole(state)
         done = True
-        # By one process: what fails in one alone would leave the others waiting.
+        # In one process only: if one of several failed, the others would wait for it.
         if jax.process_index() == 0:
             about = {"about": self.about, "record": record}
             try:
@@ -103,9 +103,9 @@ class Checkpoints:
                         record=ocp.args.JsonSave(about),
                     ),
                 )
-            except Exception as error:  # a full disk, for one, in several disguises
+            except Exception as error:  # a full disk raises several kinds of errors
                 done = False
-                # Its bookkeeping may be in disorder: the files are what counts.
+                # The manager may be in a wrong state: a new one reads the files.
                 self._manager = None
                 print(
                     f"could not save a checkpoint in {self.folder} ({error}): the run "
@@ -115,7 +115,7 @@ class Checkpoints:
         return hosts.of_first(done)
 
     def remove(self) -> None:
-        """The run is finished."""
+        """Removes the checkpoints of a finished run."""
         if self._manager is not None:
             self._manager.close()
             self._manager = None
@@ -151,7 +151,7 @@ class Checkpoints:
             self._check(record["about"])
             state = restore(state=ocp.args.StandardRestore(numbers)).state
             return state, record["record"]
-        except Exception as error:  # a file may be broken in as many ways as bytes
+        except Exception as error:  # a broken file raises errors of many kinds
             print(f"{self.folder / str(step)}: {type(error).__name__}")
             return None
 

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text."""
+"""The data that a compiled program sends between devices, read from its HLO text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: its name in HLO.
-        numbers: of its results, in all.
-        size: of its results, in bytes.
+        numbers: the number of entries of its results.
+        size: the size of its results in bytes.
     """
 
     kind: str
@@ -29,7 +29,7 @@ class Collective(NamedTuple):
 
 
 def collectives(program: str) -> list[Collective]:
-    """All exchanges in the text of a compiled program, wherever they stand in it."""
+    """All exchanges in the text of a compiled program."""
     found = []
     for line in program.splitlines():
         match = _OPERATION.search(line)

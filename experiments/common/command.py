@@ -1,6 +1,6 @@
-"""An experiment as a command: its options, its end by a signal, its other processes.
+"""Runs an experiment as a command, with options, signals and several processes.
 
-And by its name, here or in a worker.
+An experiment can also be run by its name, here or in a worker.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from experiments.common.options import Options, parse
 
 
 def execute(main: Callable[[Options], None], description: str | None) -> None:
-    """Run `main` under the options of the command line."""
-    # In this order: `jax.distributed` takes SIGTERM for itself.
+    """Runs `main` with the options of the command line."""
+    # In this order, as `jax.distributed` installs its own handler of SIGTERM.
     with hosts.together(parse(description)) as options, interruption.deferred():
         main(options)
 
 
 def run(name: str, options: Options) -> None:
-    """Run an experiment of the paper."""
+    """Runs an experiment of the paper."""
     importlib.import_module(f"experiments.paper.{name}").main(options)
 
 
 def printed(name: str, options: Options, tick: Any) -> str:
-    """Run an experiment in a worker, and hand over what it says."""
+    """Runs an experiment in a worker, and returns what it prints."""
     del tick
     with contextlib.redirect_stdout(io.StringIO()) as said:
         run(name, options)

@@ -17,7 +17,7 @@ class Dataset(NamedTuple):
     """Images as rows of numbers in [0, 1], labels as integers.
 
     Attributes:
-        name: which data set it is.
+        name: the name of the data set.
         train_images: (N, pixels), float32.
         train_labels: (N,), int32.
         test_images: (M, pixels), float32.
@@ -31,19 +31,19 @@ class Dataset(NamedTuple):
     test_labels: np.ndarray
 
     def widths(self, *hidden: int) -> tuple[int, ...]:
-        """Those of a dense network on them, with such hidden layers."""
+        """The widths of a dense network on these images, with these hidden layers."""
         classes = int(self.train_labels.max()) + 1
         return self.train_images.shape[1], *hidden, classes
 
 
 def load(name: Name = "auto", data_dir: str | None = None) -> Dataset:
-    """Load a data set, and print which and how to get the other.
+    """Loads a data set, and prints its name and how to get the other one.
 
-    `auto` is MNIST where it is prepared already, else the digits that scikit-learn
-    carries. MNIST that is asked for is downloaded where it has to be.
+    `auto` is MNIST if it is prepared already, else scikit-learn's digits. If MNIST is
+    requested, it is downloaded if necessary.
 
     Raises:
-        SystemExit: MNIST is asked for and can be neither found nor downloaded.
+        SystemExit: MNIST is requested, but can be neither found nor downloaded.
     """
     if name == "digits" or (name == "auto" and not _mnist_is_prepared(data_dir)):
         print(
@@ -93,8 +93,8 @@ def _mnist_is_prepared(data_dir: str | None) -> bool:
 
 
 def _reach(url: str) -> None:
-    """Fail at once where there is no way; the download itself tries for minutes."""
-    with contextlib.suppress(urllib.error.HTTPError):  # an answer, if not this page
+    """Raises at once without a connection; the download itself retries for minutes."""
+    with contextlib.suppress(urllib.error.HTTPError):  # the server answers
         urllib.request.urlopen(url, timeout=20).close()
 
 
@@ -105,7 +105,7 @@ def _mnist(data_dir: str | None) -> Dataset:
             print(f"Downloading it from {builder.URL}")
             _reach(builder.URL)
             builder.download_and_prepare()
-    except Exception as error:  # the download fails in as many ways as networks do
+    except Exception as error:  # a failed download raises errors of many kinds
         where = data_dir or "~/tensorflow_datasets"
         raise SystemExit(
             f"--data mnist: not prepared in {where}, and preparing it failed with "

@@ -1,7 +1,7 @@
-"""One experiment by several processes, on one host or many.
+"""Runs one experiment by several processes, on one host or many.
 
-All run the same program on the same data; draws are shared (`lejax.parallel`), and the
-files are written by the first.
+All processes run the same program on the same data. They share the draws
+(`lejax.parallel`). The first one writes the files.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from jax.experimental import multihost_utils
 from experiments.common import interruption
 from experiments.common.options import Options
 
-# A process that is not heard of for so long is taken for dead, and the others stop.
+# If a process sends no heartbeat for this long, it counts as dead and the others stop.
 HEARTBEAT_SECONDS = 20
 
 
 @contextlib.contextmanager
 def together(options: Options) -> Iterator[Options]:
-    """Join the other processes, where the options name a coordinator.
+    """Joins the other processes, if the options name a coordinator.
 
     Yields:
-        The options for this process: all but the first write to a folder that is
-        thrown away, and say nothing.
+        The options for this process. All processes except the first print nothing and
+        write to a temporary folder.
     """
     if options.coordinator is None:
         yield options
@@ -67,13 +67,13 @@ def together(options: Options) -> Iterator[Options]:
             )
             sys.stdout.flush()
             stack.close()
-            # A proper farewell would wait for the one that is gone.
+            # A regular shutdown would wait for the process that is gone.
             os._exit(1)
     jax.distributed.shutdown()
 
 
 def of_first(value: Any) -> Any:
-    """What the first process has, for all of them; anything that JSON can hold."""
+    """The value that the first process passes, in all processes; any JSON value."""
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -83,14 +83,14 @@ def of_first(value: Any) -> Any:
 
 
 def any_of(*flags: bool) -> list[bool]:
-    """Whether a flag is up in any process, for each of them."""
+    """For each flag, whether it is set in any process."""
     if jax.process_count() == 1:
         return list(flags)
     return multihost_utils.process_allgather(np.asarray(flags)).any(0).tolist()
 
 
 def stop_if_requested() -> None:
-    """In all processes, after what has no blocks: a signal came to one of them."""
+    """Stops all processes if one received a signal; for work without blocks."""
     if any(any_of(interruption.requested())):
         raise interruption.InterruptedRunError(
             "Stopped. The same command goes on from here."
@@ -98,7 +98,7 @@ def stop_if_requested() -> None:
 
 
 def whole(tree: Any) -> Any:
-    """All of every array as one of NumPy, in each process; keys as their numbers."""
+    """Every array as a NumPy array in each process; keys as their raw data."""
     numbers = jax.tree.map(_numbers, tree)
     if jax.process_count() > 1:
         return multihost_utils.process_allgather(numbers, tiled=True)
@@ -106,10 +106,10 @@ def whole(tree: Any) -> Any:
 
 
 def placed(numbers: Any, like: Any) -> Any:
-    """The other way: on the devices, and of the types, of `like`."""
+    """The inverse of `whole`: arrays on the devices and of the types of `like`."""
 
     def leaf(array: np.ndarray, like: jax.Array) -> jax.Array:
-        # Not by `device_put`, which would compare the processes, and a NaN with itself.
+        # Not by `device_put`, which checks that processes agree and fails for NaN.
         there = jax.make_array_from_callback(
             array.shape, _numbers(like).sharding, array.__getitem__
         )

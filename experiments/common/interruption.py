@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the current block is finished and saved before the end."""
+"""SIGTERM and Ctrl-C: a run finishes and saves its current block, then ends."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class InterruptedRunError(Exception):
-    """The run stopped where it was asked to; says whether it is saved."""
+    """The run stopped at a signal; the message says whether it is saved."""
 
 
-_signal = 0  # the one that came
-_event: Any = None  # in a worker: what its parent sets
+_signal = 0  # the number of the signal received
+_event: Any = None  # in a worker: the event that its parent sets
 
 
 def requested() -> bool:
@@ -22,7 +22,7 @@ def requested() -> bool:
 
 
 def follow(event: Any) -> None:
-    """In a worker: stop when the parent says so, and not by a signal of its own."""
+    """In a worker: stops if the parent sets the event, not at a signal of its own."""
     global _event
     _event = event
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -31,10 +31,10 @@ def follow(event: Any) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Make the first signal a request; the second stops at once.
+    """Makes the first signal a request to stop; the second one stops at once.
 
     Raises:
-        SystemExit: once the request was met, with the status of the signal.
+        SystemExit: after the requested stop, with the status of the signal.
     """
     global _signal
 
@@ -54,7 +54,7 @@ def deferred() -> Iterator[None]:
     before = [signal.signal(number, request) for number in numbers]
     try:
         yield
-        if _signal:  # it came when there was nothing left to save
+        if _signal:  # received with nothing left to save
             raise SystemExit(128 + _signal)
     except InterruptedRunError as interrupted:
         print(interrupted)

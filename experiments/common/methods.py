@@ -1,4 +1,4 @@
-"""The methods of the study: a run's settings, and the optimizer that they mean."""
+"""The methods of the study: the settings of a run, and its optimizer."""
 
 from __future__ import annotations
 
@@ -28,35 +28,36 @@ OUTER: dict[Outer, Callable[[Any], optax.GradientTransformation]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that the curve of a method depends on, but for its seed and the data.
+    """All settings that the curve of a method depends on, except its seed and the data.
 
     The defaults are the paper's.
 
     Attributes:
-        method: SGD is back-propagation, whatever `outer` makes of it.
-        column: "as written" follows the paper's formulas, in law; "as published" gives
-            noise the *standard deviation* where they say variance; "lejax" is what the
-            library does by default: pairs, and no noise that the loss cannot see.
-        tau: variances of the smoothing; a run for each.
-        scoping_rate: τ falls by 1 + this in every update.
-        beta: inverse temperature.
-        learning_rates: a run for each; None is the paper's βτ.
-        outer: the rule behind the smoothed gradient.
-        cosine: the learning rate falls to 0 by half a cosine.
+        method: the gradient. SGD is back-propagation, with any rule in `outer`.
+        column: "as written" follows the distributions in the paper's formulas; "as
+            published" uses as *standard deviation* of noise what they call variance;
+            "lejax" is the library's default: antithetic pairs, and no noise in the null
+            space.
+        tau: the variances τ of the smoothing; there is a run for each.
+        scoping_rate: τ is divided by 1 + this in every update.
+        beta: the inverse temperature.
+        learning_rates: there is a run for each; None is the paper's βτ.
+        outer: the rule that takes the smoothed gradient.
+        cosine: whether the learning rate falls to 0 by half a cosine.
         samples: J of importance sampling and of the Langevin chain.
         moves: J and M of Robbins-Monro.
-        first_step: ε_j = 1/(first_step + j).
-        warm_start: the chain goes on where that of the last update ended.
-        direct: draw in all dimensions, by plain estimators; for "as written" and "as
-            published" the law is the same, at many times the price.
-        hidden: units of the hidden layer; 0 is the network without one.
-        activation: of the hidden layer.
-        initialization: of the weights.
-        batch_size: training images in an update.
-        sgd_updates: plain steps, at rate τ, before the method sets in.
-        updates: of the method.
-        evaluations: of the accuracy, equally spaced.
-        test_images: random ones for the accuracy, at most all.
+        first_step: the step size is ε_j = 1/(first_step + j).
+        warm_start: whether a chain starts at the end of the chain before.
+        direct: whether to draw in all dimensions, by plain estimators. For "as written"
+            and "as published" the distribution is the same, at many times the cost.
+        hidden: the number of hidden units; 0 is the network without a hidden layer.
+        activation: the activation of the hidden layer.
+        initialization: the initialisation of the weights.
+        batch_size: the number of training images of an update.
+        sgd_updates: the number of plain steps, at rate τ, before the method starts.
+        updates: the number of updates of the method.
+        evaluations: the number of evaluations of the accuracy, equally spaced.
+        test_images: the number of random images for the accuracy, at most all.
         validation: train on five sixths of the training images, test on the others.
     """
 
@@ -86,12 +87,12 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Controlled(Run):
-    """A run of which τ is but the start: a controller follows a share.
+    """A run that starts at τ; a controller then follows a share of effective samples.
 
     Attributes:
-        share: of the samples that are to be effective, at first and at the end; it
-            changes by a straight line.
-        gain: of the controller.
+        share: the share of samples to be effective, at the start and at the end; it
+            changes linearly.
+        gain: the gain of the controller.
     """
 
     share: tuple[float, float] = (0.5, 0.5)
@@ -99,17 +100,17 @@ class Controlled(Run):
 
 
 def langevin_step_size(j: Any, first_step: int = 1000) -> Any:
-    """ε_j = 1/(1000 + j), where the first step, j = 0 here, is the paper's j = 1."""
+    """ε_j = 1/(1000 + j); the first step, j = 0 here, is the paper's j = 1."""
     return 1.0 / (first_step + 1 + j)
 
 
 def robbins_monro_step_size(j: Any) -> Any:
-    """a_j = 0.1 j^-0.7, likewise."""
+    """a_j = 0.1 j^-0.7; the first step, j = 0 here, is the paper's j = 1."""
     return 0.1 * jnp.asarray(j + 1, jnp.float32) ** -0.7
 
 
 def backpropagation() -> optax.GradientTransformationExtraArgs:
-    """The plain gradient at the head of a chain, where lejax puts a smoothed one."""
+    """The plain gradient at the head of a chain, in place of lejax's smoothed one."""
 
     def update(
         updates: Any,
@@ -126,9 +127,9 @@ def backpropagation() -> optax.GradientTransformationExtraArgs:
 
 
 def sampler(run: Run, tau: Any) -> lejax.Sampler:
-    """The sampler of a run; `tau` is the paper's, whatever the column makes of it.
+    """The sampler of a run; `tau` is the paper's, from which the column's follows.
 
-    Where there are several devices, of this or other processes, they share the draws.
+    Several devices, of this or other processes, share the draws.
     """
     chosen = _sampler(run, tau)
     return lejax.parallel(chosen) if jax.device_count() > 1 else chosen
@@ -136,7 +137,7 @@ def sampler(run: Run, tau: Any) -> lejax.Sampler:
 
 def _sampler(run: Run, tau: Any) -> lejax.Sampler:
     lean = run.column == "lejax"
-    # What separates the paper's process in law from its plain estimators.
+    # These options do not change the distribution of the paper's process.
     law: dict[str, Any] = {"reduction": not run.direct}
     in_law: Any = law | {"sample_complement": not (lean or run.direct)}
     if run.method == "IS":
@@ -166,11 +167,11 @@ def _sampler(run: Run, tau: Any) -> lejax.Sampler:
 def optimizer(
     run: Run, tau: Any, learning_rate: Any, key: jax.Array
 ) -> optax.GradientTransformationExtraArgs:
-    """The method at one τ and one learning rate, which is βτ where it is None."""
+    """The method at one τ and one learning rate; a rate of None is βτ."""
     if run.method == "IS" and run.column == "as published":
         tau = tau**2
     if isinstance(run, Controlled):
-        # With as few samples as a quick look has, no share may be small.
+        # With as few samples as a quick run has, shares have a larger lower bound.
         least = math.sqrt(10 / run.samples)
         first, last = (max(share, (1 + 1e-6) * least) for share in run.share)
         share = optax.linear_schedule(first, last, run.updates)
@@ -187,7 +188,7 @@ def optimizer(
         head = lejax.heat(sampler(run, tau), tau, key=key)
     else:
         with warnings.catch_warnings():
-            # The paper carries its chain over, at a rate at which that is stable.
+            # The paper keeps its chain between updates, at a rate that is stable.
             warnings.filterwarnings("ignore", "warm_start=True")
             head = lejax.local_entropy(sampler(run, tau), tau, key=key, beta=run.beta)
 

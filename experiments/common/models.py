@@ -71,8 +71,8 @@ def dense_classifier(
 ) -> Classifier:
     """A dense network; 784-10 and 784-200-10 are the paper's.
 
-    The paper names neither activation nor initialisation; with tanh and Glorot's its
-    row for plain SGD is reproduced.
+    The paper states neither activation nor initialisation. With tanh and Glorot's
+    initialisation the paper's row for plain SGD is reproduced.
     """
     model = Dense(widths, activation, initialization, nnx.Rngs(seed))
     graph, params = nnx.split(model, nnx.Param)

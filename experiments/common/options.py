@@ -22,37 +22,37 @@ def _environment(name: str) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; everything else is the paper's, or written in the file."""
+    """The options; everything else is as in the paper, or stands in the file."""
 
     data: Name = "auto"
-    """Data set; auto is MNIST where it is prepared already, else digits."""
+    """Data set; auto is MNIST if it is prepared already, else digits."""
     data_dir: str | None = None
-    """Where tensorflow-datasets keeps its data; its own default where not given."""
+    """Folder of tensorflow-datasets; by default its own."""
     seeds: int | None = None
-    """Runs of every method: seeds 0, 1, …; by default as many as the file says."""
+    """Number of seeds of every method, 0, 1, …; the default is set in each file."""
     updates: int | None = None
-    """Parameter updates, a multiple of 5; by default as many as the file says."""
+    """Parameter updates, a multiple of 5; the default is set in each file."""
     output: Path = Path("results")
-    """Folder of the results. What is there already is not computed again."""
+    """Folder of the results. Results that exist are not computed again."""
     quick: bool = False
-    """A run of seconds, to see that everything works: its figures mean nothing."""
+    """A run of seconds, as a test that everything works; its results mean nothing."""
     workers: int | None = None
-    """Processes that share the runs; by default one to a core, and one with --quick."""
+    """Processes that share the runs; by default one for each core, or one if quick."""
     resume: bool = True
-    """Go on from the checkpoints of unfinished runs, or begin these anew."""
+    """Go on from the checkpoints of unfinished runs, or start them again."""
     checkpoint_seconds: float = 60.0
-    """Time between two checkpoints of a run, at the least."""
+    """Least time between two checkpoints of a run."""
     checkpoints: Path | None = None
     """Folder of the checkpoints; by default in the output folder."""
     coordinator: str | None = os.environ.get("JAX_COORDINATOR_ADDRESS")
     """Address and port of the first of several processes that share the draws."""
     processes: int | None = _environment("JAX_NUM_PROCESSES")
-    """How many these are."""
+    """Number of these processes."""
     rank: int | None = _environment("JAX_PROCESS_ID")
-    """Which of them this is: 0, 1, …"""
+    """Number of this process among them: 0, 1, …"""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Raises for options that cannot be run."""
         if self.seeds is not None and self.seeds < 1:
             raise SystemExit(f"--seeds must be at least 1, got {self.seeds}.")
         if self.workers is not None and self.workers < 1:
@@ -82,5 +82,5 @@ class Options:
 
 
 def parse(description: str | None, args: Sequence[str] | None = None) -> Options:
-    """Read the command line, under an experiment's own description."""
+    """Reads the command line, with an experiment's description."""
     return tyro.cli(Options, args=args, description=description)

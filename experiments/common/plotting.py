@@ -1,4 +1,4 @@
-"""Plots: readable at the size of a README, labelled at the lines themselves."""
+"""Plots: readable at the size of a README, with labels at the lines themselves."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 import scipy.stats
 from PIL import Image
 
-# The paper's colours in their meaning, in shades that colour-blind readers tell apart.
+# The paper's colours, in shades that colour-blind readers can distinguish.
 COLORS = {"SGD": "#c8102e", "SGLD": "#2a78d6", "HR": "#3c9d4e", "IS": "#111111"}
-# What a line's kind says: the column of the tables, as a label names it.
+# The line style by the column of the tables, as a label names it.
 LINES = {"": "-", "published": "--", "lejax": ":"}
 
 
 def style(label: str) -> tuple[str, str]:
-    """Colour and kind of the line of "method" or "method, variant"."""
+    """Colour and line style of "method" or "method, variant"."""
     method, _, variant = label.partition(", ")
     return COLORS[method], LINES[variant]
 
@@ -41,7 +41,7 @@ def figure(
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(path, dpi=110)
         plt.close(drawn)
-    # Of lines 256 colours look the same, in a third of the bytes; not of maps.
+    # Line plots look the same in 256 colours, at a third of the bytes; maps do not.
     if not all_colors:
         with Image.open(path) as picture:
             picture.convert("RGB").quantize(256).save(path, optimize=True)
@@ -51,7 +51,7 @@ def figure(
 def interval(samples: Any) -> tuple[np.ndarray, np.ndarray]:
     """Mean over the leading axis, and the half width of its 95 % interval (Student's).
 
-    Of one sample the width is NaN: nothing is known of it.
+    For a single sample the width is NaN.
     """
     samples = np.asarray(samples, float)
     n = len(samples)
@@ -62,7 +62,7 @@ def interval(samples: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shown(samples: Any, digits: int | None = None) -> str:
-    """Mean ± half the 95 % interval, to these digits or to two of the interval."""
+    """Mean ± half the 95 % interval, to these digits or two digits of the interval."""
     mean, width = (float(x) for x in interval(samples))
     if not width > 0:
         return f"{mean:.4g}" if digits is None else f"{mean:.{digits}f}"
@@ -81,9 +81,10 @@ def curve(axes: Any, x: Any, samples: Any, color: Any, ls: str = "-", **line: An
 
 
 def label_ends(axes: Any, ends: list[tuple[float, str, Any]], at: float) -> None:
-    """Name lines where they end, at x = `at`: (height, name, colour) of each.
+    """Writes names at the ends of lines, at x = `at`: (height, name, colour) of each.
 
-    Call it when the limits of the axes are set: names are kept apart by them.
+    Call it after setting the limits of the axes, which determine the distances between
+    names.
     """
     low, high = axes.get_ylim()
     gap = 0.062 * (high - low) * 3.6 / max(axes.bbox.height / axes.figure.dpi, 1.0)
@@ -91,7 +92,7 @@ def label_ends(axes: Any, ends: list[tuple[float, str, Any]], at: float) -> None
     shown = [height for height, _, _ in ends]
     for i in range(1, len(shown)):
         shown[i] = max(shown[i], shown[i - 1] + gap)
-    # Where the names reach above the axes, the crowd below them moves down.
+    # If names reach above the axes, they and the names below move down.
     shown[-1] = min(shown[-1], high)
     for i in reversed(range(len(shown) - 1)):
         shown[i] = min(shown[i], shown[i + 1] - gap)
@@ -114,7 +115,7 @@ def label_ends(axes: Any, ends: list[tuple[float, str, Any]], at: float) -> None
 
 
 def tidy(axes: Any, **settings: Any) -> None:
-    """A quiet frame: a light grid for heights, no box."""
+    """Sets a light horizontal grid and removes the box."""
     axes.set(**settings)
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
@@ -123,13 +124,13 @@ def tidy(axes: Any, **settings: Any) -> None:
 def named_curves(
     axes: Any, lines: Iterable[tuple[Any, Any, str, Any]], **settings: Any
 ) -> None:
-    """Test accuracy against updates, every curve named at its end.
+    """Test accuracy against updates, with the name of every curve at its end.
 
     Args:
-        axes: where they are drawn.
+        axes: the axes to draw on.
         lines: (updates, accuracies (seeds, T), name, colour) of each; in a name {} is
-            the accuracy at the end.
-        settings: of the axes.
+            replaced by the accuracy at the end.
+        settings: settings of the axes.
     """
     ends, last = [], 0
     for updates, samples, name, color in lines:
@@ -141,7 +142,7 @@ def named_curves(
 
 
 def accuracies(axes: Any, found: Mapping[str, Any], title: str) -> None:
-    """Test accuracy against updates: a panel of curves, named at their ends.
+    """Test accuracy against updates: a panel of curves with names at their ends.
 
     A label is "method" or "method, variant"; the method gives the colour.
     """

@@ -1,8 +1,8 @@
-"""What the theory experiments share: exact smoothings on the line, and checks.
+"""Exact smoothings in one dimension, and checks, for the experiments on theory.
 
-Everything is an array over one fine grid of the line, in float64, and a density is the
-array of its logarithm. The trapezoidal rule is exact to rounding there: what is
-integrated is smooth on the grid's scale and vanishes at its ends.
+Functions are arrays over one fine grid, in float64. A density is the array of its
+logarithm. The trapezoidal rule is exact to rounding: the integrands are smooth on the
+scale of the grid and vanish at its ends.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import scipy.special
 
 POINTS, SPACING = np.linspace(-15, 15, 3001, retstep=True)
-CANDIDATES = np.linspace(-6, 6, 601)  # where minimisers are looked for first
+CANDIDATES = np.linspace(-6, 6, 601)  # the first candidates for minimisers
 
 
 class Loss(NamedTuple):
-    """A loss on the line and its derivative, for arrays of NumPy and of JAX alike."""
+    """A loss of one variable and its derivative, for arrays of NumPy or JAX."""
 
     value: Callable[[Any], Any]
     slope: Callable[[Any], Any]
@@ -56,7 +56,7 @@ def _many_wells_slope(x: Any) -> Any:
     return 0.1 * x + 0.2 + 15 * x.__array_namespace__().sin(3 * x)
 
 
-# All grow like x²/20, so that exp(f) is integrable against the densities in question.
+# All grow like x²/20, so that exp(f) is integrable against the densities used here.
 LOSSES = {
     "skewed": Loss(_skewed_value, _skewed_slope),
     "bimodal": _wells((4.0, -1.5, 0.3), (3.0, 1.2, 0.9)),
@@ -65,28 +65,28 @@ LOSSES = {
 
 
 def integrate(values: Any) -> np.ndarray:
-    """The integral over the line, of the last axis."""
+    """The integral along the last axis."""
     return np.asarray(values).sum(-1) * SPACING
 
 
 def log_integrate(log_values: Any) -> np.ndarray:
-    """The logarithm of the integral of exp(log_values), of the last axis."""
+    """The logarithm of the integral of exp(log_values) along the last axis."""
     return scipy.special.logsumexp(log_values, axis=-1) + np.log(SPACING)
 
 
 def normalised(log_density: Any) -> np.ndarray:
-    """The log-density, of integral 1."""
+    """The log-density, normalised to integral 1."""
     return log_density - log_integrate(log_density)[..., None]
 
 
 def log_gaussian(mean: Any, variance: Any) -> np.ndarray:
-    """The logarithm of N(mean, variance), in as many rows as there are means."""
+    """The log-density of N(mean, variance), with one row for each mean."""
     gap = POINTS - np.asarray(mean)[..., None]
     return -(gap**2) / (2 * variance) - np.log(2 * np.pi * variance) / 2
 
 
 def kl(log_p: Any, log_q: Any) -> np.ndarray:
-    """KL(p ‖ q) = ∫ p log(p/q), of log-densities."""
+    """KL(p ‖ q) = ∫ p log(p/q), from log-densities."""
     return integrate(np.exp(log_p) * (log_p - log_q))
 
 
@@ -96,7 +96,7 @@ class Smoothing(NamedTuple):
     Attributes:
         log_phi: log φ (…, n).
         log_q: log q (…, n).
-        mean: E_q[X], where Algorithm 1 goes.
+        mean: E_q[X], the next iterate of Algorithm 1.
         local_entropy: F_{τ,β}(x) = -log E_φ exp(-βf) / β.
         gradient: ∇F_{τ,β}(x) = (x - E_q[X]) / (βτ).
         heat: F^H_τ(x) = E_φ f.
@@ -136,7 +136,7 @@ def smooth(loss: Loss, x: Any, tau: float, beta: float = 1.0) -> Smoothing:
 def kernel(at: Any, points: np.ndarray, tau: float) -> np.ndarray:
     """The weights of N(at, τ) on a grid, (len(at), len(points)).
 
-    In the plane `kernel(x, …) @ values @ kernel(y, …).T` is the convolution.
+    In two dimensions `kernel(x, …) @ values @ kernel(y, …).T` is the convolution.
     """
     gap = np.asarray(at)[..., None] - points
     weights = np.exp(-(gap**2) / (2 * tau)) / np.sqrt(2 * np.pi * tau)
@@ -168,7 +168,7 @@ def algorithm_1(loss: Loss, starts: np.ndarray, tau: float, iterations: int) -> 
 
 
 def algorithm_2(loss: Loss, starts: np.ndarray, tau: float, iterations: int) -> Run:
-    """x_{k+1} = argmin_y KL(φ_y ‖ q_{x_k}), of all y: the best candidate, polished."""
+    """x_{k+1} = argmin_y KL(φ_y ‖ q_{x_k}): the best candidate, improved by Newton."""
     x, rows = starts, []
     phi = kernel(CANDIDATES, POINTS, tau)  # with the weights of the integral
     for _ in range(iterations + 1):
@@ -202,7 +202,7 @@ def estimated(
 
 
 class Check(NamedTuple):
-    """A claim, the number that was measured, and what it is held against."""
+    """A claim, the measured number, and the bound that it is compared with."""
 
     claim: str
     value: float
@@ -212,17 +212,17 @@ class Check(NamedTuple):
 
 
 def at_most(claim: str, value: Any, bound: float) -> Check:
-    """A check that value ≤ bound; what is not a number does not hold."""
+    """A check that value ≤ bound; NaN fails."""
     return Check(claim, float(value), "<=", float(bound), bool(value <= bound))
 
 
 def at_least(claim: str, value: Any, bound: float) -> Check:
-    """A check that value ≥ bound; what is not a number does not hold."""
+    """A check that value ≥ bound; NaN fails."""
     return Check(claim, float(value), ">=", float(bound), bool(value >= bound))
 
 
 def report(checks: Sequence[Check]) -> list[dict[str, Any]]:
-    """Print the checks, a line each, and return them as JSON has them."""
+    """Prints the checks, one on each line, and returns them as JSON values."""
     for check in checks:
         verdict = "holds" if check.holds else "DOES NOT HOLD"
         print(

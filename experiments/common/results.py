@@ -1,4 +1,4 @@
-"""Results on disk: JSON with everything needed to run it again."""
+"""Results on disk: JSON with all settings that are needed to repeat the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-# Nothing that is found depends on them.
+# Options that do not change the results.
 NO_SETTINGS = (
     "data_dir",
     "output",
@@ -28,13 +28,13 @@ NO_SETTINGS = (
 
 
 def device_name() -> str:
-    """The device that JAX runs on, as its maker calls it."""
+    """The name of the device that JAX runs on."""
     device = jax.devices()[0]
     return f"{device.platform} ({device.device_kind})"
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a figure may depend on."""
+    """The versions of all packages that a result may depend on."""
     names = ("lejax", "jax", "optax", "flax", "matfree", "evosax")
     names += ("iterative-ensemble-smoother",)
     found = {}
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """All fields of a configuration that matter, as a file gives them back."""
+    """All fields of a configuration that change results, as read from a file."""
     fields = dataclasses.asdict(config)
     return json.loads(
         json.dumps(
@@ -55,21 +55,21 @@ def settings(config: Any) -> dict[str, Any]:
 
 
 def write_json(path: Path, config: Any, **results: Any) -> None:
-    """Write the settings and the versions beside the results.
+    """Writes the results with the settings and the versions.
 
-    The file appears whole or not at all: an interruption leaves the one before.
+    The file is replaced in one step: an interruption leaves the file before.
     """
     head = {"settings": settings(config), "versions": versions()}
     _write(path, head | {"device": device_name()} | results)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a file holds."""
+    """The contents of a file."""
     return json.loads(path.read_text())
 
 
 def kept(path: Path, config: Any, **expected: Any) -> dict[str, Any] | None:
-    """What a file holds, if written under these settings, and with these values."""
+    """The contents of a file, if it has these settings and these values."""
     if not path.exists():
         return None
     record = read(path)
@@ -79,13 +79,13 @@ def kept(path: Path, config: Any, **expected: Any) -> dict[str, Any] | None:
 
 
 def add(path: Path, **results: Any) -> None:
-    """Put what follows from a file's results beside them."""
+    """Adds derived results to a file."""
     _write(path, read(path) | results)
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     text = json.dumps(record, indent=1)
-    # A list of numbers on one line.
+    # Put a list of numbers on one line.
     text = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

@@ -1,4 +1,4 @@
-"""Runs of an experiment, kept on disk: what is there is not computed again."""
+"""Runs of an experiment, kept on disk: runs that exist are not computed again."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from experiments.common.training import train
 
 
 class Curves(NamedTuple):
-    """What a run found.
+    """The results of a run.
 
     Attributes:
         run: its settings.
-        updates: (T,), when the accuracy was evaluated.
-        accuracy: (grid, seeds, T); the grid is that of τ and the learning rate.
-        seconds: spent on all updates of all members, compilation apart.
-        evaluations_per_update: of the loss or its gradient, in each of the runs.
-        tau: (grid, seeds, T - 1), from the second evaluation on; None where it is that
-            of the settings.
+        updates: (T,), the numbers of updates at which the accuracy was evaluated.
+        accuracy: (grid, seeds, T); the grid is over τ and the learning rate.
+        seconds: the time of all updates of all members, without compilation.
+        evaluations_per_update: evaluations of the loss or its gradient by each member.
+        tau: (grid, seeds, T - 1), from the second evaluation on; None if τ follows from
+            the settings.
     """
 
     run: Run
@@ -40,12 +40,12 @@ class Curves(NamedTuple):
 
 @functools.cache
 def dataset(name: data.Name, data_dir: str | None) -> data.Dataset:
-    """Read once, and said once."""
+    """The data set, which is read and announced once."""
     return data.load(name, data_dir)
 
 
 def fitted(run: Run, options: Options) -> Run:
-    """The run as it is run: small for a quick look, evaluated at least five times."""
+    """The run with the options applied: smaller if quick, at least five evaluations."""
     if options.quick:
         run = dataclasses.replace(
             run,
@@ -62,24 +62,24 @@ def fitted(run: Run, options: Options) -> Run:
 
 
 def work(run: Run) -> int:
-    """How many evaluations a run takes, about."""
+    """The approximate number of evaluations of a run."""
     grid = len(run.tau) * len(run.learning_rates or (None,))
     samples = {"SGD": 1, "HR": run.moves**2}.get(run.method, run.samples)
     return run.updates * grid * samples
 
 
 def stored(options: Options, name: str) -> Iterator[dict[str, Any]]:
-    """All runs in the output folder on that data set, of whichever experiment."""
+    """All runs in the output folder on that data set, of any experiment."""
     for path in sorted(options.output.glob("*.json")):
         record = results.read(path)
         if record.get("data") == name:
-            # Those of `flatness` are lists by budget, not runs of this study.
+            # The runs of `flatness` are lists by budget, not runs of this study.
             runs = record.get("runs", {}).values()
             yield from (run for run in runs if "settings" in run)
 
 
 def checkpoints_of(run: Run, seeds: int, options: Options) -> Checkpoints:
-    """Where a run is kept as long as its results are not."""
+    """The checkpoints of a run without results yet."""
     return Checkpoints(
         options.checkpoints or options.output / "checkpoints",
         options.checkpoint_seconds,
@@ -91,14 +91,14 @@ def checkpoints_of(run: Run, seeds: int, options: Options) -> Checkpoints:
 
 
 def make(run: Run, seeds: int, options: Options, tick: workers.Tick) -> dict[str, Any]:
-    """Train, and put down what the curves need; `tick` hears of the updates made."""
+    """Trains, and returns the data of the curves; calls `tick` with updates made."""
     evaluations = []
     examples = dataset(options.data, options.data_dir)
     checkpoints = checkpoints_of(run, seeds, options)
     for evaluation in train(run, range(seeds), examples, checkpoints):
         tick(evaluation.updates - (evaluations[-1].updates if evaluations else 0))
         evaluations.append(evaluation)
-    # Of at most 10,000 images an accuracy has four digits.
+    # An accuracy on at most 10,000 images has four digits.
     accuracy = np.stack([e.accuracy for e in evaluations], axis=-1).round(4)
     found = {
         "settings": results.settings(run),
@@ -118,13 +118,13 @@ def make(run: Run, seeds: int, options: Options, tick: workers.Tick) -> dict[str
 def study(
     name: str, runs: Mapping[str, Run], options: Options, seeds: int
 ) -> dict[str, Curves]:
-    """Find or make every run, and write them all to `name`.json after each.
+    """Loads or makes every run, and writes them all to `name`.json after each.
 
     Args:
-        name: of the experiment.
-        runs: by their labels.
-        options: of the command line.
-        seeds: how many runs of each, where the options do not say.
+        name: the name of the experiment.
+        runs: the runs, by label.
+        options: the options of the command line.
+        seeds: the number of seeds of each run, if the options do not set it.
 
     Returns:
         The curves by label.
@@ -150,7 +150,7 @@ def study(
     total = sum(run.updates for run in missing.values())
     with tqdm(total=total, unit="update", disable=not missing) as bar:
         bar.set_description(name)
-        # The longest first: no worker is left with one of them at the end.
+        # The longest first, so that none of them is left for the end.
         ordered = sorted(missing.items(), key=lambda item: work(item[1]), reverse=True)
         tasks = {label: (run, seeds, options) for label, run in ordered}
         for label, record in workers.spread(make, tasks, count, bar.update):

@@ -1,4 +1,4 @@
-"""Tables of accuracies: mean, 95 % interval, and the paper's figure beside them."""
+"""Tables of accuracies: mean, 95 % interval, and the paper's value."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from experiments.common.study import Curves
 
 
 def checkpoints(curves: Curves) -> tuple[np.ndarray, np.ndarray]:
-    """After a fifth, …, all of the updates: their number, and accuracies (seeds, 5)."""
+    """At each fifth of the updates: their number, and the accuracies (seeds, 5)."""
     fifth = (len(curves.updates) - 1) // 5
     return curves.updates[fifth::fifth], curves.accuracy[0][:, fifth::fifth]
 
 
 def shown(mean: float, width: float) -> str:
-    """A mean with its 95 % interval, where there is one."""
+    """A mean with its 95 % interval, if there is one."""
     return f"{mean:.3f}" + ("      " if np.isnan(width) else f" ±{width:.3f}")
 
 
 def print_checkpoints(
     found: Mapping[str, Curves], paper: Mapping[str, Sequence[float]] | None = None
 ) -> dict[str, Any]:
-    """Print a row for each run, and what the paper has more where it has the run.
+    """Prints a row for each run, with the paper's values if it has the run.
 
     Args:
         found: the runs.
-        paper: published accuracies at the five checkpoints, of 500 updates on MNIST.
+        paper: published accuracies at the five checkpoints of 500 updates on MNIST.
 
     Returns:
-        The same as a record.
+        The same values as a record.
     """
     row = "{:<42}{:>10}" + "{:>15}" * 5
     some = next(iter(found.values()))
@@ -65,7 +65,7 @@ def difference(one: Curves, other: Curves) -> tuple[np.ndarray, np.ndarray]:
 
 
 def print_difference(question: str, one: Curves, other: Curves) -> dict[str, Any]:
-    """Print the paired difference of two runs over the same seeds, with its verdict."""
+    """Prints the paired difference of two runs on the same seeds, and a verdict."""
     mean, width = difference(one, other)
     cells = [shown(m, w) for m, w in zip(mean, width, strict=True)]
     apart = ~np.isnan(width) & (np.abs(mean) > width)

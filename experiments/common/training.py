@@ -1,4 +1,4 @@
-"""The one training loop: all seeds of a run, in jitted blocks of updates."""
+"""The training loop: all seeds of a run, in jitted blocks of updates."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from experiments.common.methods import Run, backpropagation, optimizer
 
 
 class Evaluation(NamedTuple):
-    """What a run reports after each block of updates.
+    """The report of a run after each block of updates.
 
     Attributes:
-        updates: how many there have been, not counting those of `sgd_updates`.
-        accuracy: the test accuracy after them, (grid, seeds); the grid is that of τ and
+        updates: the number of updates so far, without `sgd_updates`.
+        accuracy: the test accuracy after them, (grid, seeds); the grid is over τ and
             the learning rate.
-        seconds: of the block before, for the whole grid and all seeds; compilation is
-            not in it. NaN at the start.
-        evaluations_per_update: of the loss or its gradient, in each of the runs.
-        fingerprint: of all parameters: the same where they are, bit for bit.
-        tau: of the last update, (grid, seeds); NaN where there was none.
+        seconds: the time of the block before, for the whole grid and all seeds, without
+            compilation. NaN at the start.
+        evaluations_per_update: evaluations of the loss or its gradient in each run.
+        fingerprint: a hash of all parameters, equal if these are equal bit for bit.
+        tau: τ of the last update, (grid, seeds); NaN before the first update.
     """
 
     updates: int
@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
 
 
 def batch_indices(seed: int, size: int, updates: int, batch_size: int) -> np.ndarray:
-    """Which examples each update sees (updates, batch_size): shuffled epochs."""
+    """The examples of each update, (updates, batch_size): shuffled epochs."""
     rng = np.random.default_rng(seed)
     epochs = 1 + updates * batch_size // size
     order = np.concatenate([rng.permutation(size) for _ in range(epochs)])
@@ -50,14 +50,14 @@ def batch_indices(seed: int, size: int, updates: int, batch_size: int) -> np.nda
 
 
 def held_out(dataset: Dataset) -> Dataset:
-    """Five sixths of the training images; the others instead of those for tests."""
+    """Five sixths of the training images, with the others as test images."""
     cut = len(dataset.train_labels) * 5 // 6
     images, labels = dataset.train_images, dataset.train_labels
     return Dataset(dataset.name, images[:cut], labels[:cut], images[cut:], labels[cut:])
 
 
 def split(run: Run, dataset: Dataset) -> Dataset:
-    """The data of a run: with `validation`, no test image is touched."""
+    """The data of a run; with `validation`, no test image is used."""
     return held_out(dataset) if run.validation else dataset
 
 
@@ -99,7 +99,7 @@ def descend(
 
 
 def everywhere() -> jax.sharding.Sharding:
-    """A copy on every device, those of other processes among them."""
+    """A copy on every device, including those of other processes."""
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((jax.device_count(),), ("samples",), axis_types=auto)
     return jax.NamedSharding(mesh, jax.P())
@@ -111,19 +111,20 @@ def train(
     dataset: Dataset,
     checkpoints: Checkpoints | None = None,
 ) -> Iterator[Evaluation]:
-    """Train from every seed at every τ and rate; evaluate before and after each block.
+    """Trains from every seed at every τ and rate; evaluates after each block.
 
-    The seed fixes the weights, the batches, the test images and the draws, so that
-    methods differ in nothing else. A generator, so that several can take turns.
+    The first evaluation is before the first block. A seed determines the weights, the
+    batches, the test images and the draws, so these are the same for all methods. It is
+    a generator, so that several runs can alternate.
 
     Args:
-        run: what is trained.
-        seeds: of the runs, which are trained together.
-        dataset: on which.
-        checkpoints: where an unfinished run is kept, and found.
+        run: the settings.
+        seeds: the seeds, which are trained together.
+        dataset: the data.
+        checkpoints: the checkpoints of an unfinished run.
 
     Raises:
-        InterruptedRunError: a signal asked for it; what was done so far is saved.
+        InterruptedRunError: a signal requested it; the run so far is saved.
     """
     dataset = split(run, dataset)
     params, network = classifiers(run, seeds, dataset)
@@ -148,8 +149,8 @@ def train(
     rates = run.learning_rates and np.asarray([rate for _, rate in grid], np.float32)
 
     def mapped(function: Callable[..., Any], of_grid: Any, of_seeds: Any) -> Any:
-        # On a CPU one after the other, as draws of all at once would leave its cache;
-        # but moves on the small network are tiny, and cheaper for all at once.
+        # On a CPU one run after the other, as the draws of all do not fit in its cache.
+        # Moves on the small network are tiny, and cheaper for all runs at once.
         tiny = not run.hidden and run.method in ("SGLD", "HR")
         if jax.default_backend() == "cpu" and not tiny:
             function = jax.custom_batching.sequential_vmap(function)
@@ -172,7 +173,7 @@ def train(
         return params, make(tau, rate, jax.random.key(seed)).init(params)
 
     def block(tau: Any, rate: Any, carry: Any, rows: Any, *data: Any) -> Any:
-        # The key of the draws lives in the state: this one is not used.
+        # The key of the draws is in the state: this one is not used.
         tx = make(tau, rate, jax.random.key(0))
         return descend(tx, network.loss, carry, rows, *data)
 

@@ -1,7 +1,7 @@
 """Independent runs side by side, each in a process with a core of its own.
 
-The operations of a sampler are too small for a second thread to help much: two
-processes of one core each do nearly twice the work of one process with both.
+The operations of a sampler are too small to gain much by a second thread: two processes
+with one core each do nearly twice the work of one process with both.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from experiments.common import hosts, interruption
 from experiments.common.options import Options
 
 Tick = Callable[[int], Any]
-_progress: Any = None  # in a worker: the queue to which its progress goes
+_progress: Any = None  # in a worker: the queue for its progress
 
 
 def cores() -> list[int]:
-    """Those that this process may use."""
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def count(options: Options) -> int:
-    """One worker to a core; an accelerator is not shared."""
-    # What takes seconds does not repay the start of a process.
+    """One worker for each core; an accelerator is not shared."""
+    # A run of seconds is shorter than the start of a process.
     alone = options.quick or jax.default_backend() != "cpu"
     return options.workers or (1 if alone else len(cores()))
 
@@ -49,7 +49,7 @@ def _start(free: Any, progress: Any, stop: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would keep its core busy to no end."""
+    """Ends this worker if its parent is killed, as it would keep its core busy."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -77,12 +77,12 @@ def spread(
     count: int,
     tick: Tick,
 ) -> Iterator[tuple[str, Any]]:
-    """Call `function(*arguments, tick)` for all tasks, by `count` processes.
+    """Calls `function(*arguments, tick)` for all tasks, in `count` processes.
 
-    A single task, or a single worker, stays in this process, with all cores.
+    A single task, or a single worker, runs in this process, with all cores.
 
     Yields:
-        The label of a task and its result, as they come.
+        The label of a task and its result, in the order in which they finish.
     """
     if min(count, len(tasks)) <= 1:
         for label, arguments in tasks.items():
@@ -111,20 +111,20 @@ def spread(
                 try:
                     result = future.result()
                 except interruption.InterruptedRunError as error:
-                    interrupted = error  # another one may be at its end
+                    interrupted = error  # another task may be about to finish
                 except BrokenProcessPool:
                     broken = True
                 else:
                     yield label, result
-            # Each may be the first to see a death: the pool overlooks that of a process
-            # that it just started, and sees files close before a process is gone.
+            # Both checks are needed: the pool does not notice the death of a process it
+            # just started, and it notices closed files before a process is gone.
             if broken or not all(child.is_alive() for child in children):
                 raise SystemExit(
                     "A worker process died, for want of memory perhaps: the same "
                     "command goes on from the last checkpoints, and needs less with "
                     "--workers 1."
                 )
-    except BaseException:  # nobody waits for the others, after a second Ctrl-C say
+    except BaseException:  # for example a second Ctrl-C: do not wait
         _pool.cache_clear()
         for child in children:
             child.kill()

@@ -1,1 +1,1 @@
-"""The tables, figures, theorems and sections of the paper, a file each."""
+"""The tables, figures, theorems and sections of the paper, one file for each."""

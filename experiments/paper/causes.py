@@ -1,8 +1,8 @@
-"""What could explain the rows of Table 6.1 that differ from the published ones.
+"""Possible causes for the rows of Table 6.1 that differ from the published ones.
 
-One thing at a time: the activation and initialisation, which the paper does not state;
+One change at a time: the activation and initialisation, which the paper does not state;
 the loss summed over the batch (β = 20) instead of averaged; fewer samples. The other
-reading of the noise's scale is a column of Table 6.1 itself.
+reading of the scale of the noise is a column of Table 6.1 itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def main(options: Options) -> None:
-    """Train with each change, and say how far each is from the published row."""
+    """Train with each change, and print the difference to the published row."""
     bases = paper_runs(options)
     runs = {}
     for method, changes in CHANGES.items():

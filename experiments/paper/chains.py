@@ -1,4 +1,4 @@
-"""Table 6.1's SGLD with its chain carried over from update to update, and restarted."""
+"""SGLD of Table 6.1 with its chain kept between updates, and restarted in each."""
 
 from __future__ import annotations
 

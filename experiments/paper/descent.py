@@ -1,4 +1,4 @@
-"""What Theorems 3.2 and 4.2 say of both algorithms, measured by quadrature."""
+"""The claims of Theorems 3.2 and 4.2 for both algorithms, measured by quadrature."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def heat_majoriser(
 
 
 def majorisation(name: str, loss: Loss, tau: float) -> dict[str, float]:
-    """The worst, over x and x~, of what sections 3.2 and 4.2 say of A and A^H.
+    """The worst cases, over x and x~, of the claims about A and A^H in 3.2 and 4.2.
 
-    `below`: the largest F - A; `apart`: the largest |A - F| at x~ = x; `update`: by how
-    much A is lower elsewhere than at the algorithm's update, at most.
+    `below`: the largest F - A; `apart`: the largest |A - F| at x~ = x; `update`: the
+    largest excess of A at the algorithm's update over its minimum.
     """
     algorithm = ALGORITHMS[name]
     bound = {"Algorithm 1": majoriser, "Algorithm 2": heat_majoriser}[name]
@@ -65,10 +65,11 @@ def majorisation(name: str, loss: Loss, tau: float) -> dict[str, float]:
 
 
 def descent(run: Run, tau: float) -> dict[str, float]:
-    """Of all steps of all starts, what monotonicity and stationarity ask for.
+    """The worst cases for monotonicity and stationarity, over all steps and starts.
 
-    `rise`: the largest F(x_{k+1}) - F(x_k); `excess`: that and |x_{k+1} - x_k|²/2τ,
-    which majorisation keeps below 0; `idle`: the largest |∇F| where F hardly changed.
+    `rise`: the largest F(x_{k+1}) - F(x_k); `excess`: the largest sum of this and
+    |x_{k+1} - x_k|²/2τ, at most 0 by majorisation; `idle`: the largest |∇F| of steps
+    that hardly changed F.
     """
     change, step = np.diff(run.objective, axis=0), np.diff(run.x, axis=0)
     gradient = np.maximum(*np.abs([run.gradient[1:], run.gradient[:-1]]))
@@ -80,9 +81,9 @@ def descent(run: Run, tau: float) -> dict[str, float]:
 
 
 def explicit_steps(loss: Loss, x: np.ndarray, tau: float, beta: float) -> Any:
-    """F(x - η∇F) - F(x) of every rate and x, in βτ|∇F|² (rates, x); and an error.
+    """F(x - η∇F) - F(x) in units of βτ|∇F|², (rates, x), and an error.
 
-    The certificate bounds it by -η(1 - η/2βτ)|∇F|². The error is that of the identity
+    The certificate bounds it by -η(1 - η/2βτ)|∇F|². The error is by the identity
     F(x + u) - F(x) = [(|u|² - 2u·δ)/2τ - KL(q_x ‖ q_{x+u})]/β, with δ = E_q[X] - x.
     """
     at = smooth(loss, x, tau, beta)
@@ -95,12 +96,12 @@ def explicit_steps(loss: Loss, x: np.ndarray, tau: float, beta: float) -> Any:
 
 
 def bound(rate: np.ndarray) -> np.ndarray:
-    """The certificate, in the same units, of η/βτ."""
+    """The certificate in the same units, as a function of η/βτ."""
     return -rate + rate**2 / 2
 
 
 class Zero(NamedTuple):
-    """A stable zero y of h for x_k: a minimum of KL(φ_y ‖ q_{x_k}), not the least.
+    """A stable zero y of h for x_k: a local minimum of KL(φ_y ‖ q_{x_k}).
 
     Attributes:
         rise: F^H(y) - F^H(x_k).
@@ -114,20 +115,20 @@ class Zero(NamedTuple):
 
 
 def worst_zero(loss: Loss, tau: float) -> Zero:
-    """The stable zero of h, of all x_k, that raises F^H most."""
+    """The stable zero of h that raises F^H most, over all x_k."""
     gradient = smooth(loss, CANDIDATES, tau).heat_gradient
     h = CANDIDATES - CANDIDATES[:, None] + tau * gradient  # (x_k, y)
     k, i = np.nonzero((h[:, :-1] < 0) & (h[:, 1:] > 0))
     x, left, right = CANDIDATES[k], CANDIDATES[i], CANDIDATES[i + 1]
     y = zero_of_h(loss, x, (left + right) / 2, tau)
     rise = smooth(loss, y, tau).heat - smooth(loss, x, tau).heat
-    rise[(y < left) | (y > right)] = -np.inf  # Newton's method went to another zero
+    rise[(y < left) | (y > right)] = -np.inf  # Newton's method found another zero
     worst = rise.argmax()
     return Zero(float(rise[worst]), float(x[worst]), float(y[worst]))
 
 
 def downhill(loss: Loss, x: np.ndarray, tau: float) -> float:
-    """The largest rise of F^H, and |step|²/2τ, of y ← y - h(y)/10 from y = x."""
+    """The largest F^H(y) - F^H(x) + |y - x|²/2τ, y from y ← y - h(y)/10 with y = x."""
     y = x
     for _ in range(100):
         y = y - (y - x + tau * smooth(loss, y, tau).heat_gradient) / 10
@@ -136,7 +137,7 @@ def downhill(loss: Loss, x: np.ndarray, tau: float) -> float:
 
 
 def gradient_errors(loss: Loss, tau: float, beta: float) -> tuple[float, float]:
-    """Of (x - E_q[X])/βτ, (3.5), and of E f', against differences of F and F^H."""
+    """Errors of (x - E_q[X])/βτ, (3.5), and of E f', by differences of F and F^H."""
     h = 1e-4
     at, up, down = (smooth(loss, STARTS + s, tau, beta) for s in (0, h, -h))
     entropy = (up.local_entropy - down.local_entropy) / (2 * h)
@@ -145,19 +146,19 @@ def gradient_errors(loss: Loss, tau: float, beta: float) -> tuple[float, float]:
 
 
 class Case(NamedTuple):
-    """All that is exact, of one loss and τ; by algorithm, or by β."""
+    """All exact results for one loss and τ, by algorithm or by β."""
 
     runs: dict[str, Run]
     descents: dict[str, dict[str, float]]
     majorisations: dict[str, dict[str, float]]
     changes: dict[float, np.ndarray]
-    errors: dict[str, tuple[float, float]]  # and what they are held against
+    errors: dict[str, tuple[float, float]]  # and their bounds
     zero: Zero
     downhill: float
 
 
 def measure(loss: Loss, tau: float, starts: np.ndarray) -> Case:
-    """Run both algorithms, and everything that is said of them."""
+    """Run both algorithms, and measure all claims about them."""
     runs = {name: run(loss, starts, tau, 25) for name, run in ALGORITHMS.items()}
     steps = {beta: explicit_steps(loss, starts, tau, beta) for beta in BETAS}
     slopes = np.max([gradient_errors(loss, tau, beta) for beta in BETAS], 0)

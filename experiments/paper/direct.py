@@ -1,7 +1,8 @@
-"""One seed of Table 6.1 by the plain full-space estimators: the check of the law.
+"""One seed of Table 6.1 by plain estimators in the full space, as a check.
 
-The curves "as written" and "as published" are the paper's processes in law, sampled
-where the loss can see. Here all draws are made: slow, half an hour and more.
+The curves "as written" and "as published" have the distribution of the paper's
+processes, but are sampled by the reduction. Here all parameters are drawn, which is
+slow: half an hour and more.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from experiments.common.quadrature import (
     smooth,
 )
 
-# q ∝ exp(-f) N(X, TAU) is a mixture, for exp(-f) is one: of N(±4, 1).
+# q ∝ exp(-f) N(X, TAU) is a mixture, because exp(-f) is a mixture of N(±4, 1).
 X, TAU = 0.0, 1.5
 SHARES = (0.37, 0.63)
 CENTRES = (-4.0, 4.0)
@@ -51,12 +51,12 @@ LOSS = Loss(_value, _slope)
 
 
 def log_density(x: Any) -> Any:
-    """-log q but for a constant: the loss whose heat regularisation is KL(φ ‖ q)."""
+    """-log q up to a constant: its heat regularisation gives KL(φ ‖ q)."""
     return LOSS.value(x) + (x - X) ** 2 / (2 * TAU)
 
 
 def local_minima(values: np.ndarray) -> np.ndarray:
-    """The indices of the minima inside."""
+    """The indices of the interior local minima."""
     inside = values[1:-1]
     return 1 + np.flatnonzero((inside < values[:-2]) & (inside < values[2:]))
 
@@ -88,7 +88,7 @@ def robbins_monro(key: jax.Array, start: jax.Array, steps: int = 300) -> jax.Arr
 
 
 def fit_variance(log_q: np.ndarray, mean: float) -> tuple[float, float]:
-    """Mean and variance of the mode-seeking fit near `mean`, both of them free."""
+    """Mean and variance of the mode-seeking fit near `mean`, with both free."""
 
     def objective(of: np.ndarray) -> float:
         return float(kl(log_gaussian(of[0], np.exp(of[1])), log_q))

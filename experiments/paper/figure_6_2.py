@@ -1,4 +1,4 @@
-"""Figure 6.2: SGD first, then each method; SGD going on is the control."""
+"""Figure 6.2: SGD first, then each method; continued SGD is the control."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main(options: Options) -> None:
         "evaluations": 20,
     }
     runs = {method: Run(method, first_step=2000, **switched) for method in METHODS}
-    # Table 6.1 says which published rows follow standard deviations: SGLD's alone.
+    # By Table 6.1, only SGLD's published rows use standard deviations as variances.
     runs["SGLD, published"] = Run("SGLD", "as published", first_step=2000, **switched)
     best = tuning.chosen(options)
     for method in METHODS:

@@ -18,7 +18,7 @@ from experiments.paper import tuning
 SAMPLES = (10, 100, 1000)
 ROWS = {
     "as written": ("IS", "SGLD", "HR"),
-    # Table 6.1 says which published rows follow standard deviations: SGLD's alone.
+    # By Table 6.1, only SGLD's published rows use standard deviations as variances.
     "as published": ("SGLD, published",),
     "lejax": ("IS, lejax", "SGLD, lejax", "HR, lejax"),
 }
@@ -49,7 +49,7 @@ def main(options: Options) -> None:
     found = study("figure_6_3", runs, options, seeds=2)
     print("\nFigure 6.3: test accuracy by the number S of samples per update")
     table = tables.print_checkpoints(found)
-    # How restless a curve is: the spread of its steps in its second half.
+    # The fluctuation of a curve: the spread of its steps in the second half.
     restless = {
         label: float(np.diff(c.accuracy[0][:, c.accuracy.shape[-1] // 2 :]).std())
         for label, c in found.items()

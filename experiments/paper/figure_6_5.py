@@ -1,8 +1,8 @@
 """Figure 6.5: scoping τ from 1.5 to 0.01, the reverse, and both constants, against SGD.
 
 The paper sets the rate τ1 of scoping "so that the magnitude of the local entropy
-gradient is roughly equivalent to that of SGD": τ must end where |∇F_τ| ≈ |∇f|. Both are
-measured here, at random weights and after SGD.
+gradient is roughly equivalent to that of SGD": at the last τ, |∇F_τ| ≈ |∇f|. Both norms
+are measured here, at random weights and after SGD.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from experiments.common.options import Options
 from experiments.common.study import dataset, fitted, study
 from experiments.paper import tuning
 
-LARGE, SMALL, RATE = 1.5, 0.01, 0.01  # the paper's τ0, its end, and τ1
+LARGE, SMALL, RATE = 1.5, 0.01, 0.01  # the paper's τ0, its last τ, and τ1
 SCHEDULES: dict[str, dict[str, Any]] = {
     "τ = 0.01": {"tau": (SMALL,)},
     "τ = 1.5": {"tau": (LARGE,)},
@@ -43,8 +43,8 @@ TAUS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.5)
 def gradient_ratios(options: Options, sgd_updates: int) -> list[float]:
     """|∇F_τ| / |∇f| on 200 training images, by τ.
 
-    ∇F_τ = E_q ∇f (by parts), here from gradients at draws of φ, weighted; the product
-    of two independent halves leaves out the noise of the norm.
+    ∇F_τ = E_q ∇f (by parts), estimated from weighted gradients at draws of φ. The inner
+    product of two independent estimates avoids the bias of a squared norm by noise.
     """
     run = fitted(Run("SGD", sgd_updates=sgd_updates), options)
     data = dataset(options.data, options.data_dir)

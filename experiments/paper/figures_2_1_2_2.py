@@ -32,7 +32,7 @@ ELSEWHERE = ((-0.3, 0.0), (1.2, 0.8), (-1.3, 0.2), (-1.0, 1.8))
 
 
 class Sampled(NamedTuple):
-    """F and its gradient by a sampler, where they are exactly known (τ, point, 3)."""
+    """F and its gradient by a sampler, at points with exact values, (τ, point, 3)."""
 
     mean: np.ndarray
     standard_error: np.ndarray
@@ -42,7 +42,7 @@ class Sampled(NamedTuple):
 def sampled(
     reg: Regularisation, g: np.ndarray, samples: int, replicates: int
 ) -> dict[str, Sampled]:
-    """By every sampler at TAUS, at both wells' minima and ELSEWHERE."""
+    """Estimates of every sampler at TAUS, at both wells' minima and at ELSEWHERE."""
     minima = [
         [minimum(reg, g, well, tau).at for well in WELLS.values()] for tau in TAUS
     ]
@@ -66,15 +66,17 @@ def sampled(
 
 
 class Trace(NamedTuple):
-    """How the wells fare as τ grows.
+    """The wells as τ grows.
 
     Attributes:
-        depth: of either well (T,).
-        ratio: wide to sharp, for as long as the sharp well is a minimum.
-        lost: the τ from which it is none.
-        order: the τ beyond which the wide well is the deeper one.
-        kept: the τ up to which the ratio is that of the loss to 10 %.
-        drift: of the wide well's minimum from its centre, once the ripples are gone.
+        depth: the depth of each well, (T,).
+        ratio: the depth of the wide well by that of the sharp one, as long as the sharp
+            well is a minimum.
+        lost: the τ from which the sharp well is no minimum.
+        order: the τ from which the wide well is deeper.
+        kept: the τ up to which the ratio is that of the loss, to 10 %.
+        drift: the largest distance of the wide well's minimum from its centre, at τ for
+            which the ripples are gone.
     """
 
     depth: dict[str, np.ndarray]
@@ -161,7 +163,7 @@ def draw(
 
 
 def checks(traces: dict[str, Trace], by: dict[str, dict[str, Sampled]]) -> list[Check]:
-    """What the figures are to show, and how far."""
+    """The claims of the figures, with their bounds."""
     deepest = -float(on_grid(POINTS, POINTS).min())
     found = [
         at_most(f"largest |z| of F and its gradient, {sampler} against quadrature",
@@ -190,7 +192,7 @@ def checks(traces: dict[str, Trace], by: dict[str, dict[str, Sampled]]) -> list[
 
 
 def findings(traces: dict[str, Trace]) -> list[str]:
-    """Where the paper's words on its Figures 2.1 and 2.2 hold, and where not."""
+    """Which of the paper's statements on Figures 2.1 and 2.2 hold, and which do not."""
     entropy, heat = traces["local entropy"], traces["heat"]
     return [
         "local entropy deepens wide minima relative to sharp ones, as the paper says; "

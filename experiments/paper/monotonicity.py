@@ -1,8 +1,8 @@
-"""Section 6: is the test error monotone where F_τ is?
+"""Section 6: is the test error monotone if F_τ is?
 
-Theorem 3.2 is of exact iterates on one loss. Here Algorithm 1 comes close: the 784-10
-network, all batches the same 200 images, importance sampling with many samples; F_τ of
-those images is measured apart, with the same draws at all iterates.
+Theorem 3.2 is about exact iterates on one loss. Algorithm 1 is nearly exact here: the
+784-10 network, the same 200 images in all batches, and importance sampling with many
+samples. F_τ of these images is measured separately, by the same draws at all iterates.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def trajectory(options: Options) -> dict[str, list[float]]:
     measure = lejax.value_and_grad(network.loss, lejax.importance(run.samples), TAU)
 
     def update(params: Any, key: jax.Array) -> Any:
-        # The same draws at all iterates: what is left of the noise is common to them.
+        # The same draws at all iterates, so that most noise cancels in differences.
         (value, info), _ = measure(params, jax.random.key(1), batch)
         error = 1 - network.accuracy(params, test)
         moved = step(params, key, batch)

@@ -1,7 +1,7 @@
-"""Section 5.1.2: the bias that minibatches bring to importance sampling.
+"""Section 5.1.2: the bias of importance sampling by minibatches.
 
-The weights exp(-βf) are not linear in f, so the mean over batches of ∇F_batch is not
-the ∇F of all images. Measured on the 784-10 network after 1000 steps of SGD.
+The weights exp(-βf) are not linear in f, so the mean over batches of ∇F_batch differs
+from ∇F of all images. Measured on the 784-10 network after 1000 steps of SGD.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from experiments.common.options import Options
 from experiments.common.study import dataset, fitted
 
 BATCH_SIZES = (5, 20, 100, 500, 2500)
-BETAS = (1.0, 20.0)  # f the mean over the batch, or the sum over the paper's 20 images
+BETAS = (1.0, 20.0)  # f is the mean over the batch, or the sum over 20 images
 SETTINGS = [(beta, size) for beta in BETAS for size in BATCH_SIZES]
 TAU = 0.01
 GROUPS = 8
@@ -33,9 +33,9 @@ def excess(
 ) -> list[jax.Array]:
     """Mean over the batches of a shuffled epoch of ∇F_batch, less ∇F of all images.
 
-    As importance sampling has them, for each of SETTINGS that is smaller than all.
-    ∇F = E_q ∇f by parts: Σ_j w_j ∇f(X_j). The same X_j for all batches, and for all
-    images, leave nothing but the differences of the weights.
+    Both are importance estimates, for each of SETTINGS with batches smaller than all
+    images. By parts ∇F = E_q ∇f, estimated by Σ_j w_j ∇f(X_j). The X_j are the same for
+    all batches and for all images, so that only the weights differ.
     """
     noise_key, order_key = jax.random.split(key)
     keys, count = jax.random.split(noise_key, samples), len(labels)
@@ -68,16 +68,16 @@ def excess(
 
     zeros = [jnp.zeros((count, logits(x).shape[1]))] * len(smaller)
     sums, _ = jax.lax.scan(add, zeros, (keys, weigh))
-    # Without a hidden layer the logits are linear in x: one pull-back takes them all.
+    # Without a hidden layer the logits are linear in x: one pull-back is enough.
     back = jnp.argsort(order)
     _, pullback = jax.vjp(logits, x)
     return [pullback(total[back] / count)[0] for total in sums]
 
 
 def norm(groups: np.ndarray) -> tuple[float, float]:
-    """Of the mean of independent estimates (groups, d), and its jackknife error.
+    """Norm of the mean of independent estimates (groups, d), and its jackknife error.
 
-    The square is taken between different groups, which leaves out that of the noise.
+    The squared norm uses products of different groups only, so noise adds no bias.
     """
 
     def of(some: np.ndarray) -> float:

@@ -1,9 +1,8 @@
-"""End of section 5.2: Robbins-Monro directly on F^H, beside Algorithm 5.
+"""End of section 5.2: Robbins-Monro directly on F^H, compared with Algorithm 5.
 
-At equal numbers of gradients. Algorithm 5 spends J M of them on what is, at best, one
-implicit step of rate τ; the direct form moves after every M. Its a_j multiplies ∇f
-where that of Algorithm 5 multiplies τ∇f, so that rates are like for like only when
-chosen for each.
+Both have equal numbers of gradients. Algorithm 5 uses J M of them for, at best, one
+implicit step of rate τ. The direct form moves after every M. Its a_j multiplies ∇f,
+while a_j of Algorithm 5 multiplies τ∇f. So rates must be chosen for each of them.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from experiments.common.options import Options
 from experiments.common.quadrature import LOSSES, Check, at_most, report, smooth
 
 DIMENSION, TAU = 10, 0.2
-BUDGET = 900  # gradients between two records: J M of the paper
+BUDGET = 900  # gradients between two records: the paper's J M
 PAPER_RATE = 0.1  # c of a_j = c j^-0.7
 RATES = (0.03, PAPER_RATE, 0.3, 1.0, 3.0, 10.0)
-# Couples the coordinates; a Gaussian does not see it.
+# Couples the coordinates; the Gaussian is invariant under it.
 ROTATION = scipy.stats.ortho_group.rvs(DIMENSION, random_state=0)
 RATE_NAMES = {"paper": "the paper's a_j", "chosen": "rates chosen for each"}
 KINDS = {"skewed": slice(0, 5), "bimodal": slice(5, 10)}
@@ -37,19 +36,19 @@ TABLE = np.linspace(-12, 12, 801)
 
 
 def loss(x: Any) -> Any:
-    """The rotated coordinates (…, d) meet the skewed and the bimodal loss."""
+    """The sum of the skewed and the bimodal loss of the rotated coordinates (…, d)."""
     u = x @ x.__array_namespace__().asarray(ROTATION.T, dtype=x.dtype)
     return sum(LOSSES[kind].value(u[..., of]).sum(-1) for kind, of in KINDS.items())
 
 
 @functools.cache
 def along(kind: str) -> scipy.interpolate.CubicSpline:
-    """F^H_τ of a loss of the line, by quadrature."""
+    """F^H_τ of a loss of one variable, by quadrature."""
     return scipy.interpolate.CubicSpline(TABLE, smooth(LOSSES[kind], TABLE, TAU).heat)
 
 
 def heat(x: np.ndarray) -> np.ndarray:
-    """F^H_τ of x (…, d), a sum of quadratures; +inf where an iterate is lost."""
+    """F^H_τ of x (…, d), a sum of quadratures; +inf for x outside of the table."""
     u = np.asarray(x, float) @ ROTATION.T
     inside = (np.abs(u) < TABLE[-1]).all(-1)
     u = np.where(inside[..., None], u, 0)
@@ -64,7 +63,7 @@ def least() -> float:
 
 
 class Method(NamedTuple):
-    """One update of it costs `cost` gradients; `build` takes the rates a_j."""
+    """A method whose update costs `cost` gradients; `build` takes the rates a_j."""
 
     cost: int
     build: Callable[[Any], tuple[lejax.Sampler, optax.GradientTransformation]]
@@ -80,7 +79,7 @@ def direct(num_samples: int, line: str) -> Method:
 
 
 def algorithm_5(moves: int, line: str) -> Method:
-    """x ← x_J of Algorithm 5 with J = M = `moves`; a_j starts anew at every update."""
+    """x ← x_J of Algorithm 5 with J = M = `moves`; a_j restarts in every update."""
 
     def build(a: Any) -> tuple[lejax.Sampler, optax.GradientTransformation]:
         return lejax.robbins_monro(moves, moves, a, antithetic=False), optax.sgd(TAU)
@@ -120,13 +119,13 @@ def run(
 
 
 class Curves(NamedTuple):
-    """F^H - min F^H of one method on the seeds of the test, (seeds, records + 1).
+    """F^H - min F^H of one method on the test seeds, (seeds, records + 1).
 
     Attributes:
         paper: with a_j = 0.1 j^-0.7.
         chosen: with the rate that ends lowest on other seeds.
-        rate: that one's c.
-        gradients: how many a run took, as lejax counts them.
+        rate: the c of this rate.
+        gradients: the number of gradients of a run, as lejax counts them.
     """
 
     paper: np.ndarray
@@ -156,7 +155,7 @@ def gap(curves: dict[str, Curves], rate: str, one: str, other: str) -> Any:
 
 
 def verdict(curves: dict[str, Curves], rate: str, one: str, other: str) -> str:
-    """Which of two methods ends lower, if that can be told."""
+    """Which of two methods ends lower, if the interval excludes 0."""
     mean, width = gap(curves, rate, one, other)
     told = (
         "below"
@@ -172,7 +171,7 @@ def verdict(curves: dict[str, Curves], rate: str, one: str, other: str) -> str:
 
 
 def checks(curves: dict[str, Curves]) -> list[Check]:
-    """F^H is what it is said to be, gradients are equal, the direct form is lower."""
+    """Checks: F^H is exact, gradients are equal in number, the direct form is lower."""
     rng = np.random.default_rng(0)
     x = 1.5 * rng.normal(size=(DIMENSION,))
     draws = loss(np.sqrt(TAU) * rng.normal(size=(100_000, DIMENSION)) + x)

@@ -1,4 +1,4 @@
-"""Section 6.1: both networks by plain SGD, to the accuracies that the paper states."""
+"""Section 6.1: both networks by plain SGD, with the accuracies of the paper."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from experiments.common.options import Options
 from experiments.common.study import dataset, study
 from experiments.paper import tuning
 
-# Hidden units, epochs, what the paper states.
+# Hidden units, epochs, the paper's accuracy.
 NETWORKS = {
     "784-10": (0, 5, "0.912 after 5 epochs"),
     "784-200-10": (200, 20, "0.989, its best case"),

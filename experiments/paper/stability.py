@@ -1,8 +1,9 @@
 """The abstract's claim: is the test error more stable with a regularised loss?
 
-On the network of "moderate size", 784-10, where the best Gaussian approximations can
-be computed well: an epoch of SGD, then each method, ten seeds, all test images. Two
-measures of instability late in training: the spread over seeds, and a curve's steps.
+The network is the paper's one of "moderate size", 784-10, for which the best Gaussian
+approximations can be computed well. An epoch of SGD, then each method, ten seeds, all
+test images. Instability late in training is measured by the spread over seeds, and by
+the steps of a curve.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def against(sgd: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
 def draw(
     options: Options, found: Mapping[str, Curves], table: Mapping[str, Any]
 ) -> None:
-    """The curves where they stay near SGD's, and both ratios with their intervals."""
+    """The curves that stay near SGD's, and both ratios with their intervals."""
     path = options.output / "stability.png"
     with plotting.figure(path, 1, 3, figsize=(15.5, 4.6)) as (_, axes):
         curves_panel, *panels = axes[0]

@@ -1,8 +1,8 @@
 """Table 6.1 and Figure 6.1: SGD, IS, SGLD and HR from the same random weights.
 
 Three columns: the paper's formulas as written; as published, with noise whose standard
-deviation is what the formulas call the variance; and lejax at the same J, batches and
-number of updates, beside SGD, momentum and Adam with rates tuned on the same split.
+deviation is the number that the formulas call its variance; and lejax at the same J,
+batches and number of updates, with SGD, momentum and Adam tuned on the same split.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PUBLISHED = {f"{method}, published": row for method, row in PAPER.items()}
 
 
 def paper_runs(options: Options) -> dict[str, Run]:
-    """The four methods as written, and the three that draw noise as published."""
+    """The four methods as written, and the three with noise as published."""
     updates = options.updates or tuning.UPDATES
     return {
         "SGD": Run("SGD", updates=updates),
@@ -41,7 +41,7 @@ def paper_runs(options: Options) -> dict[str, Run]:
 
 
 def share_of_falls(curves: Curves) -> float:
-    """The share of steps between two evaluations in which test accuracy falls."""
+    """The share of steps between two evaluations in which the test accuracy falls."""
     return float((np.diff(curves.accuracy[0], axis=-1) < 0).mean())
 
 

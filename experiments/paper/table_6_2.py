@@ -1,4 +1,4 @@
-"""Table 6.2: the time of an update, in SGD steps, beside the paper's."""
+"""Table 6.2: the time of an update, in SGD steps, with the paper's values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDS = 5
 
 
 def runs(options: Options) -> dict[str, Run]:
-    """One seed of each; the blocks of SGD are longer, its steps being short."""
+    """One seed of each; the blocks of SGD are longer, as its steps are short."""
     few: dict[str, Any] = {
         "updates": options.updates or 3 * ROUNDS,
         "evaluations": ROUNDS,
@@ -29,7 +29,7 @@ def runs(options: Options) -> dict[str, Run]:
         found[method] = Run(method, **few)
     for method in methods:
         found[f"{method}, lejax"] = Run(method, "lejax", **few)
-    few["updates"] = options.updates or ROUNDS  # of a second or two
+    few["updates"] = options.updates or ROUNDS  # a second or two each
     for method in methods:
         found[f"{method}, direct"] = Run(method, direct=True, **few)
     return found

@@ -40,12 +40,12 @@ SIZES = np.concatenate([-_POSITIVE[::-1], _POSITIVE])
 
 
 def bracket_3_1(f: np.ndarray, at: Smoothing, log_q: np.ndarray) -> np.ndarray:
-    """What (3.1) minimises over q: E_q f + KL(q ‖ φ)."""
+    """The objective of (3.1), a function of q: E_q f + KL(q ‖ φ)."""
     return integrate(np.exp(log_q) * f) + kl(log_q, at.log_phi)
 
 
 def bracket_4_1(f: np.ndarray, at: Smoothing, log_q: np.ndarray) -> np.ndarray:
-    """What (4.1) minimises over q: log E_q exp(f) + KL(φ ‖ q)."""
+    """The objective of (4.1), a function of q: log E_q exp(f) + KL(φ ‖ q)."""
     return log_integrate(f + log_q) + kl(at.log_phi, log_q)
 
 
@@ -57,13 +57,13 @@ def excess_3_1(f: np.ndarray, at: Smoothing, log_q: np.ndarray) -> np.ndarray:
 def excess_4_1(f: np.ndarray, at: Smoothing, log_q: np.ndarray) -> np.ndarray:
     """The bracket of (4.1) exceeds F^H_τ by KL(φ ‖ exp(f) q / E_q exp(f)).
 
-    So it is least where exp(f) q is φ: q is q_{x,τ}, with exp(-f), as the paper says.
+    So it is least for exp(f) q = φ: q is q_{x,τ}, with exp(-f), as the paper says.
     """
     return kl(at.log_phi, normalised(f + log_q))
 
 
 class Theorem(NamedTuple):
-    """A characterisation: F is the least bracket over q, by `excess` too low."""
+    """A characterisation: `bracket` = F + `excess`, which is at least 0 for all q."""
 
     bracket: Callable[[np.ndarray, Smoothing, np.ndarray], np.ndarray]
     excess: Callable[[np.ndarray, Smoothing, np.ndarray], np.ndarray]
@@ -80,7 +80,7 @@ THEOREMS = {
 
 
 def perturbed(log_q: np.ndarray, x: float, tau: float) -> dict[str, np.ndarray]:
-    """Densities near q, in several directions, of the sizes SIZES (sizes, n)."""
+    """Densities near q, perturbed by SIZES in several directions, (sizes, n)."""
     size, scale = SIZES[:, None], np.sqrt(tau)
     bump = np.exp(-(((POINTS - x) / scale - 0.5) ** 2) / 0.2)
     share = size[SIZES > 0] / 2
@@ -88,7 +88,7 @@ def perturbed(log_q: np.ndarray, x: float, tau: float) -> dict[str, np.ndarray]:
     return {
         "tilt": normalised(log_q + size * (POINTS - x) / scale),
         "bump": normalised(log_q + 3 * size * bump),
-        # Interpolated, which is as good a density as any other.
+        # Interpolation errors do not matter, as any density will do.
         "shift": normalised(
             np.stack(
                 [np.interp(POINTS - 0.4 * s * scale, POINTS, log_q) for s in SIZES]
@@ -100,9 +100,10 @@ def perturbed(log_q: np.ndarray, x: float, tau: float) -> dict[str, np.ndarray]:
 
 
 def found_blindly(theorem: str, f: np.ndarray, log_phi: np.ndarray) -> np.ndarray:
-    """The q on a coarse grid that an optimiser finds from φ, knowing the bracket alone.
+    """The q on a coarse grid that an optimiser finds from φ, using the bracket only.
 
-    Of log q up to a constant, u: (4.1) is log ∫ exp(u + f) - ∫ φu and a constant.
+    For u, which is log q up to a constant, (4.1) is log ∫ exp(u + f) - ∫ φu plus a
+    constant.
     """
     phi = np.exp(log_phi - scipy.special.logsumexp(log_phi))
 
@@ -121,7 +122,7 @@ def found_blindly(theorem: str, f: np.ndarray, log_phi: np.ndarray) -> np.ndarra
 
 
 def blind_distances(theorem: str, loss: Loss, x: float, tau: float) -> dict:
-    """Total variation of what is found to exp(-f) φ, and to exp(+f) φ and φ."""
+    """Total variation distance of the q found to exp(-f) φ, exp(+f) φ and φ."""
     points = x + np.sqrt(tau) * np.linspace(-3, 3, 31)
     f, log_phi = loss.value(points), -((points - x) ** 2) / (2 * tau)
     q = found_blindly(theorem, f, log_phi)
@@ -132,12 +133,12 @@ def blind_distances(theorem: str, loss: Loss, x: float, tau: float) -> dict:
 
 
 class Measured(NamedTuple):
-    """Of one theorem, at one loss, x and τ.
+    """The results for one theorem, at one loss, x and τ.
 
     Attributes:
         gap: |bracket at q_{x,τ} - F|.
         rises: by direction, bracket - F (sizes,).
-        mismatch: the largest difference of a rise from what `excess` says.
+        mismatch: the largest difference of a rise from `excess`.
         others: bracket - F at φ and at exp(+f) φ, which do not attain the minimum.
         blind: distances of the optimiser's q.
     """
@@ -150,7 +151,7 @@ class Measured(NamedTuple):
 
 
 def measure(name: str, loss: Loss, x: float, tau: float) -> Measured:
-    """Everything about a theorem at one loss, x and τ."""
+    """All results for a theorem at one loss, x and τ."""
     theorem, f, at = THEOREMS[name], loss.value(POINTS), smooth(loss, x, tau)
     least = theorem.objective(at)
     densities = perturbed(at.log_q, x, tau)
@@ -169,7 +170,7 @@ def measure(name: str, loss: Loss, x: float, tau: float) -> Measured:
 
 
 def checks(name: str, measured: dict[str, Measured]) -> list[Check]:
-    """Of all losses, centres and τ together, the worst."""
+    """Checks of the worst case over all losses, centres and τ."""
     of = measured.values()
     f = {"3.1": "F", "4.1": "F^H"}[name]
     found = [
@@ -190,7 +191,7 @@ def checks(name: str, measured: dict[str, Measured]) -> list[Check]:
 
 
 def draw(options: Options, measured: dict[str, Measured], title: str) -> None:
-    """A panel each theorem: the bracket against the size of the perturbation."""
+    """A panel for each theorem: the bracket against the size of the perturbation."""
     path = options.output / "theorems_3_1_4_1.png"
     brackets = {
         "3.1": "E$_q$ f + KL(q ‖ φ)  minus  F",

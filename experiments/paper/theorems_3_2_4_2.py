@@ -31,7 +31,7 @@ SAMPLERS = {
 
 
 def estimated_steps(replicates: int) -> list[dict[str, Any]]:
-    """Both algorithms' steps by lejax, against the exact ones, at a few points."""
+    """Steps of both algorithms by lejax and the exact ones, at a few points."""
     names = list(LOSSES)
     points = [
         (i, x, tau) for i in range(len(names)) for tau in TAUS for x in (-2.2, 0.5)
@@ -61,7 +61,7 @@ def estimated_steps(replicates: int) -> list[dict[str, Any]]:
 
 
 def checks(cases: dict[str, Case], steps: list[dict[str, Any]]) -> list[Check]:
-    """Of all losses, τ, β and starts together, the worst."""
+    """Checks of the worst case over all losses, τ, β and starts."""
     of = list(cases.values())
     changes = [change for case in of for change in case.changes.values()]
     found = [
@@ -107,7 +107,7 @@ def checks(cases: dict[str, Case], steps: list[dict[str, Any]]) -> list[Check]:
 
 
 def draw(options: Options, case: Case, title: str) -> None:
-    """F along the iterates of both algorithms, and explicit steps of every rate."""
+    """F along the iterates of both algorithms, and explicit steps at every rate."""
     path = options.output / "theorems_3_2_4_2.png"
     black, green, red = (plotting.COLORS[name] for name in ("IS", "HR", "SGD"))
     with plotting.figure(path, 1, 3, figsize=(14.5, 4.3)) as (_, axes):

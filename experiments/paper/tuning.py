@@ -16,8 +16,7 @@ from experiments.common.methods import Method, Outer, Run
 from experiments.common.options import Options
 from experiments.common.study import study
 
-# The fastest of the lejax rows takes at least as long as so many plain steps (Table
-# 6.2).
+# An update of the fastest lejax row takes at least this many plain steps (Table 6.2).
 STEPS_IN_THE_SAME_TIME = 100
 UPDATES = 500
 
@@ -32,13 +31,13 @@ LONG: Grid = {
     "momentum": (0.01, 0.03, 0.1),
     "adam": (0.0003, 0.001, 0.003),
 }
-# Sampled gradients cost a hundred times as much: less is searched.
+# Sampled gradients cost a hundred times as much, so their grid is smaller.
 SAMPLED: Grid = {"momentum": PLAIN["momentum"]}
 SAMPLERS: tuple[Method, ...] = ("IS", "SGLD", "HR")
 NAMES: dict[Outer, str] = {"sgd": "SGD", "momentum": "momentum", "adam": "Adam"}
 
 HELD_OUT: dict[str, Any] = {"evaluations": 5, "test_images": 10_000, "validation": True}
-# And back, for the runs on all of the training set: as in the paper.
+# The paper's settings again, for the runs on the whole training set.
 TESTED: dict[str, Any] = {field: getattr(Run("SGD"), field) for field in HELD_OUT}
 
 
@@ -48,7 +47,7 @@ def rule(run: Run) -> str:
 
 
 def candidates(options: Options) -> dict[str, list[Run]]:
-    """What is compared for each row of Table 6.1."""
+    """The runs that are compared for each row of Table 6.1."""
     updates = options.updates or UPDATES
 
     def of(run: Run, grid: Grid, cosines: Iterable[bool] = (True,)) -> list[Run]:
@@ -72,7 +71,7 @@ def candidates(options: Options) -> dict[str, list[Run]]:
 
 
 class Choice(NamedTuple):
-    """The best of a row: its run, for all of the training set, and what it reached."""
+    """The best run of a row, on the whole training set, and its validation accuracy."""
 
     run: Run
     validation_accuracy: float
@@ -87,7 +86,7 @@ def choices(options: Options) -> dict[str, Choice]:
     }
     runs = {label: run for label, (_, run) in of_rows.items()}
     best: dict[str, Choice] = {}
-    # The choice does not depend on how many runs are made with it.
+    # The choice does not depend on the number of seeds of the study.
     options = dataclasses.replace(options, seeds=None)
     for label, curves in study("tuning", runs, options, seeds=1).items():
         row, run = of_rows[label]
@@ -103,7 +102,7 @@ def choices(options: Options) -> dict[str, Choice]:
 
 
 def chosen(options: Options) -> dict[str, Run]:
-    """The best run of each row of Table 6.1, to be trained on all of the data."""
+    """The best run of each row of Table 6.1, for training on the whole training set."""
     return {row: choice.run for row, choice in choices(options).items()}
 
 

@@ -21,12 +21,12 @@ class Well(NamedTuple):
 
 
 WELLS = {"sharp": Well(5.0, (-1.5, 0.0), 0.2), "wide": Well(3.0, (1.2, 0.0), 0.8)}
-NEAR = np.linspace(-0.5, 0.5, 101)  # a well's minimum is looked for so near its centre
-POINTS = np.arange(-12, 12.001, 0.03)  # of the integration, along either axis
+NEAR = np.linspace(-0.5, 0.5, 101)  # the search range of a well's minimum
+POINTS = np.arange(-12, 12.001, 0.03)  # of the integration, along each axis
 
 
 def loss(x: Any) -> Any:
-    """Two wells and ripples, of x (…, 2); of NumPy or of JAX."""
+    """Two wells and ripples at x (…, 2), an array of NumPy or JAX."""
     xp = x.__array_namespace__()
     value = 0.15 * xp.sum(xp.cos(9 * x), axis=-1)
     for well in WELLS.values():
@@ -67,7 +67,7 @@ REGULARISATIONS = {
 
 
 def surface(reg: Regularisation, g: np.ndarray, x: Any, y: Any, tau: float) -> Any:
-    """The smoothed loss on a grid (len(x), len(y)), of g = start(f); at τ = 0 f."""
+    """The smoothed loss on a grid (len(x), len(y)), for g = start(f); f for τ = 0."""
     if tau == 0:
         return on_grid(x, y)
     return reg.finish(kernel(x, POINTS, tau) @ g @ kernel(y, POINTS, tau).T)
@@ -85,7 +85,7 @@ def exact(reg: Regularisation, g: np.ndarray, at: np.ndarray, tau: float) -> Any
 
 
 class Minimum(NamedTuple):
-    """Where a well's least value is, how deep, and whether it is a minimum inside."""
+    """The lowest point of a well, its depth, and whether it is an interior minimum."""
 
     at: np.ndarray
     depth: float
@@ -93,7 +93,7 @@ class Minimum(NamedTuple):
 
 
 def minimum(reg: Regularisation, g: np.ndarray, well: Well, tau: float) -> Minimum:
-    """The least smoothed loss near the centre of a well."""
+    """The minimum of the smoothed loss near the centre of a well."""
     x, y = (centre + NEAR for centre in well.centre)
     values = surface(reg, g, x, y, tau)
     i, j = np.unravel_index(values.argmin(), values.shape)

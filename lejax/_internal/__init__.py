@@ -1,1 +1,1 @@
-"""What all others use: types, trees, random draws, checks, mesh axes, the call of f."""
+"""Code that all other folders use: types, trees, random draws, checks, mesh axes."""

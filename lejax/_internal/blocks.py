@@ -1,7 +1,7 @@
-"""A tree of floats as a few blocks: one flat vector, and what is large as it is.
+"""A tree of floats as a few blocks: one flat vector of small leaves, and large leaves.
 
-Every leaf costs some kernels wherever it is drawn, summed or weighed. So samplers work
-on one vector of all small leaves; the loss alone gets a tree.
+Every leaf costs some kernels wherever it is drawn, summed or weighted. So samplers work
+on one vector of all small leaves. Only the loss gets a tree.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import jax.numpy as jnp
 from lejax._internal.trees import compute_dtype, is_large, laid_out_as
 from lejax._internal.types import PyTree
 
-# The flat vector, if any leaf is in it, and the leaves that are apart.
+# The flat vector, if any leaf is in it, then the leaves that are blocks of their own.
 Blocks: TypeAlias = tuple[jax.Array, ...]
 
-# In a tree of many numbers a leaf of more than so many is a block of its own. That goes
-# by shapes alone: draws must not depend on how an array is split over devices.
+# In a large tree a leaf with more entries than this is a block of its own. The rule is
+# by shapes only, because draws must not depend on how an array is sharded.
 LEAST_APART = 2**16
 
 
 class Layout(NamedTuple):
-    """Where the leaves of a tree are among its blocks.
+    """The places of the leaves of a tree in its blocks.
 
     Attributes:
-        structure: of the tree.
-        leaves: their shapes and dtypes.
-        apart: which of them are blocks of their own.
-        dtype: of the flat vector.
+        structure: the structure of the tree.
+        leaves: the shapes and dtypes of the leaves.
+        apart: for each leaf, whether it is a block of its own.
+        dtype: the dtype of the flat vector.
     """
 
     structure: Any
@@ -58,7 +58,10 @@ class Layout(NamedTuple):
         return flat[0] if len(flat) == 1 else jnp.concatenate(flat), *large
 
     def some_blocks(self, leaves: dict[int, jax.Array]) -> tuple[jax.Array | None, ...]:
-        """The blocks of some leaves, by place, with 0 for others; None of no leaf."""
+        """The blocks of some leaves, by place, with 0 for the others.
+
+        A block without any of these leaves is None.
+        """
         dtype = next(iter(leaves.values())).dtype
         flat: list[jax.Array] = []
         large: list[jax.Array | None] = []
@@ -94,7 +97,7 @@ class Layout(NamedTuple):
         )
 
     def zeros(self, tree: PyTree) -> Blocks:
-        """Zeros, those of large leaves split over devices as in the tree."""
+        """Blocks of zeros; those of large leaves are sharded as in the tree."""
         large = itertools.compress(jax.tree.leaves(tree), self.apart)
         zeros = tuple(
             laid_out_as(leaf, jnp.zeros(leaf.shape, leaf.dtype)) for leaf in large

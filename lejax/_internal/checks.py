@@ -1,4 +1,4 @@
-"""Checks of arguments: each error names the argument, its value and the mend."""
+"""Checks of arguments: each error names the argument, its value, and the remedy."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LEAVE_OUT = (
     "perturb), or let value_fn close over it."
 )
 
-# A standard deviation of fewer spacings of the numbers is not told well.
+# Draws with a standard deviation of fewer spacings of the dtype are lost in rounding.
 SPACINGS = 4
 
-# By default variances stay within this factor of the first.
+# By default variances stay within this factor of the initial ones.
 WIDEST = 1e10
 
 
@@ -49,7 +49,10 @@ def optional_count(name: str, value: Any) -> int | None:
 
 
 def counts_of(settings: Any, **least: int) -> None:
-    """Make fields of a frozen dataclass `int`s of at least so much, or None."""
+    """Converts fields of a frozen dataclass to `int`s of at least `least`.
+
+    `chunk_size` and `signs_per_draw` may be None.
+    """
     for name, bound in least.items():
         value = getattr(settings, name)
         if value is None and name in ("chunk_size", "signs_per_draw"):
@@ -58,7 +61,7 @@ def counts_of(settings: Any, **least: int) -> None:
         if name == "signs_per_draw" and value > 32:
             raise ValueError(
                 f"signs_per_draw must be at most 32, got {value}; lower it: "
-                "a draw has one word of 32 random signs for each of its numbers."
+                "a draw has 32 random signs for each of its entries."
             )
         object.__setattr__(settings, name, value)
 
@@ -76,10 +79,10 @@ def number(
     reason: str = "; ",
     traced: bool = True,
 ) -> float:
-    """`value` as a finite number within the bounds, which `must_be` has in words.
+    """`value` as a finite number within the bounds, which `must_be` describes.
 
-    NaN of a tracer, of which nothing is known; without `traced` it is refused. In the
-    error `reason` stands between the value and the example.
+    Returns NaN for a tracer, whose value is not available. If `traced` is False, a
+    tracer is an error. In the message `reason` stands between value and example.
     """
     if traced and isinstance(value, Tracer):
         if value.shape != ():
@@ -101,7 +104,7 @@ def number(
 
 
 def shown(value: Any) -> str:
-    """What to call a value in an error."""
+    """The text of a value in an error."""
     if getattr(value, "ndim", 0):
         return f"an array of shape {value.shape}"
     if isinstance(value, jax.Array) and not isinstance(value, Tracer):
@@ -110,48 +113,48 @@ def shown(value: Any) -> str:
 
 
 def positive(name: str, value: Any) -> float:
-    """`value` as a positive finite number; NaN of a tracer."""
+    """`value` as a positive finite number; NaN for a tracer."""
     return number(name, value, "a positive finite number", above=0)
 
 
 def positive_or_schedule(name: str, value: Any) -> float:
-    """`positive`, of a number or of a schedule's first value."""
+    """`positive` for a number, or for the first value of a schedule."""
     return positive(*first_value(name, value))
 
 
 def at_most_one(
     name: str, value: Any, *, example: float = 0.1, reason: str = "; "
 ) -> None:
-    """Refuse a number that is known and not above 0 and at most 1."""
+    """Raises for a number that is not above 0 and at most 1; tracers pass."""
     positive(name, value)
     number(name, value, "at most 1", most=1, example=example, reason=reason)
 
 
 def above_one(name: str, value: Any) -> None:
-    """Refuse a number that is known and not above 1."""
+    """Raises for a number that is not above 1; tracers pass."""
     positive(name, value)
     number(name, value, "above 1", above=1, example=10.0, reason=": it is a factor; ")
 
 
 def fraction(name: str, value: Any) -> None:
-    """Refuse a number that is known and not between 0 and 1."""
+    """Raises for a number that is not between 0 and 1; tracers pass."""
     number(name, value, "between 0 and 1", above=0, below=1, example=0.5)
 
 
 def inverse_of_temperature(beta: Any, temperature: Any) -> None:
-    """Refuse a β that is not positive, or above 1/T."""
+    """Raises for a β that is not positive, or above 1/T; tracers pass."""
     inverse = positive_or_schedule("beta", beta)
     name, first = first_value("temperature", temperature)
     known = number(name, first, "a finite number of at least 0", least=0, example=1.0)
     if inverse * known > 1 + 1e-6:
         raise ValueError(
             f"beta must be at most 1/temperature = {1 / known:g}, got {beta!r}: "
-            "there q is proportional to exp(-f/T) itself; lower it."
+            "at 1/T, q is proportional to exp(-f/T) itself; lower it."
         )
 
 
 def bounds_about(tau: Any, bounds: Any) -> tuple[Any, Any]:
-    """The least and the greatest variance."""
+    """The smallest and the largest variance; by default a wide interval around τ."""
     if bounds is None:
         return tau / WIDEST, tau * WIDEST
     try:
@@ -161,17 +164,17 @@ def bounds_about(tau: Any, bounds: Any) -> tuple[Any, Any]:
     known = positive("bounds", low), positive("bounds", high), positive("tau", tau)
     if not any(map(math.isnan, known)) and not low <= tau <= high:
         raise ValueError(
-            f"bounds must be a lower and an upper one with tau between them, got "
+            f"bounds must be a pair (lower, upper) with tau between them, got "
             f"{bounds!r} for tau={tau!r}; pass for example bounds=(1e-6, 1e2)."
         )
     return low, high
 
 
 def first_value(name: str, value: Any) -> tuple[str, Any]:
-    """What to call a number, or the first of a schedule, and the number."""
+    """The name and the value of a number, or of the first value of a schedule."""
     if not callable(value):
         return name, value
-    # A schedule on constants is a constant, also inside somebody's jit.
+    # A schedule at a constant step is a constant, also inside of `jax.jit`.
     step = np.zeros((), np.int32)
     if not takes(value, step):
         raise TypeError(
@@ -184,7 +187,7 @@ def first_value(name: str, value: Any) -> tuple[str, Any]:
 
 
 def takes(function: Any, *args: Any) -> bool:
-    """Whether a function can be called so, as far as its signature tells."""
+    """Whether the signature of a function accepts these arguments."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some builtins have none
@@ -197,7 +200,7 @@ def takes(function: Any, *args: Any) -> bool:
 
 
 def typed_key(key: Any) -> None:
-    """Refuse everything but one typed key."""
+    """Raises for everything except a single typed key."""
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.shape == ():
             return
@@ -228,7 +231,7 @@ def loss_function(value_fn: LossFn | None) -> LossFn:
 
 
 def given(params: Any) -> None:
-    """Refuse None, which optax passes where the caller left the parameters out."""
+    """Raises for None, which optax passes if the caller leaves the parameters out."""
     if params is None:
         raise ValueError(
             "params is None; pass the current parameters, to an optax transformation "
@@ -237,7 +240,7 @@ def given(params: Any) -> None:
 
 
 def float_leaves(params: PyTree) -> PyTree:
-    """`params` as arrays; refuse what cannot be perturbed: no leaf, none floating."""
+    """`params` as arrays; raises if there is no leaf, or one that is not floating."""
     given(params)
 
     def is_masked(leaf: Any) -> bool:
@@ -253,7 +256,7 @@ def float_leaves(params: PyTree) -> PyTree:
         where = f"params{jax.tree_util.keystr(path)}"
         if is_masked(leaf):
             raise ValueError(
-                f"{where} is an optax.MaskedNode, so value_fn would not see the "
+                f"{where} is an optax.MaskedNode, so value_fn would not get the "
                 "parameters; instead of optax.masked or optax.partition, pass mask= "
                 "to local_entropy, heat or gaussian themselves."
             )
@@ -268,23 +271,23 @@ def float_leaves(params: PyTree) -> PyTree:
                 f"{where} has dtype {dtype} and cannot be perturbed; make it floating, "
                 f"{LEAVE_OUT}"
             )
-    # Of strong types: what is traced at these is run at the sum of two arrays.
+    # Strongly typed, as the loss is traced here and runs at a sum of two arrays.
     return jax.tree.map(
         lambda leaf: jnp.asarray(leaf, dtype=jnp.asarray(leaf).dtype), params
     )
 
 
 def dtype_of(leaf: Any) -> Any:
-    """That of an array or number; None of anything else."""
+    """The dtype of an array or a number; None for anything else."""
     is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
     known = isinstance(leaf, bool | int | float | complex) or is_array
     return jnp.result_type(leaf) if known and not isinstance(leaf, type) else None
 
 
 def warn_of_rounding(params: PyTree, tau: Any) -> None:
-    """Warn where draws of this variance fall between the numbers that there are.
+    """Warns if draws of this variance are lost in rounding.
 
-    Of half precision they are rounded at random, and nothing is lost.
+    Points in half precision are rounded at random, so nothing is lost there.
     """
     if isinstance(tau, Tracer) or math.isnan(tau):
         return
@@ -297,19 +300,18 @@ def warn_of_rounding(params: PyTree, tau: Any) -> None:
         if math.sqrt(tau) < SPACINGS * spacing < math.inf:
             warnings.warn(
                 f"params{jax.tree_util.keystr(path)} has numbers of {largest:.2g}, "
-                f"where {leaf.dtype} has steps of {spacing:.2g}: draws of a standard "
-                f"deviation of {math.sqrt(tau):.2g}, as tau={tau:.2g} says, are lost "
-                "in rounding; let params be what is added to a fixed point, or use "
+                f"where {leaf.dtype} has steps of {spacing:.2g}: draws with the "
+                f"standard deviation {math.sqrt(tau):.2g} (tau={tau:.2g}) are lost in "
+                "rounding; let params be an offset from a fixed point, or set "
                 "jax_enable_x64.",
                 stacklevel=3,
             )
 
 
 def untraced(name: str, arguments: Any, mend: str) -> None:
-    """Refuse tracers, for a function `name` that decides by values."""
+    """Raises for tracers in the arguments of `name`, which branches on values."""
     for leaf in jax.tree.leaves(arguments):
         if isinstance(leaf, Tracer):
             raise TypeError(
-                f"{name} compiles what is inside and cannot be traced, got {leaf}; "
-                f"{mend}"
+                f"{name} compiles its own work and cannot be traced, got {leaf}; {mend}"
             )

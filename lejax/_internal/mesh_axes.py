@@ -11,7 +11,7 @@ from lejax._internal.types import PyTree
 
 
 def check_axes(axis_name: str | None, data_axis_name: str | None) -> None:
-    """Refuse one axis for both."""
+    """Raises if both arguments name the same axis."""
     if axis_name is not None and axis_name == data_axis_name:
         raise ValueError(
             f"axis_name and data_axis_name are both {axis_name!r}; members that share "
@@ -20,7 +20,7 @@ def check_axes(axis_name: str | None, data_axis_name: str | None) -> None:
 
 
 def check_bound(axis_name: str | None, data_axis_name: str | None) -> None:
-    """Refuse the name of an axis that no transformation around has bound."""
+    """Raises for an axis that no surrounding transformation has bound."""
     for argument, name in (
         ("axis_name", axis_name),
         ("data_axis_name", data_axis_name),
@@ -33,7 +33,7 @@ def check_bound(axis_name: str | None, data_axis_name: str | None) -> None:
 
 
 def is_bound(axis_name: str) -> bool:
-    """Whether a transformation around has an axis of that name."""
+    """Whether a surrounding transformation has an axis of that name."""
     try:
         jax.lax.axis_size(axis_name)
     except NameError:
@@ -42,17 +42,17 @@ def is_bound(axis_name: str) -> bool:
 
 
 def members(axis_name: str | None) -> int:
-    """How many members the axis has; 1 without an axis."""
+    """The number of members of the axis; 1 without an axis."""
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
 def member(axis_name: str | None) -> Any:
-    """The number of this one among them."""
+    """The index of this member along the axis; 0 without an axis."""
     return 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
 
 def varying(tree: PyTree, axis_name: str | None) -> PyTree:
-    """The same numbers, as `jax.shard_map` wants what will differ over the axis."""
+    """The same values, marked as varying over the axis, as `jax.shard_map` requires."""
     if axis_name is None:
         return tree
     nothing = 0 * jax.lax.axis_index(axis_name)
@@ -60,15 +60,15 @@ def varying(tree: PyTree, axis_name: str | None) -> PyTree:
 
 
 def mean_over(tree: PyTree, axis_name: str | None) -> PyTree:
-    """The mean of what the members have."""
+    """The mean over the members of the axis."""
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
 def gathered(part: jax.Array, axis_name: str | None) -> jax.Array:
     """The parts of all members, on a leading axis of members.
 
-    By a sum with zeros: what `jax.lax.all_gather` returns counts as different from one
-    member to the other, and so would all that is computed from it.
+    This is a sum with zeros, because `jax.shard_map` counts the result of
+    `jax.lax.all_gather`, and all that is computed from it, as varying over the axis.
     """
     if axis_name is None:
         return part[None]

@@ -1,4 +1,4 @@
-"""Gaussian draws in blocks, and points moved by them."""
+"""Gaussian draws in blocks, and points displaced by them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from lejax._internal.blocks import Blocks
 from lejax._internal.trees import laid_out_as
 from lejax._internal.types import PyTree
 
-# So many numbers are drawn at once of a block that is a leaf.
+# A leaf that is a block of its own is drawn in parts of about this many entries.
 BLOCK_NUMBERS = 2**18
 
 
 class Noise(NamedTuple):
-    """A draw of N(0, I), and the random words of its signs.
+    """A draw of N(0, I), and the random bits of its signs.
 
     Attributes:
-        normals: blocks.
-        words: blocks of 32 random bits for each number; None where it has one copy.
+        normals: the draw, as blocks.
+        words: blocks with 32 random bits for each entry; None for a single copy.
     """
 
     normals: Blocks
     words: Blocks | None
 
     def copies(self, count: int) -> Blocks:
-        """The same numbers under so many random signs, on a new leading axis.
+        """`count` copies of the draw with random signs, on a new leading axis.
 
-        Each copy is exactly Gaussian, any two of them are uncorrelated, at a fraction
-        of the price of another draw.
+        Each copy is exactly Gaussian, and any two are uncorrelated. A copy costs a
+        fraction of another draw.
         """
         if self.words is None:
             return tuple(block[None] for block in self.normals)
@@ -49,13 +49,14 @@ def standard_normals(
 ) -> Noise:
     """A draw of N(0, I) in the shapes of `like`, for at most 32 copies.
 
-    The first block is drawn at once if it is `pooled`, leaves where they lie.
+    With `pooled` the first block is the flat vector, which is drawn at once. Leaves are
+    drawn on the devices that hold them.
     """
     normals, words = [], []
     for place, block in enumerate(like):
         in_pool = pooled and place == 0
         own = key if in_pool and len(like) == 1 else jax.random.fold_in(key, place)
-        # The partitionable generator throws away every second word that it makes.
+        # The partitionable generator discards every second word that it computes.
         with jax.threefry_partitionable(not in_pool):
             draw_key, signs_key = jax.random.split(own) if copies > 1 else (own, own)
             draw = _pool if in_pool else _leaf
@@ -70,11 +71,11 @@ def _pool(key: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _leaf(key: jax.Array, like: jax.Array) -> jax.Array:
-    """A draw of one leaf of many.
+    """A draw for a leaf that is a block of its own.
 
-    The partitionable generator makes every number from its place alone: a leaf that is
-    split over devices is drawn where it lies. Parts bound what the generator needs
-    besides; an accelerator, which keeps none of it, draws them side by side.
+    The partitionable generator computes every entry from its place alone, so a sharded
+    leaf is drawn on the devices that hold it. On a CPU, parts bound the memory of the
+    generator. An accelerator keeps nothing in memory and draws them in parallel.
     """
     shape = like.shape or (1,)
     axis = shape.index(max(shape))
@@ -88,7 +89,7 @@ def _leaf(key: jax.Array, like: jax.Array) -> jax.Array:
         )
 
     if jax.default_backend() == "cpu":
-        # Not `jax.lax.map`: its zeros, of a draw still to come, would take up memory.
+        # Not `jax.lax.map`: its zeros for a later draw would already take up memory.
         start = jnp.ravel(jax.random.key_data(key))[0].astype(like.dtype)
         drawn = jax.lax.fori_loop(
             0,
@@ -105,8 +106,8 @@ def _leaf(key: jax.Array, like: jax.Array) -> jax.Array:
 def translate(params: PyTree, displacement: PyTree) -> PyTree:
     """x + u, added in at least float32 and returned in the dtypes of x.
 
-    Of half precision it is a neighbour at random, x + u on average: the nearest one
-    would be x itself, for every u that is small against the spacing there.
+    In half precision it is rounded at random, with mean x + u. Rounding to the nearest
+    would give x itself for every u that is small against the spacing there.
     """
 
     def moved(x: jax.Array, u: jax.Array) -> jax.Array:
@@ -119,15 +120,15 @@ def translate(params: PyTree, displacement: PyTree) -> PyTree:
 
 
 def _rounded_at_random(point: jax.Array, u: jax.Array, dtype: Any) -> jax.Array:
-    """Upwards or downwards, in proportion; as for u so, mirrored, for -u."""
+    """`point` rounded up or down with mean `point`; ±u share the random number."""
     here, u = jax.lax.stop_gradient((point, u))
     kept = jnp.finfo(dtype)
-    # Not by a cast and back, which XLA takes for superfluous.
+    # Not by a cast and a cast back, which XLA may remove.
     nearest = jax.lax.reduce_precision(here, kept.nexp, kept.nmant)
     lost = here - nearest
     towards = jnp.where(lost > 0, jnp.inf, -jnp.inf).astype(dtype)
     beyond = jnp.nextafter(nearest.astype(dtype), towards).astype(here.dtype)
-    # The dice are the bits of |u| itself, well mixed: no key has to come this far.
+    # The random number is a hash of the bits of |u|, so that no key is needed here.
     bits = jax.lax.bitcast_convert_type(jnp.abs(u), jnp.uint32)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         bits = (bits ^ (bits >> shift)) * jnp.uint32(factor)

@@ -1,4 +1,4 @@
-"""Numbers as people read them: rounded, with their errors."""
+"""Formats numbers for printing: rounded, with their errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def estimate_text(value: float, error: float) -> str:
-    """A value, and its error if that is known."""
+    """A value, and its error if this was estimated."""
     if not math.isfinite(value):
         return "not estimated" if math.isnan(value) else f"{value}"
     return f"{value:.4g}" + (f" ± {error:.1g}" if math.isfinite(error) else "")

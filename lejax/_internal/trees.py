@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lejax._internal.types import PyTree, Scalar
 
-# So many numbers at most are drawn in one pool, of all leaves together.
+# A tree with at most this many entries is drawn as one flat vector.
 POOLED_NUMBERS = 2**22
 
 
@@ -31,7 +31,7 @@ def widen(tree: PyTree) -> PyTree:
 
 
 def of_strong_types(tree: PyTree) -> PyTree:
-    """`tree` as arrays with dtypes of their own, as they are once two are added."""
+    """`tree` as strongly typed arrays, which the sum of two arrays is as well."""
 
     def strong(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not getattr(leaf, "weak_type", False):
@@ -42,15 +42,15 @@ def of_strong_types(tree: PyTree) -> PyTree:
 
 
 def is_large(tree: PyTree) -> bool:
-    """Whether the leaves are drawn, and laid out over devices, one by one."""
+    """Whether a tree is so large that its leaves are drawn and sharded one by one."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree)) > POOLED_NUMBERS
 
 
 def laid_out_as(like: jax.Array, numbers: jax.Array) -> jax.Array:
-    """`numbers`, split over devices as `like`, of the same shape.
+    """`numbers`, sharded as `like`, which has the same shape.
 
-    An operation on both lets the compiler lay one out as the other, before it finds
-    that the factor is 1 and drops it.
+    An operation on both makes the compiler give them the same layout, before it removes
+    the factor 1.
     """
     one = ((like == like) | True).astype(numbers.dtype)
     return numbers * one
@@ -62,20 +62,23 @@ def scaled(tree: PyTree, factor: Scalar) -> PyTree:
 
 
 def signed(tree: PyTree, sign: Any) -> PyTree:
-    """`sign * tree`; None is 1."""
+    """`sign * tree`; None means 1."""
     return tree if sign is None else scaled(tree, sign)
 
 
 def zero_after(tree: PyTree) -> jax.Array:
-    """Zero, which no compiler can know before all of the first leaf."""
+    """Zero, computed from the first leaf in a way that no compiler simplifies.
+
+    Adding it to an operand makes an operation wait for the leaf.
+    """
     summed = jax.tree.leaves(tree)[0].sum()
     return 0 * jnp.where(jnp.isfinite(summed), jnp.sign(summed), 0)
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """Whether no leaf has a NaN or an infinity."""
+    """Whether all entries of all leaves are finite."""
     largest: dict[Any, jax.Array] = {}
-    # One pass for all leaves of a shape: the largest number is NaN where one is.
+    # One pass for all leaves of a shape: a maximum with NaN is NaN.
     for leaf in jax.tree.leaves(tree):
         kind, size = (leaf.shape, leaf.dtype), jnp.abs(leaf)
         largest[kind] = jnp.maximum(largest[kind], size) if kind in largest else size
@@ -84,7 +87,7 @@ def all_finite(tree: PyTree) -> jax.Array:
 
 
 def inner(a: PyTree, b: PyTree, dtype: Any) -> jax.Array:
-    """Σ a·b over all leaves, which may differ in width."""
+    """Σ a·b over all leaves, which may differ in dtype."""
     products = jax.tree.map(lambda x, y: jnp.sum(x * y).astype(dtype), a, b)
     return sum(jax.tree.leaves(products), jnp.zeros((), dtype))
 

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-# Any tree of arrays: no type checker can say more of it.
+# Any tree of arrays; a type checker cannot check more.
 PyTree: TypeAlias = Any
 
 # A real number, which may be traced.
 Scalar: TypeAlias = float | np.floating | np.integer | np.ndarray | jax.Array
 
-# A function of the number of updates, or of inner steps, so far: optax's among others.
+# A function of the number of updates, or of inner steps, so far, as in optax.
 Schedule: TypeAlias = Callable[[jax.Array], ArrayLike]
 ScalarOrSchedule: TypeAlias = Scalar | Schedule
 

@@ -18,16 +18,16 @@ class Basis(NamedTuple):
     """Orthonormal directions of a leaf: the columns of Q (n, m).
 
     Attributes:
-        columns: Q; or, for columns of the identity, their indices (m,).
-        valid: (m,), False for padding, a direction that is never drawn; None if all are
-            valid.
+        columns: Q; if its columns are columns of the identity, their indices (m,).
+        valid: (m,), False for padding, a direction that is never drawn; None if no
+            column is padding.
     """
 
     columns: jax.Array
     valid: jax.Array | None
 
     def mask(self, u: jax.Array) -> jax.Array:
-        """`u` (m, ...) with 0 in the padding."""
+        """`u` (m, ...) with 0 for the padding."""
         if self.valid is None:
             return u
         return jnp.where(self.valid.reshape(-1, *(1,) * (u.ndim - 1)), u, 0)
@@ -51,8 +51,8 @@ def basis_of_rows(
 ) -> tuple[Basis, RowValues]:
     """A basis Q of the rows A of all sources, and A Q (*free, m) for each source.
 
-    A displacement u along Q then changes A W by (A Q) u. The rows of all members of
-    the data axis count.
+    A displacement u in this basis changes A W by (A Q) u. Q spans the rows of all
+    members of the data axis.
     """
     stacked = jnp.concatenate(
         [jnp.zeros((0, size), dtype)]
@@ -62,7 +62,8 @@ def basis_of_rows(
     # NaN instead, which fails the samples that use it.
     finite = jnp.isfinite(stacked).all(1)
     rows = jnp.where(finite[:, None], stacked, 0)
-    # Source by source: the order of the whole batch, and so the same directions.
+    # One source at a time: the rows then have the order of the whole batch, and Q is
+    # the same as on one device.
     of_all_members = jnp.concatenate(
         [jnp.zeros((0, size), dtype)]
         + [
@@ -70,8 +71,8 @@ def basis_of_rows(
             for part in _split_by_source(rows, row_values).values()
         ]
     )
-    # Householder's Q is orthonormal whatever the rank of A; no more is needed.
-    # Derivatives with respect to the rows hold it fixed.
+    # The Q of the QR decomposition is orthonormal for any rank of A. Derivatives with
+    # respect to the rows hold it fixed.
     q = jax.lax.stop_gradient(jnp.linalg.qr(of_all_members.T)[0])
     products = jnp.matmul(rows, q, precision=_EXACT)
     coefficients = jnp.where(finite[:, None], products, jnp.nan)
@@ -81,9 +82,9 @@ def basis_of_rows(
 def basis_of_gathers(
     row_values: RowValues, size: int, data_axis_name: str | None
 ) -> tuple[Basis, RowValues]:
-    """The rows of the table that are read, each once, and their places for each source.
+    """The rows of the table that are read, and for each source their places among them.
 
-    The rows that any member of the data axis reads count.
+    Each row is listed once. The rows that any member of the data axis reads count.
     """
     stacked = jnp.concatenate([rows.ravel() for rows in row_values.values()])
     of_all_members = gathered(stacked, data_axis_name)
@@ -96,7 +97,7 @@ def basis_of_gathers(
 
 
 def _split_by_source(stacked: jax.Array, row_values: RowValues) -> RowValues:
-    """`stacked` (rows, ...), cut into the parts of the sources."""
+    """`stacked` (rows, ...), split into the parts of the sources."""
     parts, first = {}, 0
     for source, rows in row_values.items():
         free = source.free_shape(rows)
@@ -107,7 +108,7 @@ def _split_by_source(stacked: jax.Array, row_values: RowValues) -> RowValues:
 
 
 def apply_rows(coefficients: jax.Array, u: jax.Array) -> jax.Array:
-    """(A Q) u, or the rows of u at integer `coefficients`: (*free, ...)."""
+    """(A Q) u, or for integer `coefficients` the rows of u at these: (*free, ...)."""
     if jnp.issubdtype(coefficients.dtype, jnp.integer):
         return u.at[coefficients].get(mode="fill", fill_value=0)
     return jnp.tensordot(coefficients, u, 1, precision=_EXACT)

@@ -6,10 +6,10 @@ cᵢ = hᵢ (hᵢᵀε)/|hᵢ|² of the noise onto that row, E[sᵢ ε] = E[sᵢ
 
     C = Σᵢ (sᵢ - bᵢ)(ε - cᵢ)
 
-has mean exactly zero for constant baselines bᵢ: the loss of example i is independent of
-the noise orthogonal to its row. A bias is one more number of every hᵢ, equal to 1. If
-an example has T rows Hᵢ, positions of a sequence or an image, cᵢ is the projection onto
-their span. Node perturbation is a related method.
+has mean exactly zero for constant baselines bᵢ, because the loss of example i is
+independent of the noise orthogonal to its row. A bias appends an entry 1 to every hᵢ.
+If an example has T rows Hᵢ, for the positions of a sequence or an image, cᵢ is the
+projection onto their span. Node perturbation is a related method.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from lejax._tracing.program import Program
 class Sums(NamedTuple):
     """Sums over draws, in two parts.
 
-    The sum over a layer whose rows are fixed becomes one of leaves only once, by
-    Σ hᵢ vᵢᵀ, not for every chunk of draws.
+    If the rows of a layer are the same in all draws, only its vᵢ are summed over the
+    chunks of draws. The product Σ hᵢ vᵢᵀ, a sum for the leaves, is computed once.
 
     Attributes:
-        blocks: of the leaves.
+        blocks: the sums for the leaves.
         layers: by layer, the vᵢ, (B, T, o); None if the rows differ between draws.
     """
 
@@ -56,14 +56,14 @@ class Sums(NamedTuple):
 
 
 class ControlVariate(NamedTuple):
-    """The control variate of a space, by example.
+    """The per-example control variate of a space.
 
     Attributes:
         examine: `examine(u, sign=None)`: the loss at the displacement ±u, and
             `ExampleOutputs`.
-        layers: the layers whose noise an example meets only in its own rows.
-        layout: of the leaves of a sum.
-        zeros: the sum of no draws.
+        layers: the layers whose noise affects an example only through its own rows.
+        layout: the layout of the leaves of a sum.
+        zeros: a sum of zero.
         baselines: the bᵢ, (B,): the losses of the examples at displacement 0.
         data_axis_name: the axis whose members hold parts of the examples, if any. A
             member sums over its own examples; the whole sum is the mean over members.
@@ -77,14 +77,14 @@ class ControlVariate(NamedTuple):
     data_axis_name: str | None = None
 
     def no_sums(self) -> Sums:
-        """The sums of no draws."""
+        """The sums before the first draw."""
         layers = tuple(
             None if layer.fixed_basis is None else layer.zeros for layer in self.layers
         )
         return varying(Sums(self.zeros, layers), self.data_axis_name)
 
     def as_blocks(self, sums: Sums) -> Blocks:
-        """The sums, with both parts as blocks."""
+        """The sums, with both parts added as blocks."""
         parts: dict[int, jax.Array] = {}
         for layer, vectors in zip(self.layers, sums.layers, strict=True):
             if vectors is not None:
@@ -95,7 +95,7 @@ class ControlVariate(NamedTuple):
     def parts(
         self, layer: MatrixLayer, basis: RowBasis, vectors: jax.Array
     ) -> dict[int, jax.Array]:
-        """Σ hᵢ vᵢᵀ, by leaf."""
+        """Σ hᵢ vᵢᵀ, as leaves by their places."""
         leaves = self.layout.leaves
         found = transposed_product(
             layer, basis, vectors, tuple(leaves[leaf] for leaf in layer.leaves)
@@ -103,7 +103,7 @@ class ControlVariate(NamedTuple):
         return dict(zip(layer.leaves, found, strict=True))
 
     def with_parts(self, blocks: Blocks, parts: dict[int, jax.Array]) -> Blocks:
-        """The blocks, with what is added to some leaves."""
+        """The blocks with `parts` added to the leaves that these belong to."""
         if not parts:
             return blocks
         added = self.layout.some_blocks(parts)
@@ -113,7 +113,7 @@ class ControlVariate(NamedTuple):
         )
 
     def squared_norm(self, sums: Sums) -> jax.Array:
-        """The squared norm of the sums as blocks, if no leaf is in both parts."""
+        """The squared norm of `as_blocks(sums)`, if no leaf is in both parts."""
         total = inner(sums.blocks, sums.blocks, self.layout.dtype)
         for layer, vectors in zip(self.layers, sums.layers, strict=True):
             if vectors is None:
@@ -123,8 +123,8 @@ class ControlVariate(NamedTuple):
                 part.reshape(vectors.shape[0] * vectors.shape[1], -1)
                 for part in (layer.fixed_basis.rows, layer.fixed_basis.ones, vectors)
             )
-            # |Σ hᵢ vᵢᵀ|² by inner products of the rows, if these are fewer than their
-            # numbers: the contraction takes the cheapest order.
+            # |Σ hᵢ vᵢᵀ|². The einsum picks the cheapest order: by inner products of the
+            # rows, if there are fewer rows than entries of a row.
             square = jnp.einsum("an,bn,ao,bo->", rows, rows, vectors, vectors)
             if len(layer.leaves) > 1:
                 square = square + jnp.square((ones * vectors).sum(0)).sum()
@@ -132,7 +132,7 @@ class ControlVariate(NamedTuple):
         return total
 
     def in_layers(self, blocks: Blocks) -> Blocks:
-        """The blocks with 0 for what is in no layer."""
+        """The blocks with 0 for the leaves that are in no layer."""
         inside = {leaf for layer in self.layers for leaf in layer.leaves}
         leaves = self.layout.leaves
         if len(inside) == len(leaves):
@@ -163,10 +163,10 @@ def make_control_variate(
         layers: its layers as matrices.
         program: the program of the loss.
         fixed_values: the values that no displacement changes, by number.
-        layout: of the leaves of its sums.
-        zeros: the sum of no draws.
+        layout: the layout of the leaves of its sums.
+        zeros: a sum of zero.
         evaluate: `evaluate(u, sign=None)`: the values of the program at ±u.
-        origin: the u that displaces nothing.
+        origin: the displacement 0.
     """
     examine = examine_examples(
         per_example, layers, program, fixed_values, layout.dtype, evaluate
@@ -190,13 +190,14 @@ def add_control_variate(
     real: jax.Array | None,
     outputs: ExampleOutputs,
 ) -> Sums:
-    """`total` + ΣC over draws (p, g) under signs (k, p or 1).
+    """`total` + ΣC over draws (p, g) with signs (k, p or 1).
 
-    Those that are `real` (k, p, g) count; `leaves` are the draws as leaves.
+    Only draws that are `real` (k, p, g) count, the others are padding. `leaves` are the
+    draws as a tree.
     """
     moves = jax.tree.leaves(leaves)
-    # Failures are masked by example, so the others keep their part of C. An example
-    # whose rows are not finite in some layer has no part in any.
+    # Failures are masked for each example, so that the others keep their terms of C. An
+    # example whose rows are not finite in one layer has no term in any layer.
     counts = jnp.isfinite(outputs.losses)
     if real is not None:
         counts &= real[..., None]
@@ -223,14 +224,14 @@ def add_control_variate(
         basis = outputs.bases[place]
         assert basis is not None
         parts: dict[int, jax.Array] = {}
-        # Sign by sign: stacked, the rows would be copied.
+        # One sign at a time, as a stack of the rows would be a copy.
         for k, of_sign in enumerate(losses):
             one = jax.tree.map(lambda leaf, k=k: leaf[k], basis)
             seen = _seen(layer, one, own, of_sign)
             parts = control_variate.parts(layer, one, seen)
             blocks = control_variate.with_parts(blocks, parts)
         if any(control_variate.layout.apart):
-            # Layer by layer, so that not all sums of a chunk are in memory at once.
+            # One layer at a time, so that not all sums of a chunk are in memory.
             wait = zero_after(parts)
             moves = [move + wait.astype(move.dtype) for move in moves]
     return Sums(blocks, tuple(layers))
@@ -243,13 +244,13 @@ def _fixed_rows(
     losses: jax.Array,
     products: jax.Array | None,
 ) -> jax.Array:
-    """The vᵢ of a layer, (B, T, o), for losses ±(sᵢ - bᵢ), (k, p, g, B)."""
+    """The vᵢ of a layer with fixed rows, (B, T, o), for losses ±(sᵢ - bᵢ)."""
     scaled = over_squared_norms(basis, -losses.sum(0)).astype(moves[0].dtype)
     if products is None:
         kernels = jax.vmap(jax.vmap(layer.matrix))(moves[0])
-        # One einsum, which picks the order with the fewest operations.
+        # A single einsum picks the order with the fewest operations.
         found = jnp.einsum("pgb,btn,pgno->bto", scaled, basis.rows, kernels)
-    else:  # those of u, whatever the sign
+    else:  # the products with u are those of the sign 1
         found = jnp.einsum("pgb,pgbo->bo", scaled, products[0])[:, None]
     for bias in moves[1:]:
         bias = jax.vmap(jax.vmap(layer.vector))(bias)

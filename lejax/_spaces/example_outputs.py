@@ -1,4 +1,4 @@
-"""What one evaluation of a loss gives for every example of the batch."""
+"""The results of one evaluation of a loss for every example of the batch."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ProgramValues(NamedTuple):
     """The values of a program at a displacement ±u.
 
     Attributes:
-        values: by number.
-        products: by number, what u itself, with the sign 1, adds to a product with
-            known rows.
+        values: by number, the values.
+        products: by number, the change of a product with known rows by u itself, with
+            the sign 1.
     """
 
     values: dict[int, Any]
@@ -37,11 +37,11 @@ class ExampleOutputs(NamedTuple):
 
     Attributes:
         losses: the sᵢ, (B,).
-        rest_of_loss: the loss without the sᵢ; None where it is not asked for.
+        rest_of_loss: the loss without the sᵢ; None if it is not requested.
         bases: for every layer the basis of the rows Hᵢ; None if no displacement
-            changes these.
+            changes them.
         products: for every layer the hᵢᵀu, (B, o), if T = 1 and no displacement changes
-            the rows; None if these are not computed.
+            the rows; None if they are not computed.
     """
 
     losses: jax.Array
@@ -58,13 +58,13 @@ def examine_examples(
     dtype: Any,
     evaluate: Callable[..., ProgramValues],
 ) -> Callable[..., tuple[jax.Array, ExampleOutputs]]:
-    """The function `examine(u, sign=None, rest=False)`: the loss at ±u, and the rest.
+    """Makes `examine(u, sign=None, rest=False)`: the loss at ±u and `ExampleOutputs`.
 
     The arguments are those of `make_control_variate`; losses have the given dtype.
     """
 
     def summands(example_sum: ExampleSum, values: dict[int, Any]) -> jax.Array:
-        """What each example adds to the loss through a sum."""
+        """The contribution of each example to the loss through one sum."""
         others = tuple(
             axis for axis in example_sum.axes if axis != example_sum.example_axis
         )
@@ -79,7 +79,7 @@ def examine_examples(
     after = [step for step in program.operations if not behind.isdisjoint(step.outputs)]
 
     def rest_of_loss(values: dict[int, Any]) -> jax.Array:
-        """The loss with sums of 0; finite even if the loss of an example is not."""
+        """The loss with all sums set to 0: finite even if an example's loss is not."""
         without = dict(values)
         for number in sums:
             without[number] = jnp.zeros_like(values[number])
@@ -115,7 +115,7 @@ def examine_examples(
 def _row_products(
     layer: PerExampleLayer, matrix: MatrixLayer, product: jax.Array | None
 ) -> jax.Array | None:
-    """The hᵢᵀu, (B, o), from what u adds to the product of a layer with fixed rows."""
+    """The hᵢᵀu, (B, o), from the change of the product of a layer with fixed rows."""
     basis = matrix.fixed_basis
     if product is None or basis is None or basis.root is not None:
         return None

@@ -1,6 +1,6 @@
 """A Langevin chain in the null space, in closed form: there the loss is constant.
 
-A move is y ← r y + N(0, s²) with r = 1 - ε/2τ and s² = Tε. Given its start y_1, the
+A step is y ← r y + N(0, s²) with r = 1 - ε/2τ and s² = Tε. Given its start y_1, the
 points and their running mean are Gaussian, and two recursions give their variances.
 """
 
@@ -18,7 +18,7 @@ from lejax._spaces.space import Space, null_space_noise
 
 
 class NullSpacePoint(NamedTuple):
-    """The law of a point of the chain, ρ y_1 + N(0, v).
+    """The distribution of a point of the chain, ρ y_1 + N(0, v).
 
     Attributes:
         decay: ρ.
@@ -32,7 +32,7 @@ class NullSpacePoint(NamedTuple):
 
 
 class NullSpaceMean(NamedTuple):
-    """The law of the running mean of the points, σ y_1 + N(0, v).
+    """The distribution of the running mean of the points, σ y_1 + N(0, v).
 
     Attributes:
         decay: σ.
@@ -57,7 +57,7 @@ def no_mean(dtype: Any) -> NullSpaceMean:
 def moved(
     point: NullSpacePoint, rate: jax.Array, variance: jax.Array
 ) -> NullSpacePoint:
-    """The law of the next point, r y + N(0, s²), for a rate r and a variance s²."""
+    """The distribution of the next point, r y + N(0, s²), for r and s² given."""
     return NullSpacePoint(
         rate * point.decay,
         rate * rate * point.variance + variance,
@@ -68,7 +68,7 @@ def moved(
 def visited(
     point: NullSpacePoint, mean: NullSpaceMean, share: jax.Array
 ) -> tuple[NullSpacePoint, NullSpaceMean]:
-    """The point and the running mean, after the mean moved to it by a share."""
+    """The point, and the running mean after a step of size `share` to the point."""
     kept = 1 - share
     covariance = kept * point.covariance + share * point.variance
     mean = NullSpaceMean(
@@ -88,7 +88,7 @@ def draw(
 ) -> tuple[PyTree, PyTree]:
     """A joint draw of the last point and the running mean, for the start `first`.
 
-    Without `mean` the second is 0, its expectation under q.
+    Without `mean` the second result is 0, its expectation under q.
     """
     deviation = jnp.sqrt(point.variance)
     noise = scaled(null_space_noise(key, space), deviation)

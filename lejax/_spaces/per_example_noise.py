@@ -1,8 +1,8 @@
 """Forward-only heat: every example has its own noise, at the output of each layer.
 
-The heat of f = Σᵢ sᵢ needs only the law of each sᵢ. If example i depends on the noise ε
-of a layer only through hᵢᵀε, that product is N(0, τ|hᵢ|² I), and each example can have
-its own draw:
+The heat of f = Σᵢ sᵢ depends only on the distribution of each sᵢ. If example i depends
+on the noise ε of a layer only through hᵢᵀε, this product is N(0, τ|hᵢ|² I). So each
+example can have its own draw:
 
     yᵢ = hᵢᵀ W + √τ |hᵢ| ξᵢ,   ∇_W E sᵢ = E (sᵢ - bᵢ) hᵢ ξᵢᵀ / (√τ |hᵢ|).
 
@@ -41,11 +41,12 @@ def per_example_space(
     *,
     reduction: bool = True,
 ) -> Space:
-    """A draw has noise for every example and layer, and for every leaf in no layer.
+    """The space of draws with noise for every example and layer, and other leaves.
 
-    The first block is (B, ...), the noise of the examples in all layers; the others are
-    those of the other leaves. `lift` takes blocks of all leaves. If no layer qualifies,
-    the space is the reduced space, or with `reduction` off the full space.
+    The first block is (B, ...), the noise of the examples in all layers. The other
+    blocks are those of the leaves that are in no layer. `lift` takes blocks of all
+    leaves. If no layer qualifies, the space is the reduced space, or without
+    `reduction` the full space.
     """
     program = program_of(loss)
     leaves = jax.tree.leaves(params)
@@ -73,7 +74,7 @@ def per_example_space(
     per_draw = [op for op in program.operations if not differ.isdisjoint(op.inputs)]
     values = program.constants | dict(zip(numbers, leaves, strict=True))
     program.run(once, values)
-    # Results without their noise are among `values`, too.
+    # `values` also has results of layers without their noise, which are not fixed.
     fixed_values = {n: value for n, value in values.items() if n not in differ}
     layers = tuple(
         make_matrix_layer(layer, program, fixed_values) for layer in per_example.layers
@@ -95,7 +96,7 @@ def per_example_space(
         return noises(u[0]), layout.tree(u[1:])
 
     def evaluate(u: Blocks, sign: Any = None) -> ProgramValues:
-        """The values of the program at a displacement, by number."""
+        """The values of the program at the displacement ±u."""
         noise, moves = tree(u)
         at_u = dict(values)
 
@@ -107,7 +108,7 @@ def per_example_space(
                 basis = layer.fixed_basis or layer.basis_of(
                     at_u[per_example.layers[place].inputs]
                 )
-                # The sign comes last, so that ±u share the product.
+                # The sign is applied last, so that ±u share the product.
                 products = products_of_noise(basis, noise[place])
                 at_u[number] = before + signed(
                     per_example.layers[place].as_result(products, before.shape), sign
@@ -137,7 +138,8 @@ def per_example_space(
     )
 
     def noise(key: jax.Array, copies: int) -> Noise:
-        # A key for each example, whichever member holds it. Other leaves are common.
+        # The key of an example is the same whichever member holds it. The noise of the
+        # other leaves is the same for all members.
         first = member(data_axis_name) * num_examples
         places = 1 + first + jnp.arange(num_examples)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
@@ -177,7 +179,7 @@ def _layers_through_sums_alone(
 ) -> tuple[PerExampleLayer, ...]:
     """The layers on which the loss depends only through its sums over the examples."""
     for example_sum in per_example.sums:
-        # There must be one path from the sum to the loss, along which it is linear.
+        # The sum must reach the loss by one path only, along which it is linear.
         number = example_sum.operation.outputs[0]
         while number != program.output:
             after = [step for step in program.operations if number in step.inputs]
@@ -200,10 +202,10 @@ def add_per_example(
     coefficients: jax.Array,
     bases: tuple[RowBasis | None, ...],
 ) -> Sums:
-    """`total` + Σ ±cᵢ Qᵢuᵢ over draws, of which `noises` are the u (p, g, B, T, o).
+    """`total` + Σ ±cᵢ Qᵢuᵢ over draws; `noises` has the u of each layer.
 
-    The columns of Qᵢ are the orthonormal rows that span Hᵢ. The `coefficients` c are
-    (k, p, g, B), 0 for a draw that does not count.
+    The shape of u is (p, g, B, T, o). The columns of Qᵢ are an orthonormal basis of the
+    span of Hᵢ. The `coefficients` c are (k, p, g, B), 0 for a draw that does not count.
     """
     blocks = total.blocks
     layers: list[Any] = list(total.layers)
@@ -212,7 +214,7 @@ def add_per_example(
         noise, basis = noises[place], bases[place]
         if layer.fixed_basis is not None:
             scales = _over_norms(layer.fixed_basis, signed).sum(0).astype(noise.dtype)
-            # A product of matrices, which is several times faster than a sum.
+            # As a matrix product this is several times faster than as a sum.
             found = jnp.einsum("pgb,pgbto->bto", scales, noise)
             layers[place] = layers[place] + found
             continue

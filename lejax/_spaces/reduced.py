@@ -1,11 +1,11 @@
 """The exact isometric reduction: draws only in the row space of the first products.
 
 Let a loss use a kernel W (n, h) only in products A W with known rows A (m, n), m < n.
-With Aᵀ = Q R it depends only on U = QᵀW. Under N(W, τI), U and the rest of W are
-independent, as a Gaussian is invariant under rotation; so sampling U alone is exact. At
-a displacement u the product is (A W at x) + Rᵀ u. Means, gradients and ends of chains
-are lifted by Q. Rows of an embedding table are the same, with rows of the identity for
-A. If m ≥ n, a product with a single batch is still (A W at x) + A u, and ±u share A u.
+With the QR decomposition Aᵀ = Q R it depends only on U = QᵀW. Under N(W, τI), U and the
+rest of W are independent, as a Gaussian is invariant under rotation. So it is exact to
+sample U alone. At a displacement u the product is (A W at x) + Rᵀ u. Means, gradients
+and ends of chains are lifted by Q. For an embedding table the rows of A are rows of the
+identity. If m ≥ n, a product with a single batch is (A W at x) + A u, and ±u share A u.
 
 Related: Kingma, Salimans and Welling, *Variational dropout and the local
 reparameterization trick*.
@@ -48,7 +48,7 @@ from lejax._tracing.partial_eval import (
 from lejax._tracing.per_example import read_per_example
 from lejax._tracing.program import program_of
 
-# Of every leaf (by number) and row source: the rows in the basis of the leaf.
+# By the number of a leaf and the row source: the rows in the basis of the leaf.
 Coefficients: TypeAlias = dict[tuple[int, RowSource], jax.Array]
 
 
@@ -66,7 +66,7 @@ class ReducedLeaf(NamedTuple):
     basis: Basis
 
     def lift(self, u: jax.Array) -> jax.Array:
-        """Q u: a displacement in the basis as one of the leaf."""
+        """Q u: the displacement of the leaf for a displacement in the basis."""
         order = self.leaf_use.order(len(self.shape))
         lifted = self.basis.lift(u, self.leaf_use.row_length(self.shape))
         unfolded = lifted.reshape(tuple(self.shape[i] for i in order))
@@ -94,11 +94,11 @@ def reduced_space(
 ) -> Space:
     """The space of the directions that change the loss on its batch, or inner batches.
 
-    Without `reduction` the coordinates are the parameters' own. With `credit` the space
-    has a per-example control variate, if the loss allows it.
+    Without `reduction` the coordinates are the parameters themselves. With `credit` the
+    space has a per-example control variate, if the loss allows it.
 
-    If the members of an axis hold parts of the batch, the rows of all of them count:
-    all must move the parameters in the same directions.
+    If the members of an axis hold parts of the batch, the directions are those of all
+    parts, because all members must displace the parameters alike.
     """
     if not (reduction or credit):
         return full_space(loss, params)
@@ -125,7 +125,7 @@ def reduced_space(
     def mapped(
         reduced: Callable[[ReducedLeaf, Any], Any], whole: Callable[[Any], Any]
     ) -> Callable[[PyTree], PyTree]:
-        """The function of trees that maps reduced leaves and whole leaves so."""
+        """The function of trees that applies these to reduced and to whole leaves."""
         return lambda tree: structure.unflatten(
             whole(leaf) if part is None else reduced(part, leaf)
             for part, leaf in zip(reduced_leaves, jax.tree.leaves(tree), strict=True)
@@ -135,12 +135,13 @@ def reduced_space(
         return value[j % value.shape[0]] if number in on_batch else value
 
     def changes(number: int, leaf: jax.Array, u: jax.Array, j: Any) -> dict[int, Any]:
-        """What u adds to the products of a leaf, by their numbers."""
+        """The changes of the products of a leaf by u, by their numbers."""
         leaf_use = plan.leaf_uses[number]
         operations = [operand.operation for operand in leaf_use.operands]
         results = [operation.outputs[0] for operation in operations]
         if leaf_use.why_whole:
-            # By the program's own operations; u must vary over the axes of the leaf.
+            # By the program's own operations. For these, u must vary over the same mesh
+            # axes as the leaf.
             alone = values | {number: jnp.where(False, leaf, u)}
             program.run([*leaf_use.views, *operations], alone)
             return {result: alone[result] for result in results}
@@ -159,7 +160,7 @@ def reduced_space(
     layout = layout_of(like)
 
     def evaluate(u: Blocks, j: Any = 0, sign: Any = None) -> ProgramValues:
-        """The values of the program at ±u, and what u itself adds to the products."""
+        """The values of the program at ±u, and the changes of the products by u."""
         at_u = dict(values)
         at_u.update({n: on_nth_batch(n, value, j) for n, value in batch_values.items()})
         products = {}
@@ -170,7 +171,7 @@ def reduced_space(
             else:
                 at_u[number] = translate(leaf, signed(move, sign))
         for result, change in products.items():
-            # The sign comes last, so that ±u share the product.
+            # The sign is applied last, so that ±u share the product.
             at_u[result] = translate(at_u[result], signed(change, sign))
         program.run(plan.per_displacement, at_u)
         return ProgramValues(at_u, products)
@@ -181,7 +182,7 @@ def reduced_space(
     space = space_of(layout, origin, like, displaced, exact=loss.calls_outside)
     control_variate = None
     if per_example is not None and has_layers:
-        # Products at x are among `values`, too, but move with their leaves.
+        # `values` also has the products at x, which change with their leaves.
         on_params = program.dependents(plan.leaves)
         fixed_values = {n: value for n, value in values.items() if n not in on_params}
 
@@ -234,7 +235,7 @@ def _reduced_leaves(
     rows: RowValues,
     data_axis_name: str | None,
 ) -> tuple[list[ReducedLeaf | None], Coefficients]:
-    """The reduced leaves, None for whole ones, and the rows in their bases."""
+    """The reduced leaves, None for the others, and the rows in their bases."""
     reduced_leaves: list[ReducedLeaf | None] = []
     coefficients: Coefficients = {}
     bases: dict[Any, tuple[Basis, RowValues]] = {}
@@ -246,7 +247,7 @@ def _reduced_leaves(
         sources = [operand.row_source for operand in leaf_use.operands]
         own_rows = {source: rows[source] for source in sources}
         size = leaf_use.row_length(leaf.shape)
-        # Leaves with the same rows share a basis, as the gates of a cell do.
+        # Leaves with the same rows share a basis: the gates of a recurrent cell.
         shared = (*own_rows, size, leaf.dtype)
         if shared not in bases:
             gathers = any(isinstance(source, RowGather) for source in own_rows)

@@ -1,6 +1,6 @@
 """The layers of a program as matrices, and bases of the rows of every example.
 
-Of a layer's noise ε, example i depends only on Hᵢ ε, where Hᵢ (T, n) are its rows.
+Example i depends on the noise ε of a layer only through Hᵢ ε, with its rows Hᵢ (T, n).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from lejax._tracing.program import Program
 class RowBasis(NamedTuple):
     """For every example, orthogonal rows with the span of its rows Hᵢ.
 
-    With a bias each row of Hᵢ has one more number, 1.
+    With a bias each row of Hᵢ has one more entry, 1.
 
     Attributes:
-        rows: the orthogonal rows without the number of the bias, (..., B, T, n).
-        ones: the number of the bias in each, (..., B, T).
+        rows: the orthogonal rows without the entry of the bias, (..., B, T, n).
+        ones: the entry of the bias in each row, (..., B, T).
         squared_norms: the squared norm of each row that is not 0, (..., B).
-        finite: whether Hᵢ is finite, (..., B). If not, earlier noise is the cause: the
-            rows are 0, and the example has no credit.
-        root: the R (..., B, T, T) with Hᵢ = Rᵀ times the rows; None for T = 1, where
-            the rows are the Hᵢ.
+        finite: whether Hᵢ is finite, (..., B). The noise of earlier layers can make it
+            NaN or infinite; then the rows are 0, and the example has no credit.
+        root: the R (..., B, T, T) with Hᵢ = Rᵀ times the rows; None for T = 1, as the
+            rows then are the Hᵢ.
     """
 
     rows: jax.Array
@@ -43,11 +43,11 @@ class MatrixLayer(NamedTuple):
     """A layer as a product of rows (B, T, n) with a matrix (n, o).
 
     Attributes:
-        leaves: the places of its kernel and, if it has one, of its bias.
-        fixed_basis: the basis of the rows, if no displacement changes these.
+        leaves: the places of its kernel and of its bias, if it has one.
+        fixed_basis: the basis of the rows, if no displacement changes them; else None.
         basis_of: the basis of the rows, as a function of the layer's inputs.
-        matrix: from a displacement of the kernel to the matrix (n, o).
-        vector: from a displacement of the bias to a vector (o,).
+        matrix: maps a displacement of the kernel to the matrix (n, o).
+        vector: maps a displacement of the bias to a vector (o,).
         zeros: the product with a displacement 0, (B, T, o).
     """
 
@@ -65,10 +65,10 @@ def make_matrix_layer(
     fixed_values: dict[int, Any],
     coefficients: jax.Array | None = None,
 ) -> MatrixLayer:
-    """The layer as a matrix; `fixed_values` has what no displacement changes.
+    """The layer as a matrix.
 
-    If the kernel is drawn in a basis Q, `coefficients` are the rows in that basis,
-    (*free, m).
+    `fixed_values` has the values that no displacement changes, by number. If the kernel
+    is drawn in a basis Q, `coefficients` are the rows in that basis, (*free, m).
     """
     shape = program.shapes[layer.result].shape
     dtype = program.shapes[layer.result].dtype
@@ -108,10 +108,10 @@ def make_matrix_layer(
 
 
 def row_basis(rows: jax.Array, *, has_bias: bool) -> RowBasis:
-    """A basis of the rows (..., B, T, n), each with one more number, 1, for a bias.
+    """A basis of the rows (..., B, T, n), each with one more entry, 1, for a bias.
 
-    A single row stays as it is. Several rows are made orthonormal, with 0 for those
-    that depend on the others.
+    A single row stays as it is. Several rows are made orthonormal. A row that depends
+    linearly on those before it becomes 0.
     """
     squares = jnp.square(rows).sum((-2, -1)) + int(has_bias)
     finite = jnp.isfinite(squares)
@@ -135,11 +135,11 @@ def products_of_noise(basis: RowBasis, noise: jax.Array) -> jax.Array:
 
 
 def _orthonormal(rows: jax.Array) -> jax.Array:
-    """The rows (..., T, n) made orthonormal, by Gram and Schmidt, each of them twice.
+    """The rows (..., T, n) made orthonormal, by Gram-Schmidt in two passes.
 
-    A row in the span of those before it, to rounding, becomes 0. This is for many small
-    matrices: `jnp.linalg.qr` takes them one by one, and several such calls in a program
-    deadlock on a CPU, in jax 0.10.
+    A row in the span of those before it, up to rounding, becomes 0. This is for many
+    small matrices: `jnp.linalg.qr` decomposes them one by one, and several such calls
+    in a program deadlock on a CPU, in jax 0.10.
     """
     limit = 10 * jnp.finfo(rows.dtype).eps
     count = rows.shape[-2]
@@ -148,7 +148,7 @@ def _orthonormal(rows: jax.Array) -> jax.Array:
         return rest - (unit * rest).sum(-1, keepdims=True) * unit
 
     def normalised(row: jax.Array, rest: jax.Array) -> jax.Array:
-        """`rest`, what is left of `row`, at length 1; 0 if it is only rounding."""
+        """`rest`, the remainder of `row`, at norm 1; 0 if it is a rounding error."""
         before, after = (jnp.square(x).sum(-1, keepdims=True) for x in (row, rest))
         kept = after > limit**2 * before
         return jnp.where(kept, rest / jnp.sqrt(jnp.where(kept, after, 1)), 0)
@@ -189,7 +189,7 @@ def transposed_product(
     is over the draws as well. `leaves` have the shapes and dtypes of the result.
     """
     rows = basis.rows.reshape(-1, basis.rows.shape[-1])
-    # The rows are many, and are not transposed.
+    # There are many rows, so the smaller result is transposed instead.
     kernel = (vectors.reshape(-1, vectors.shape[-1]).T @ rows).T
     sums = [_pull_back(layer.matrix, leaves[0], kernel)]
     for leaf in leaves[1:]:
@@ -201,7 +201,7 @@ def transposed_product(
 
 def _pull_back(view: Callable[..., jax.Array], leaf: Any, value: Any) -> jax.Array:
     """The transpose of the linear `view`, at `value`; `leaf` is like its argument."""
-    # It must vary over the mesh axes of the value.
+    # The argument must vary over the mesh axes of the value.
     leaf = jnp.zeros(leaf.shape, leaf.dtype) + 0 * value.ravel()[0].astype(leaf.dtype)
     shape = jax.eval_shape(view, leaf)
     (pulled_back,) = jax.linear_transpose(view, leaf)(value.astype(shape.dtype))

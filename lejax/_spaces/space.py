@@ -22,25 +22,25 @@ class Space(NamedTuple):
     """The coordinates in which a sampler draws, and the loss in them.
 
     A sampler works with displacements u from x, as blocks in the shapes of `zeros`.
-    Other coordinates are another maker of this tuple. They may leave out the null
-    space: directions in which the loss is constant.
+    Each kind of coordinates is a function that returns this tuple. The coordinates may
+    leave out the null space: directions in which the loss is constant.
 
     Attributes:
         origin: x, in at least float32.
         zeros: the displacement 0.
         noise: `noise(key, copies)`: a draw of N(0, I) in these coordinates.
         value_fn: `value_fn(u, j=0, sign=None)`: the loss at the displacement ±u. With
-            inner batches it is that on the j-th of them, in turn.
+            inner batches it is the loss on the j-th of them, in turn.
         value_and_grad: `value_and_grad(u, j=0)`: the loss at u, and its gradient.
         tree: the coordinates u as a tree.
-        lift: a displacement in these coordinates as one of the parameters.
-        lower: the converse, for a displacement that outlives one update.
+        lift: maps a displacement in these coordinates to one of the parameters.
+        lower: the reverse of `lift`, for a displacement that is kept between updates.
         to_null_space: the projection of a displacement of the parameters onto the null
             space; None if no null space is left out.
-        control_variate: the per-example control variate, if it is asked for and exists.
-        exact: whether the loss must not be called where nobody asks for its value.
-        outside: the loss of displacements, on a leading axis, if it is evaluated
-            elsewhere.
+        control_variate: the per-example control variate, if it is requested and exists.
+        exact: whether to avoid evaluations as padding, whose values are not used.
+        outside: the loss of displacements, stacked on a leading axis, if it is
+            evaluated outside of JAX.
     """
 
     origin: PyTree
@@ -61,13 +61,13 @@ def over_data(space: Space, params: PyTree, data_axis_name: str) -> Space:
     """The same coordinates for the members of an axis that hold parts of the batch.
 
     `space` was made at parameters that vary over the axis, as displaced parameters do;
-    `params` do not vary. The loss of a draw is the mean over the members. It is taken
-    first, as weights are not linear in the loss.
+    `params` do not vary. The loss of a draw is the mean over the members. The mean is
+    taken before the weights, as these are not linear in the loss.
     """
 
     def averaged(evaluate: Callable[..., Any]) -> Callable[..., Any]:
         # The mean is outside of `evaluate`, so a gradient is that of a member's own
-        # loss and does not depend on the axis's rule for the gradient of a mean.
+        # loss and does not depend on the rule for the gradient of a mean over an axis.
         return lambda u, *args, **kwargs: mean_over(
             evaluate(varying(u, data_axis_name), *args, **kwargs), data_axis_name
         )
@@ -103,7 +103,7 @@ def null_space_noise(key: jax.Array, space: Space) -> PyTree:
 
 
 def full_space(loss: Loss | OutsideLoss, params: PyTree) -> Space:
-    """The full space: the coordinates are the parameters' own."""
+    """The full space: the coordinates are the parameters themselves."""
     origin = widen(params)
     layout = layout_of(origin)
     if isinstance(loss, OutsideLoss):
@@ -126,7 +126,7 @@ def space_of(
     *,
     exact: bool,
 ) -> Space:
-    """A space whose coordinates are a tree of this layout, `like` this one."""
+    """A space whose coordinates are a tree of this layout, in the shapes of `like`."""
     zeros = layout.zeros(like)
 
     def value_fn(u: Blocks, j: Any = 0, sign: Any = None) -> jax.Array:

@@ -1,1 +1,1 @@
-"""The loss as a program: how it uses each leaf, and how its examples add up."""
+"""The loss as a program: how it uses each leaf, and how it sums over examples."""

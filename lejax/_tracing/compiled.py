@@ -173,7 +173,7 @@ def _compilations(fn: Callable[..., PyTree], settings: Hashable, code: Any) -> A
 def _count_compilation(
     fn: Callable[..., PyTree], settings: Hashable, loss: Loss
 ) -> None:
-    """Warn if an update is compiled again at every call."""
+    """Warns if an update is compiled again at every call."""
     code = getattr(inspect.unwrap(loss.source[0]), "__code__", None)
     try:
         count = next(_compilations(fn, settings, code))

@@ -230,7 +230,7 @@ def _is_loss(value_fn: LossFn, *args: PyTree) -> bool:
 
 
 def _explain(error: Exception, value_fn: LossFn, params: PyTree, batch: PyTree) -> None:
-    """Raise an error with the cause of a failed call, or add a note to its error."""
+    """Raises an error with the cause of a failed call, or adds a note to its error."""
     if not takes(value_fn, *(params,) if batch is None else (params, batch)):
         given = "params alone" if batch is None else "params and a batch"
         mend = "pass batch=..." if batch is None else "leave batch out"

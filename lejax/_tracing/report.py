@@ -1,4 +1,4 @@
-"""The reduction report: which leaves are reduced, and which have credit by example."""
+"""The report on the leaves: which are reduced, and which have credit by example."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from lejax._tracing.program import program_of
 
 
 class LeafReport(NamedTuple):
-    """One leaf of the parameters.
+    """The report on one leaf of the parameters.
 
     Attributes:
-        name: its path, as `jax.tree_util.keystr` writes it.
+        name: the path of the leaf, as `jax.tree_util.keystr` writes it.
         shape: the shape of the leaf.
         reduced_shape: the shape of its draws.
-        reason: how many rows the loss multiplies it with, or why it is not reduced.
+        reason: the number of rows that the loss multiplies with the leaf, or why the
+            leaf is not reduced.
         credit: "by example" if the leaf has credit by example in `importance` and
             `score_function`; else why not.
     """
@@ -36,7 +37,10 @@ class LeafReport(NamedTuple):
 
 
 class ReductionReport(NamedTuple):
-    """A report on every leaf; prints as a table.
+    """The result of `reduction_report`: a report on every leaf.
+
+    Print it for a table. Read its attributes in code, for example to test that a change
+    of the loss keeps the reduction.
 
     Attributes:
         leaves: a report for each leaf, with `name`, `shape`, `reduced_shape`,
@@ -55,12 +59,12 @@ class ReductionReport(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The size of the parameters."""
+        """The number of parameters."""
         return sum(math.prod(leaf.shape) for leaf in self.leaves)
 
     @property
     def reduced_size(self) -> int:
-        """The size of a draw."""
+        """The number of entries of a draw."""
         return sum(math.prod(leaf.reduced_shape) for leaf in self.leaves)
 
     def __str__(self) -> str:
@@ -94,30 +98,37 @@ def reduction_report(
     inner_batches: bool = False,
     has_aux: bool = False,
 ) -> ReductionReport:
-    """Which leaves of the parameters the samplers draw in fewer dimensions, and why.
+    """Reports which leaves the samplers draw in fewer dimensions, and why not.
+
+    Call it once before a run. It gives the shape of each leaf's draws, and the
+    operation in the loss that prevents the reduction or the credit of a leaf. It traces
+    the loss and draws nothing. It does not apply to `gaussian` and `ask_tell`, which
+    draw all parameters and use no credit.
 
     A leaf W is reduced if the loss uses it only in products A W with rows A (m, n) that
-    depend on no parameter, and m < n. It is then drawn in m of n directions, exactly:
+    depend on no parameter, and m < n. The samplers then draw m of its n directions. The
+    reduction is exact:
 
-        A W = Rᵀ U,   Aᵀ = Q R,   U = QᵀW ~ N(Qᵀx, τI) where W ~ N(x, τI).
+        A W = Rᵀ U,   Aᵀ = Q R,   U = QᵀW ~ N(Qᵀx, τI) if W ~ N(x, τI).
 
     Examples are the first dense layer, on batches smaller than its inputs, and an
-    embedding table, of which a batch reads m of n rows. A row of A that is not finite
+    embedding table from which a batch reads m of n rows. A row of A that is not finite
     fails every sample that uses it. Derivatives through a sampler with respect to A
-    hold Q fixed. The derivative of F_τ is then unbiased, that of the displacement is
-    not: turn the reduction off for it.
+    hold Q fixed. The derivative of F_τ is then unbiased. The derivative of the
+    displacement is biased: turn the reduction off for it.
 
-    Credit by example is a per-example control variate, for leaves whose noise an
-    example meets only in its own rows: dense layers and convolutions of any depth. The
-    positions of an example must be fewer than the numbers of a row. The last column
-    says "by example" for these leaves, and why not for the others. `importance` uses
-    it for all of them. `score_function` and `importance_by_example` use it for those
-    on which the loss depends only through its sum over the examples.
+    Credit by example is a per-example control variate. It applies to leaves whose noise
+    affects an example only through its own rows: dense layers and convolutions at any
+    depth. An example must have fewer positions than a row has entries. The last column
+    is "by example" for these leaves, and the reason why not for the others.
+    `importance` uses credit for all of these leaves. `score_function` and
+    `importance_by_example` use it for those on which the loss depends only through its
+    sum over the examples.
 
     Args:
-        value_fn: the loss, as the samplers get it.
-        params: the parameters that are sampled; with a mask, only those that it
-            selects, with the others closed over.
+        value_fn: the loss, as you pass it to the samplers.
+        params: the parameters that are sampled; with a mask, only the selected ones,
+            while `value_fn` closes over the others.
         batch: a batch, or with `inner_batches` a stack of them. Only the shapes and
             dtypes of its arrays matter.
         inner_batches: as in `sgld`; the rows of all inner batches count.
@@ -153,7 +164,7 @@ def reduction_report(
     leaf_uses = leaf_uses_of(program, params, loss.batches)
     reasons = read_per_example(program, len(leaf_uses)).reasons
     if inner_batches:
-        reasons = ("batches take turns",) * len(leaf_uses)
+        reasons = ("not with inner batches",) * len(leaf_uses)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return ReductionReport(
         tuple(

@@ -42,7 +42,7 @@ def follow_views(
     A reshape and a broadcast count as views here.
     """
     if jnp.finfo(program.shapes[number].dtype).bits < 32:
-        raise UnknownUseError("half precision, rounded at random")
+        raise UnknownUseError("its points are rounded at random: half precision")
     views: list[Operation] = []
     while True:
         after = consumers.get(number, [])

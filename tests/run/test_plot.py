@@ -49,7 +49,7 @@ def test_panels_of_what_is_not_estimated_are_left_out():
 
 
 def test_bad_input(monkeypatch):
-    with pytest.raises(TypeError, match="result must be what lejax.minimize returned"):
+    with pytest.raises(TypeError, match="result must be what"):
         lejax.plot(3)
     result = minimize()
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)

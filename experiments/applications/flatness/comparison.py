@@ -1,9 +1,10 @@
 """Do smoothed losses lead to flatter minima, and are flatter ones better?
 
-The paper's 784-200-10 network by plain SGD, momentum, Adam, SAM, Entropy-SGD and every
-sampler of lejax, at equal epochs and at equal seconds: test accuracy, flatness of the
-training loss (`sharpness.py`) and test accuracy under noise on all weights. Rates and
-scales (`contenders.py`) are chosen on a validation split, at equal epochs, one seed.
+The paper's 784-200-10 network is trained by plain SGD, momentum, Adam, SAM, Entropy-SGD
+and every sampler of lejax, at equal epochs and at equal seconds. The results are the
+test accuracy, the flatness of the training loss (`sharpness.py`) and the test accuracy
+under noise on all weights. Rates and scales (`contenders.py`) are chosen on a
+validation split, at equal epochs, with one seed.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ Record = dict[str, Any]
 
 
 def measured(here: Setting) -> Callable[[Any], dict[str, Any]]:
-    """A function of the parameters: all that the tables say of a network."""
+    """The function that measures a network: its parameters to all entries of tables."""
     network = models.dense_classifier(here.widths, 0)
     sizes, dataset = here.sizes, here.dataset
     size = len(dataset.train_labels)
     chosen = np.random.default_rng(0).permutation(size)[: sizes.images]
     batch = dataset.train_images[chosen], dataset.train_labels[chosen]
     test = dataset.test_images, dataset.test_labels
-    # Of F_τ pairs cancel what is linear; of F^H every example has draws of its own.
+    # For F_τ, pairs cancel the linear part; for F^H, every example has its own draws.
     entropy = lejax.importance(sizes.draws, credit=False, signs_per_draw=1)
     warm = lejax.score_function(sizes.draws // 2)
 
@@ -62,7 +63,7 @@ def measured(here: Setting) -> Callable[[Any], dict[str, Any]]:
         smoothing = next(keys)
 
         def excess(sampler: lejax.Sampler) -> sharpness.Estimate:
-            # Of all τ by one program.
+            # One program for all τ.
             of = functools.partial(
                 sharpness.excess, network.loss, params, batch, smoothing, sampler
             )
@@ -120,7 +121,7 @@ def validated(of: Program, here: Setting, rate: float, scale: float) -> Record:
 
 
 def updates_of_epochs(size: int, of: Program, here: Setting) -> int:
-    """How many updates see every training image `epochs` times."""
+    """The number of updates that use every training image `epochs` times."""
     batches = here.config.epochs * size // here.config.batch_size
     return number_of_updates(batches, of, here)
 
@@ -133,7 +134,7 @@ def best(found: list[Record]) -> Record:
 def lengths(
     programs: Mapping[str, Program], seconds: Mapping[str, float], here: Setting
 ) -> dict[str, dict[str, int]]:
-    """Updates of every method, by budget."""
+    """The number of updates of every method, by budget."""
     size = len(here.dataset.train_labels)
     return {
         BUDGETS[0]: {
@@ -149,7 +150,7 @@ def lengths(
 
 
 def compare(here: Setting) -> Record:
-    """Tune, time and train, writing after each; what is there is not done again."""
+    """Tune, time and train, writing after each step; results that exist are kept."""
     config, sizes = here.config, here.sizes
     path = config.output / "flatness.json"
     all_of_them = contenders(sizes.samples, sizes.few)
@@ -222,7 +223,7 @@ COLUMNS: dict[str, Callable[[Record], float]] = {
 
 
 def table(record: Record, budget: str) -> str:
-    """A budget in Markdown."""
+    """The table of a budget in Markdown."""
     head = ["method", "rate", "scale", "updates", "seconds", *COLUMNS]
     lines = [head, ["---"] * len(head)]
     for name, of_name in record["runs"][budget].items():

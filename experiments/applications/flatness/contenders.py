@@ -1,7 +1,7 @@
 """The methods that are compared for flatness, each at its rate and its scale.
 
-What is behind a gradient, smoothed or not, is SGD with momentum .9, but for plain SGD
-and Adam; every rate falls to 0 by half a cosine.
+The rule that takes the gradient, smoothed or not, is SGD with momentum .9, except for
+plain SGD and Adam. Every rate falls to 0 by half a cosine.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Transformation = optax.GradientTransformationExtraArgs
 
 
 class Contender(NamedTuple):
-    """A method and what is chosen for it.
+    """A method and its choices.
 
     Attributes:
         make: `make(rate, scale, key)`, the whole optimiser; the rate is a schedule.
-        rates: η to choose from.
-        scales: to choose from: ρ of SAM, τ of lejax; of the others nothing.
-        batches: of training images that an update takes, one after the other.
+        rates: the learning rates η to choose from.
+        scales: the scales to choose from: ρ of SAM, τ of lejax; unused by the others.
+        batches: the number of batches of an update, which are used one after the other.
     """
 
     make: Callable[[optax.Schedule, Any, jax.Array], Transformation]
@@ -36,22 +36,22 @@ class Contender(NamedTuple):
 
 
 def cosine(rate: Any, updates: Any) -> optax.Schedule:
-    """Half a cosine down to 0; optax's own wants to know both when it is traced."""
+    """Half a cosine down to 0; unlike optax's own, both arguments may be traced."""
     return lambda k: rate * (1 + jnp.cos(jnp.pi * jnp.minimum(k / updates, 1))) / 2
 
 
 def plain(rule: Callable[[Any], optax.GradientTransformation]) -> Callable[..., Any]:
-    """Back-propagation with a rule behind it."""
+    """Back-propagation, followed by a rule."""
     return lambda rate, scale, key: optax.chain(backpropagation(), rule(rate))
 
 
 def momentum(rate: Any) -> optax.GradientTransformation:
-    """The rule behind all the others."""
+    """SGD with momentum, the rule that all other methods use."""
     return optax.sgd(rate, momentum=0.9)
 
 
 def sam(rate: optax.Schedule, scale: Any, key: jax.Array) -> Transformation:
-    """SAM: the gradient at x + ρ ∇f/|∇f|, on the batch that ∇f is of."""
+    """SAM: the gradient at x + ρ ∇f/|∇f|, on the same batch as ∇f."""
     del key
     adversary = optax.chain(optax.contrib.normalize(), optax.sgd(scale))
     whole = optax.contrib.sam(momentum(rate), adversary, opaque_mode=True)
@@ -74,7 +74,7 @@ def sam(rate: optax.Schedule, scale: Any, key: jax.Array) -> Transformation:
 
 
 def entropy_sgd(rate: optax.Schedule, scale: Any, key: jax.Array) -> Transformation:
-    """That of Chaudhari et al., L = 20, with their scoping of γ = 1/τ."""
+    """Entropy-SGD of Chaudhari et al., L = 20, with their scoping of γ = 1/τ."""
     del scale
     return lejax.entropy_sgd(rate, lejax.scoping(1e4, 1e-3), key=key)
 
@@ -99,18 +99,18 @@ def heat(sampler: lejax.Sampler) -> Callable[..., Any]:
 
 
 def contenders(samples: int = 64, few: int = 20) -> dict[str, Contender]:
-    """All of them by name, in the order of the tables.
+    """All methods by name, in the order of the tables.
 
     Args:
-        samples: J of what needs no gradients.
-        few: the gradients of an update of `sgld` and of `robbins_monro`.
+        samples: J of the methods without gradients.
+        few: the number of gradients of an update of `sgld` and of `robbins_monro`.
     """
-    # Single draws: where losses are nearly linear, pairs have twice the noise.
+    # Single draws: for nearly linear losses, pairs have twice the noise.
     single: Any = {"antithetic": False, "signs_per_draw": 16}
     rates, taus = (0.03, 0.1, 0.3, 1.0), (0.001, 0.01, 0.1)
 
     def chain(tau: Any) -> lejax.Sampler:
-        # At temperature 1 the noise of so short a chain buries the gradient.
+        # At temperature 1 the noise of such a short chain exceeds the gradient.
         return lejax.sgld(few, 0.2 * tau, temperature=1e-6)
 
     moves = lejax.robbins_monro(few // 2, 2, robbins_monro_step_size)

@@ -1,4 +1,4 @@
-"""The training of the contenders: a few programs for all rates, scales and lengths."""
+"""The training of the methods: a few programs for all rates, scales and lengths."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ ROUNDS = 9
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is compared."""
+    """The settings."""
 
     data: data.Name = "auto"
     """Data set."""
     data_dir: str | None = None
-    """Where tensorflow-datasets keeps its data."""
+    """Folder of tensorflow-datasets; by default its own."""
     seeds: int = 5
-    """Runs of every method: seeds 0, 1, …"""
+    """Number of seeds of every method: 0, 1, …"""
     epochs: int = 2
-    """Of every method, at equal epochs."""
+    """Epochs of every method, in the comparison at equal epochs."""
     seconds: float = 10.0
-    """Of every method, at equal seconds."""
+    """Seconds of every method, in the comparison at equal seconds."""
     batch_size: int = 100
     """Training images of a batch."""
     quick: bool = False
-    """A run of seconds, to see that everything works: its figures mean nothing."""
+    """A run of seconds, as a test that everything works; its results mean nothing."""
     output: Path = Path("results")
-    """Folder of the results. What is there already is not computed again."""
+    """Folder of the results. Results that exist are not computed again."""
 
 
 class Sizes(NamedTuple):
-    """What a quick run has less of.
+    """The sizes that are smaller in a quick run.
 
     Attributes:
-        hidden: units.
-        samples: J of what needs no gradients.
-        few: gradients of an update of `sgld` and of `robbins_monro`.
-        choices: of rates and of scales that are tried, at the most.
-        block: batches of a compiled program.
-        images: training images on which flatness is measured.
-        draws: of Hutchinson's trace, and samples of F_τ.
-        products: of the Hessian with a vector, by Lanczos.
-        noises: of the weights.
+        hidden: the number of hidden units.
+        samples: J of the methods without gradients.
+        few: the number of gradients of an update of `sgld` and of `robbins_monro`.
+        choices: the largest number of rates and of scales that are tried.
+        block: the number of batches of a compiled program.
+        images: the number of training images on which flatness is measured.
+        draws: the number of draws of Hutchinson's trace, and of samples of F_τ.
+        products: the number of products of the Hessian with a vector, by Lanczos.
+        noises: the number of draws of the noise on the weights.
     """
 
     hidden: int = 200
@@ -74,9 +74,9 @@ class Program(NamedTuple):
     """The compiled parts of a method.
 
     Attributes:
-        begin: `begin(params, seed, rate, scale, updates)`, what `advance` goes on from.
+        begin: `begin(params, seed, rate, scale, updates)`, the carry of `advance`.
         advance: `advance(carry, rows, rate, scale, updates)`, a block of updates.
-        batches: that an update takes.
+        batches: the number of batches of an update.
     """
 
     begin: Callable[..., Any]
@@ -85,7 +85,7 @@ class Program(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What every run needs; `train` are all training images, whatever is held out."""
+    """The data and settings of all runs; `train` has all training images."""
 
     config: Config
     sizes: Sizes
@@ -113,7 +113,7 @@ def program(contender: Contender, here: Setting) -> Program:
     def advance(
         carry: Any, rows: Any, rate: Any, scale: Any, updates: Any, *train: Any
     ) -> Any:
-        # The key of the draws lives in the state: this one is not used.
+        # The key of the draws is in the state: this one is not used.
         tx = contender.make(cosine(rate, updates), scale, jax.random.key(0))
         return descend(tx, network.loss, carry, rows, *train)
 
@@ -124,7 +124,7 @@ def program(contender: Contender, here: Setting) -> Program:
 
 
 def number_of_updates(batches: int, of: Program, here: Setting) -> int:
-    """Whole blocks, one at the least, that take so many batches at the most."""
+    """The updates of whole blocks, at least one, with at most this many batches."""
     block = here.sizes.block
     return max(1, batches // block) * block // of.batches
 
@@ -144,7 +144,7 @@ def trained(
     rate: float,
     scale: float,
 ) -> tuple[Any, float]:
-    """Train on the first `size` training images: the parameters, and the seconds."""
+    """Train on the first `size` images; returns the parameters and the seconds."""
     rows = batch_indices(seed, size, updates * of.batches, here.config.batch_size)
     blocks = in_blocks(rows, of, here)
     params = models.dense_classifier(here.widths, seed).params
@@ -158,7 +158,7 @@ def trained(
 def seconds_per_update(
     programs: Mapping[str, Program], here: Setting
 ) -> dict[str, float]:
-    """Medians of rounds in which all take turns, a block each, at rate 0."""
+    """Medians over rounds with one block of each method, at rate 0."""
     params = models.dense_classifier(here.widths, 0).params
     block, size = here.sizes.block, len(here.dataset.train_labels)
     rows = batch_indices(0, size, block, here.config.batch_size)

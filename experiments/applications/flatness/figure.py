@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator
 
 from experiments.common import plotting
 
-# What needs no gradients is dashed; smoothed losses are in colours, the others grey.
+# Methods without gradients are dashed; smoothed losses are in colours, others in grey.
 STYLES = {
     "SGD": ("0.6", "-", "o"),
     "momentum": ("0.35", "-", "s"),
@@ -28,7 +28,7 @@ STYLES = {
 
 
 def draw(path: Path, runs: Mapping[str, Any], sigmas: Sequence[float]) -> None:
-    """A row for each budget: under noise; trace and λ₁ against test accuracy."""
+    """A row for each budget: accuracy under noise; test error against trace and λ₁."""
     with plotting.figure(path, len(runs), 3, figsize=(17, 4.4 * len(runs))) as (
         _,
         axes,
@@ -42,7 +42,7 @@ def draw(path: Path, runs: Mapping[str, Any], sigmas: Sequence[float]) -> None:
 def under_noise(
     axes: Any, found: Mapping[str, Any], sigmas: Sequence[float], budget: str
 ) -> None:
-    """Test accuracy against the deviation of the noise on all weights."""
+    """Test accuracy against the standard deviation of the noise on all weights."""
     ends, at = [], range(len(sigmas))
     for name, of_name in found.items():
         color, ls, _ = STYLES[name]
@@ -65,12 +65,12 @@ def under_noise(
 def flat_and_right(
     axes: Any, found: Mapping[str, Any], measure: str, name: str
 ) -> None:
-    """Test error against a measure of flatness: a point a method, with intervals."""
+    """Test error against a measure of flatness: a point with intervals per method."""
     for label, of_name in found.items():
         color, ls, marker = STYLES[label]
         x, dx = plotting.interval([run[measure][0] for run in of_name])
         y, dy = plotting.interval([1 - run["accuracy"][0] for run in of_name])
-        # On these axes an interval that reaches 0 has no lower end.
+        # On logarithmic axes an interval that reaches 0 has no lower end.
         axes.errorbar(
             x,
             y,

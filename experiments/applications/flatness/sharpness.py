@@ -1,6 +1,6 @@
-"""How flat a loss is at a point: its Hessian, its smoothed forms, steps and noise.
+"""Measures of the flatness of a loss at a point: Hessian, smoothing, steps, noise.
 
-All take a loss of the parameters alone, f, or an accuracy.
+The functions take a loss f of the parameters alone, or an accuracy.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def leading_eigenvalues(
     Args:
         loss: f.
         params: x.
-        key: of the vector that Lanczos starts from.
-        count: how many.
-        products: of the Hessian with a vector; so many that they have settled.
+        key: the key of the vector that Lanczos starts from.
+        count: the number of eigenvalues.
+        products: the number of products of the Hessian with a vector, large enough for
+            the eigenvalues to converge.
     """
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     product = hessian_product(lambda x: loss(unravel(x)), flat)
@@ -53,7 +54,7 @@ def leading_eigenvalues(
 
 
 def trace(loss: Loss, params: Any, key: jax.Array, draws: int = 50) -> Estimate:
-    """tr ∇²f(x) by Hutchinson's vᵀ ∇²f(x) v, the entries of v random signs."""
+    """tr ∇²f(x) by Hutchinson's vᵀ ∇²f(x) v, with random signs as entries of v."""
     estimate = stochtrace.estimator_monte_carlo_mean_and_sem(
         stochtrace.monte_carlo_trace(),
         sampler=stochtrace.sampler_signs(params, num=draws),
@@ -75,8 +76,8 @@ def excess(
         value_fn: `value_fn(params, batch)`, f on a batch.
         params: x.
         batch: the examples.
-        key: of the draws.
-        sampler: one that knows its objective.
+        key: the key of the draws.
+        sampler: a sampler that estimates its objective.
         tau: τ, the variance of the smoothing.
     """
     (smoothed, info), _ = lejax.value_and_grad(value_fn, sampler, tau)(
@@ -89,7 +90,7 @@ def sam_sharpness(loss: Loss, params: Any, rho: float = 0.05) -> jax.Array:
     """max f(x + e) - f(x) over |e| ≤ ρ, by SAM's one step e = ρ ∇f/|∇f|."""
     value, grads = jax.value_and_grad(loss)(params)
     norm = optax.tree.norm(grads)
-    # At a stationary point there is no step to take.
+    # At a stationary point the step is 0.
     scale = jnp.where(norm > 0, rho / jnp.where(norm > 0, norm, 1), 0)
     return loss(optax.tree.add_scale(params, scale, grads)) - value
 

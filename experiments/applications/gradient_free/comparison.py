@@ -1,8 +1,8 @@
 """Objectives without a gradient: importance sampling against evolution strategies.
 
-Every search is tuned by random search (on a validation split, or on seeds of its own),
-then run from several seeds. Scores are compared at equal evaluations of the loss and at
-equal seconds, by the time of an update that all take in turns.
+Every search is tuned by random search, on a validation split or on separate seeds, then
+run from several seeds. Scores are compared at equal evaluations of the loss and at
+equal seconds. The time of an update is measured in rounds with a turn of every search.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def tuned(config: Config, name: str, record: dict[str, Any], bar: Any, write: An
             tasks[f"{searcher}:{trial}"] = (
                 *(config, name, searcher, setting, TUNING_SEED, [end], True),
             )
-    if tasks:  # the times were those of what may not be chosen any more
+    if tasks:  # the times were of settings that may not be chosen now
         record["seconds"].pop(name, None)
     for label, scores in spread(config, tasks):
         searcher, _, trial = label.partition(":")
@@ -57,13 +57,13 @@ def tuned(config: Config, name: str, record: dict[str, Any], bar: Any, write: An
 
 
 def spread(config: Config, tasks: dict[str, Any]) -> Any:
-    """Runs side by side, a process to a core."""
+    """Runs side by side, with a process for each core."""
     count = config.workers or (1 if config.quick else len(workers.cores()))
     return workers.spread(run, tasks, count, lambda updates: None)
 
 
 def compare(config: Config) -> dict[str, Any]:
-    """Tune, time and run, writing after each; what is there is not done again."""
+    """Tune, time and run, writing after each step; results that exist are kept."""
     path = config.output / f"gradient_free_{config.objective}.json"
     record = results.kept(path, config) or {}
     record = {k: record.get(k, {}) for k in ("tuning", "seconds", "runs")}
@@ -100,7 +100,7 @@ def _run_all(
     bar: Any,
     write: Any,
 ) -> None:
-    """All searches from all seeds, on one problem."""
+    """Run all searches from all seeds on one problem."""
     of_problem, tasks = record["runs"].setdefault(name, {}), {}
     like = family(name, config)
     for searcher, setting in chosen.items():
@@ -111,7 +111,7 @@ def _run_all(
             "evaluations_per_update": search.evaluations,
             "updates": points,
         }
-        # Runs of another setting, or of another length, are not these.
+        # Runs with another setting or length are replaced.
         if not head.items() <= of_problem.get(searcher, {}).items():
             of_problem[searcher] = head | {"scores": {}}
         kept = of_problem[searcher]

@@ -1,7 +1,7 @@
-"""What a covariance is worth on a badly scaled quadratic, by evaluations.
+"""The value of a learnt covariance on a badly scaled quadratic, by evaluations.
 
-f(x) = ½xᵀAx in 50 dimensions, A of condition number 10⁴ with random axes. Importance
-sampling with N(x, τI), τ constant, against covariances that it learns, and CMA-ES. No
+f(x) = ½xᵀAx in 50 dimensions; A has condition number 10⁴ and random axes. Importance
+sampling with N(x, τI) at constant τ is compared with learnt covariances and CMA-ES. No
 data are needed.
 """
 
@@ -39,24 +39,24 @@ COLORS = ("#c8102e", "#e67e22", "#8e44ad", "#3c9d4e", "#17becf", "#0b3d91", "0.5
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is compared."""
+    """The settings."""
 
     dimensions: int = 50
-    """Of the quadratic."""
+    """Dimensions of the quadratic."""
     condition: float = 1e4
-    """The ratio of its greatest curvature to its least, 1."""
+    """Ratio of its largest curvature to its smallest one, which is 1."""
     evaluations: int = 1_000_000
-    """Of the loss, in every run."""
+    """Evaluations of the loss in every run."""
     trials: int = 20
-    """Settings that are tried for each method, at a tenth of the evaluations."""
+    """Number of settings of each method, tried with a tenth of the evaluations."""
     seeds: int = 5
-    """Runs of each method, 0, 1, …; settings are chosen on others."""
+    """Number of seeds of each method, 0, 1, …; settings are chosen on others."""
     output: Path = Path("results")
     """Folder of the results."""
 
 
 def isotropic(loss: Any, params: Any, population: int) -> Search:
-    """Algorithm 1 with τI, τ constant: E_q[X] is the next x."""
+    """Algorithm 1 with covariance τI at constant τ: E_q[X] is the next x."""
     del params
 
     def chain(numbers: Any, key: jax.Array) -> Any:
@@ -86,7 +86,7 @@ METHODS = {
 
 
 def quadratic(config: Config) -> Callable[..., jax.Array]:
-    """The loss, as a search calls it."""
+    """The loss, with the arguments of a search."""
     rng = np.random.default_rng(0)
     size = config.dimensions
     axes = np.linalg.qr(rng.normal(size=(size, size)))[0]
@@ -97,7 +97,7 @@ def quadratic(config: Config) -> Callable[..., jax.Array]:
 
 @functools.cache
 def runner(config: Config, name: str, population: int, evaluations: int) -> Any:
-    """`run(seed, numbers)`: f/f(x_0) after every so many evaluations."""
+    """`run(seed, numbers)`: f/f(x_0) at equally spaced numbers of evaluations."""
     loss, start = quadratic(config), jnp.ones(config.dimensions)
     search = METHODS[name].make(loss, start, population)
     updates = max(1, evaluations // population)
@@ -122,7 +122,7 @@ def runner(config: Config, name: str, population: int, evaluations: int) -> Any:
 
 
 def tuned(config: Config, name: str, bar: Any) -> dict[str, Any]:
-    """The best of random settings after a tenth of the evaluations, on two seeds."""
+    """The best random setting after a tenth of the evaluations, on two seeds."""
     found = []
     for setting in candidates(METHODS[name], config.trials):
         _, run = runner(config, name, setting.population, config.evaluations // 10)
@@ -136,7 +136,7 @@ def tuned(config: Config, name: str, bar: Any) -> dict[str, Any]:
 
 
 def main(config: Config) -> None:
-    """Tune, run, print a table and plot; what is there is not done again."""
+    """Tune, run, print a table and plot; results that exist are kept."""
     path = config.output / "covariances.json"
     methods = (results.kept(path, config) or {}).get("methods", {})
     bar = tqdm(total=len(METHODS) * (config.trials + config.seeds), unit="run")
@@ -162,7 +162,7 @@ def main(config: Config) -> None:
 
 
 def until(of: dict[str, Any], level: float) -> str:
-    """How many evaluations the runs took to that level."""
+    """The evaluations that the runs needed to reach this level."""
     below = np.array(of["curves"]) <= level
     first = np.where(below.any(1), below.argmax(1) + 1.0, np.inf)
     each = of["evaluations_per_point"]
@@ -170,7 +170,7 @@ def until(of: dict[str, Any], level: float) -> str:
 
 
 def plot(config: Config, methods: dict[str, Any]) -> None:
-    """All runs, by evaluations."""
+    """Plot all runs against evaluations."""
     path = config.output / "covariances.png"
     with plotting.figure(path, figsize=(8, 5)) as (figure, axes):
         (panel,) = axes.ravel()

@@ -1,6 +1,6 @@
-"""The share of mistakes of the paper's two networks, with labels that are partly wrong.
+"""The error rate of the paper's two networks, with partly wrong labels.
 
-Against it stands the cross-entropy with gradients, on the same labels.
+It is compared with the cross-entropy with gradients, on the same labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOISES = (0.0, 0.2, 0.4)
 def problems(
     dataset: data.Dataset, *, quick: bool = False
 ) -> dict[str, problem.Problem]:
-    """Both networks at every share of wrong labels; settings are chosen at none."""
+    """Both networks at every share of wrong labels; settings are chosen at share 0."""
     found = {}
     for name, hidden in NETWORKS.items():
         widths = dataset.widths(*((8,) if quick and hidden else hidden))
@@ -44,7 +44,7 @@ def problems(
 
 
 def error_rate(widths: tuple[int, ...]) -> Callable[[Any, Any], jax.Array]:
-    """The share of a batch that a network gets wrong: its gradient is 0 everywhere."""
+    """The error rate of a network on a batch, whose gradient is 0 everywhere."""
     network = models.dense_classifier(widths, 0)
 
     def loss(params: Any, batch: Any) -> jax.Array:
@@ -58,7 +58,7 @@ def error_rate(widths: tuple[int, ...]) -> Callable[[Any, Any], jax.Array]:
 def with_wrong_labels(
     dataset: data.Dataset, noise: float, classes: int
 ) -> Callable[[int, bool], Any]:
-    """Data whose training labels are, to that share, others; those of tests are not."""
+    """Data with this share of wrong training labels, and right test labels."""
 
     right = problem.images(dataset)
 

@@ -20,14 +20,14 @@ def search_of(
     width_in_params: bool = True,
     weights: Callable[[Any], Any] | None = None,
 ) -> Callable[..., Search]:
-    """One of evosax, with σ as it starts.
+    """A search by a strategy of evosax, with an initial σ.
 
-    With `weights` its members lie about the weights, as in `optimizer`.
+    With `weights` its members are drawn around the weights, as in `optimizer`.
     """
 
     def make(loss: Loss, params: Any, population: int) -> Search:
         def made(numbers: Numbers) -> tuple[Any, Any]:
-            with jax.ensure_compile_time_eval():  # its defaults cannot be traced
+            with jax.ensure_compile_time_eval():  # its default options cannot be traced
                 es = strategy(population, params, numbers)
                 settings = es.default_params
             if width_in_params:
@@ -62,7 +62,7 @@ def search_of(
 
 
 def open_es(population: int, params: Any, numbers: Numbers) -> Any:
-    """With Adam at a rate, and σ constant."""
+    """OpenES with Adam at a rate, and constant σ."""
     return Open_ES(
         population,
         params,
@@ -72,14 +72,14 @@ def open_es(population: int, params: Any, numbers: Numbers) -> Any:
 
 
 def pgpe(population: int, params: Any, numbers: Numbers) -> Any:
-    """With Adam at a rate."""
+    """PGPE with Adam at a rate."""
     return PGPE(population, params, optimizer=optax.adam(numbers["rate"]))
 
 
 class Sorted(LM_MA_ES):
-    """LM-MA-ES with its draws best first, as Loshchilov et al. have them.
+    """LM-MA-ES with its draws sorted from the best on, as in Loshchilov et al.
 
-    evosax 0.3.2 gives the members' weights, best first, to draws in no order.
+    evosax 0.3.2 assigns the weights, which start with the best, to unsorted draws.
     """
 
     def _tell(
@@ -91,7 +91,7 @@ class Sorted(LM_MA_ES):
 
 
 def with_own_rates(algorithm: Callable[[int, Any], Any]) -> Strategy:
-    """Only σ is chosen for it."""
+    """A strategy for which only σ is chosen."""
     return lambda population, params, numbers: algorithm(population, params)
 
 

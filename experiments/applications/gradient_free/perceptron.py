@@ -1,7 +1,7 @@
-"""The binary perceptron: N = 1001 weights of ±1 that get αN random patterns right.
+"""The binary perceptron: N = 1001 weights of ±1 that classify αN random patterns.
 
-Baldassi and others: solutions in dense clusters, which local entropy finds, exist up to
-large loads α; local search without relearning stops at about .41.
+By Baldassi and others, solutions in dense clusters, which local entropy finds, exist up
+to large loads α. Local search without relearning stops at about .41.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOADS = (0.1, 0.2, 0.3, 0.4, 0.5)
 def problems(
     dataset: data.Dataset | None = None, *, quick: bool = False
 ) -> dict[str, problem.Problem]:
-    """Every load; settings are chosen at the middle one, on instances of its own."""
+    """A problem for every load; settings are chosen at the middle one on other data."""
     del dataset
     size = 51 if quick else SIZE
 
@@ -59,5 +59,5 @@ def signs(params: jax.Array) -> jax.Array:
 
 
 def mistakes(weights: jax.Array, patterns: jax.Array) -> jax.Array:
-    """The share of patterns (P, N), with their labels in them, on the wrong side."""
+    """The share of misclassified patterns (P, N), which include their labels' signs."""
     return jnp.mean((patterns @ weights < 0).astype(jnp.float32))

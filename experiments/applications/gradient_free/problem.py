@@ -1,4 +1,4 @@
-"""What a search without gradients is given, and by what it is judged."""
+"""A problem of the comparison: the objective of a search, its data and its score."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ GLOROT = jax.nn.initializers.glorot_uniform()
 
 
 class Problem(NamedTuple):
-    """An objective, its data, and a score that is higher where it is better.
+    """An objective, its data, and a score, for which higher is better.
 
     Attributes:
-        params: `params(seed)`, where a search starts.
-        data: `data(seed, validation)`, what batches and scores are taken from.
-        batch: `batch(key, data)`, that of an update; all of its samples share it.
-        loss: `loss(params, batch)`, what is minimised, by its values alone.
-        score: `score(params, data)`, on what is held out.
-        level: the score that is to be reached.
-        measure: what the score is, in words.
-        reference: the same with gradients, `reference(params, batch)`, if there is one.
-        by_example: whether the examples see apart what the layers draw.
-        covariances: those that lejax learns as well.
-        scales: of σ, between which every search tries it.
-        rates: of Adam, likewise.
-        weights: what is computed with, of parameters that are rounded for it, if so.
-        loss_of_weights: the loss with any weights, rounded or not; there examples see
-            apart what the layers draw.
-        settings_of: the name of the problem whose settings are taken.
+        params: `params(seed)`, the parameters at the start.
+        data: `data(seed, validation)`, the data for batches and scores.
+        batch: `batch(key, data)`, the batch of an update, shared by all its samples.
+        loss: `loss(params, batch)`, which is minimised by its values alone.
+        score: `score(params, data)`, on held-out data.
+        level: the score to be reached.
+        measure: the name of the score.
+        reference: `reference(params, batch)`, a similar loss with gradients, if any.
+        by_example: whether the loss has credit by example.
+        covariances: the covariances that lejax also learns.
+        scales: the bounds of σ for every search.
+        rates: the bounds of Adam's rate.
+        weights: rounds the parameters to the weights of the network, if it does so.
+        loss_of_weights: the loss as a function of the weights, rounded or not, which
+            has credit by example.
+        settings_of: the name of the problem from which settings are taken.
     """
 
     params: Callable[[int], Any]
@@ -77,7 +77,7 @@ def random_rows(key: jax.Array, data: Any) -> Any:
 
 
 def accuracy(logits: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
-    """The share of held-out images that a network gets right: `score` of a problem."""
+    """The accuracy of a network on held-out images: `score` of a problem."""
 
     def of(params: Any, data: Any) -> jax.Array:
         inputs, labels = data["test"]
@@ -89,7 +89,7 @@ def accuracy(logits: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., jax
 def cross_entropy(
     logits: Callable[[Any, jax.Array], jax.Array],
 ) -> Callable[[Any, Any], jax.Array]:
-    """The mean over a batch, of a network: `loss` of a problem."""
+    """The mean cross-entropy of a network on a batch: `loss` of a problem."""
 
     def loss(params: Any, batch: Any) -> jax.Array:
         images, labels = batch
@@ -106,5 +106,5 @@ def dense(
     outputs: int,
     kernel: jax.nn.initializers.Initializer = GLOROT,
 ) -> dict[str, jax.Array]:
-    """A dense layer at its start."""
+    """The initial parameters of a dense layer."""
     return {"kernel": kernel(key, (inputs, outputs)), "bias": jnp.zeros(outputs)}

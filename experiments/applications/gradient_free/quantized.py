@@ -1,6 +1,6 @@
 """Networks that compute with ±1 weights, or with int8 weights and activations.
 
-Against them stand the same networks with straight-through gradients.
+They are compared with the same networks trained by straight-through gradients.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def problems(
         )
 
     return {
-        # Of latent weights of ±1 the signs alone count: one scale for all layers.
+        # Only the signs of the latent weights matter, so all layers have one scale.
         "±1": problem_of(sign, over_root_width, jax.nn.initializers.normal(0.1)),
         "int8": problem_of(steps(WEIGHT_STEP), int8, problem.GLOROT),
     }
@@ -72,12 +72,12 @@ Quantizer = Callable[[Quantize, jax.Array], jax.Array]
 
 
 def rounded(quantize: Quantize, x: jax.Array) -> jax.Array:
-    """What the network computes with."""
+    """The values that the network computes with."""
     return quantize(x)
 
 
 def straight_through(quantize: Quantize, x: jax.Array) -> jax.Array:
-    """The same, with the gradient of the identity."""
+    """The rounded values, with the gradient of the identity."""
     return x + jax.lax.stop_gradient(quantize(x) - x)
 
 
@@ -87,7 +87,7 @@ def sign(x: jax.Array) -> jax.Array:
 
 
 def steps(step: float) -> Quantize:
-    """The nearest of 255 multiples of a step."""
+    """Rounding to the nearest of 255 multiples of a step."""
     return lambda x: jnp.clip(jnp.round(x / step), -127, 127) * step
 
 
@@ -97,7 +97,7 @@ def quantized(kernel: Quantize, params: Any, quantizer: Quantizer) -> Any:
 
 
 def over_root_width(weights: Any, images: jax.Array, quantizer: Quantizer) -> jax.Array:
-    """Logits of layers whose inputs are divided by the root of their number."""
+    """Logits, from layers whose inputs are divided by the root of their width."""
     del quantizer
     hidden, last = weights
     inputs = images / images.shape[-1] ** 0.5
@@ -106,7 +106,7 @@ def over_root_width(weights: Any, images: jax.Array, quantizer: Quantizer) -> ja
 
 
 def int8(weights: Any, images: jax.Array, quantizer: Quantizer) -> jax.Array:
-    """Logits by activations of 255 values."""
+    """Logits, from activations with 255 values."""
     hidden, last = weights
     product = quantizer(steps(1 / 127), images) @ hidden["kernel"]
     units = quantizer(steps(ACTIVATION_STEP), jax.nn.relu(product + hidden["bias"]))

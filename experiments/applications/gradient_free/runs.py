@@ -21,7 +21,7 @@ from experiments.common import data
 
 Objective = Literal["error_count", "spiking", "quantized", "perceptron", "swing_up"]
 OF_IMAGES = ("error_count", "spiking", "quantized")
-# Evaluations and seconds; a command is to end within 45 minutes on 2 cores.
+# Evaluations and seconds, such that a command ends within 45 minutes on 2 cores.
 BUDGETS: dict[str, tuple[int, float]] = {
     "error_count": (3_000, 3.0),
     "spiking": (10_000, 10.0),
@@ -37,34 +37,34 @@ FEW = ("importance", "OpenES", "SPSA", "gradient")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is compared."""
+    """The settings."""
 
     objective: tyro.conf.Positional[Objective]
-    """Which objective; each is a file of its name beside this one."""
+    """The objective; each is a file of its name in this folder."""
     data: data.Name = "auto"
-    """Data set of those that see images."""
+    """Data set of the objectives with images."""
     data_dir: str | None = None
-    """Where tensorflow-datasets keeps its data."""
+    """Folder of tensorflow-datasets; by default its own."""
     seeds: int = 5
-    """Runs of every search: seeds 0, 1, …"""
+    """Number of seeds of every search: 0, 1, …"""
     samples: int = 100
-    """The greatest population, J or λ."""
+    """Largest population, J or λ."""
     evaluations: int = 0
-    """Of the loss, where these are equal; a gradient counts as three. 0 is what the
-    objective has by default."""
+    """Evaluations of the loss, in the comparison at equal evaluations; a gradient
+    counts as three. 0 is the objective's default."""
     seconds: float = 0.0
-    """Of every run, where these are equal; 0 likewise."""
+    """Seconds of every run, in the comparison at equal seconds; 0 is the default."""
     trials: int = 20
-    """Settings of every search that are tried, at a third of the evaluations."""
+    """Number of settings of every search, tried with a third of the evaluations."""
     quick: bool = False
-    """A run of seconds, to see that everything works: its figures mean nothing."""
+    """A run of seconds, as a test that everything works; its results mean nothing."""
     workers: int | None = None
-    """Processes that share the runs; by default one to a core, and one with --quick."""
+    """Processes that share the runs; by default one for each core, or one if quick."""
     output: Path = Path("results")
-    """Folder of the results. What is there already is not computed again."""
+    """Folder of the results. Results that exist are not computed again."""
 
     def complete(self) -> Config:
-        """With budgets, and little of everything where it is to be quick."""
+        """The settings with budgets filled in, and smaller if quick."""
         if not self.quick:
             evaluations, seconds = BUDGETS[self.objective]
             return dataclasses.replace(
@@ -78,7 +78,7 @@ class Config:
 
 
 class Setting(NamedTuple):
-    """What is chosen for a search: its population, and its numbers by name."""
+    """The choice for a search: its population, and its numbers by name."""
 
     population: int
     numbers: dict[str, float]
@@ -95,14 +95,14 @@ class Program(NamedTuple):
 
 @functools.cache
 def problems(objective: str, name: data.Name, folder: str | None, quick: bool) -> Any:
-    """The problems of an objective by name, in this process."""
+    """The problems of an objective by name, made once in this process."""
     module = importlib.import_module(f"{__package__}.{objective}")
     dataset = data.load(name, folder) if objective in OF_IMAGES else None
     return module.problems(dataset, quick=quick)
 
 
 def problems_of(config: Config) -> dict[str, Problem]:
-    """Those of the command."""
+    """The problems of the command."""
     return problems(config.objective, config.data, config.data_dir, config.quick)
 
 
@@ -112,7 +112,7 @@ def family(name: str, config: Config) -> str:
 
 
 def searchers_of(problem: Problem, config: Config) -> dict[str, Searcher]:
-    """Those that search it; a few of each kind where it is to be quick."""
+    """The searches of a problem; a few of them if quick."""
     found = searchers(
         config.samples,
         by_example=problem.by_example,
@@ -127,7 +127,7 @@ def searchers_of(problem: Problem, config: Config) -> dict[str, Searcher]:
 
 @functools.cache
 def program(config: Config, name: str, searcher: str, population: int) -> Program:
-    """Compiled once for all numbers, seeds and lengths."""
+    """The program of a search, compiled once for all numbers, seeds and lengths."""
     problem = problems_of(config)[name]
     chosen = searchers_of(problem, config)[searcher]
     loss = {
@@ -155,7 +155,7 @@ def program(config: Config, name: str, searcher: str, population: int) -> Progra
 
 @functools.lru_cache(maxsize=2)
 def data_of(config: Config, name: str, seed: int, validation: bool) -> Any:
-    """The data of a problem; those of images are large."""
+    """The data of a problem, of which few are kept, as images are large."""
     return problems_of(config)[name].data(seed, validation)
 
 
@@ -169,7 +169,7 @@ def run(
     validation: bool,
     tick: Any,
 ) -> list[float]:
-    """The scores of a run after so many updates."""
+    """The scores of a run after these numbers of updates."""
     del tick
     of = program(config, family(name, config), searcher, setting.population)
     held = data_of(config, name, seed, validation)
@@ -177,7 +177,7 @@ def run(
     state = of.init(problem.params(seed), jax.random.fold_in(key, 1), setting.numbers)
     scores, done = [], 0
     for point in points:
-        # What is solved stays solved.
+        # A solved problem counts as solved from then on.
         if not (scores and problem.level >= 1 and scores[-1] >= problem.level):
             state = of.advance(state, key, done, point, held, setting.numbers)
             scores.append(round(float(of.score(state, held)), 5))
@@ -202,7 +202,7 @@ def candidates(searcher: Searcher, trials: int) -> list[Setting]:
 
 
 def updates_of(evaluations: float, of: Search) -> int:
-    """How many updates spend that many evaluations."""
+    """The number of updates for this many evaluations."""
     return max(1, round(evaluations / of.evaluations))
 
 
@@ -215,7 +215,7 @@ def best(found: list[dict[str, Any]]) -> Setting:
 def seconds_per_update(
     config: Config, name: str, chosen: dict[str, Setting]
 ) -> dict[str, float]:
-    """Medians of rounds in which all searches take turns."""
+    """Medians over rounds with one turn of each search."""
     held, key = data_of(config, name, TUNING_SEED, True), jax.random.key(0)
     start = problems_of(config)[name].params(0)
     turns = {}
@@ -238,7 +238,7 @@ def seconds_per_update(
 
 
 def points_of(config: Config, of: Search, seconds: float) -> list[int]:
-    """Where a run is scored: densely at first, and where budgets end."""
+    """The updates at which a run is scored: denser at first, and at the budgets."""
     ends = (
         updates_of(config.evaluations, of),
         max(1, round(config.seconds / seconds)),

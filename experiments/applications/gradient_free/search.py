@@ -1,4 +1,4 @@
-"""What a search is: pure functions, and what is to be chosen for it."""
+"""The interface of searches: pure functions, and the choices to be made."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Search(NamedTuple):
     Attributes:
         init: `init(params, key, numbers)`, the state.
         update: `update(state, key, k, batch, numbers)`, the state after update k.
-        params: `params(state)`, where the search is: its mean.
-        evaluations: of the loss in an update; of a gradient three.
+        params: `params(state)`, the mean of the search.
+        evaluations: the evaluations of the loss by an update; a gradient counts three.
     """
 
     init: Callable[..., Any]
@@ -28,14 +28,14 @@ class Search(NamedTuple):
 
 
 class Searcher(NamedTuple):
-    """A method and what is to be chosen for it.
+    """A method and its choices.
 
     Attributes:
         make: `make(loss, params, population)`, the search.
-        ranges: of its numbers, which are drawn on a logarithmic scale.
-        populations: J or λ to choose from.
-        uses: the loss that it searches: the objective, its reference's, or that of
-            weights which need not be rounded.
+        ranges: the ranges of its numbers, which are drawn on a logarithmic scale.
+        populations: the populations J or λ to choose from.
+        uses: the loss that it uses: the objective, its reference, or the loss of
+            weights that need not be rounded.
     """
 
     make: Callable[[Loss, Any, int], Search]

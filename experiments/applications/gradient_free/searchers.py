@@ -1,6 +1,6 @@
-"""Searches that see losses only, behind one interface: lejax, evosax, SPSA.
+"""Searches by loss values only, with one interface: lejax, evosax, SPSA.
 
-And Adam on a gradient, for reference.
+Adam with gradients is the reference.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def optimizer(
     evaluations: int,
     weights: Callable[[Any], Any] = lambda params: params,
 ) -> Search:
-    """An optax chain, `chain(numbers, key)`.
+    """A search by an optax chain, `chain(numbers, key)`.
 
-    With `weights` the gradient is that at the weights, and moves the parameters
+    With `weights` the gradient is taken at the weights and applied to the parameters,
     straight through the rounding.
     """
 
@@ -38,7 +38,7 @@ def optimizer(
 
     def update(state: Any, key: jax.Array, k: Any, batch: Any, numbers: Numbers) -> Any:
         del k
-        params, inner = state  # the key of the draws lives in there
+        params, inner = state  # the key of the draws is in `inner`
         zeros = optax.tree.zeros_like(params)
         updates, inner = chain(numbers, key).update(
             zeros, inner, weights(params), value_fn=loss, batch=batch
@@ -51,7 +51,7 @@ def optimizer(
 def before_adam(
     head: Callable[[Numbers, jax.Array], optax.GradientTransformation],
 ) -> Callable[[Numbers, jax.Array], Any]:
-    """A smoothed gradient, `head(numbers, key)`, and Adam on it."""
+    """A smoothed gradient, `head(numbers, key)`, followed by Adam."""
     return lambda numbers, key: optax.chain(
         head(numbers, key), optax.adam(numbers["rate"])
     )
@@ -64,7 +64,7 @@ def local_entropy(
     reduction: bool = True,
     weights: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[..., Search]:
-    """Importance sampling: β by a share of effective samples, or of shaped losses."""
+    """Importance sampling with β by a share of effective samples, or shaped losses."""
 
     def make(loss: Loss, params: Any, population: int) -> Search:
         del params
@@ -118,7 +118,7 @@ def gaussian(
 def heat(
     weights: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[..., Search]:
-    """The score function, every example with draws of its own."""
+    """The score function, with separate draws for every example."""
 
     def make(loss: Loss, params: Any, population: int) -> Search:
         del params
@@ -135,7 +135,7 @@ def heat(
 
 
 def gradient(loss: Loss, params: Any, population: int) -> Search:
-    """Back-propagation, of which a step counts as three evaluations."""
+    """Back-propagation; a step counts as three evaluations."""
     del params, population
 
     chain = before_adam(lambda numbers, key: backpropagation())
@@ -143,9 +143,9 @@ def gradient(loss: Loss, params: Any, population: int) -> Search:
 
 
 def spsa(loss: Loss, params: Any, population: int) -> Search:
-    """Spall's two evaluations at ±c_k Δ of random signs Δ, or means of more of them.
+    """Spall's two evaluations at ±c_k Δ with random signs Δ, or means over several Δ.
 
-    a_k = a/(k + 1 + 100)^.602 and c_k = c/(k + 1)^.101, as he recommends.
+    a_k = a/(k + 1 + 100)^.602 and c_k = c/(k + 1)^.101, as Spall recommends.
     """
     del params
     pairs = population // 2
@@ -180,19 +180,19 @@ def searchers(
     reference: bool = False,
     weights: Callable[[Any], Any] | None = None,
 ) -> dict[str, Searcher]:
-    """All of them, in the order of the tables.
+    """All searches, in the order of the tables.
 
     Args:
-        samples: the greatest population.
-        by_example: whether the loss is one of a network whose examples have credit:
-            then the parts that reduction and credit have in it are shown as well.
-        covariances: what lejax is to learn as well; it then also takes ranks.
-        scales: of σ, between which it is tried.
-        rates: of Adam, likewise.
+        samples: the largest population.
+        by_example: whether the loss has credit by example; then lejax is also run
+            without credit, and without credit and reduction.
+        covariances: the covariances that lejax also learns; with any, it also uses
+            ranks.
+        scales: the bounds of σ.
+        rates: the bounds of Adam's rate.
         reference: whether there is a loss with gradients.
-        weights: what rounds the parameters, if anything does: some then also search
-            about the rounded weights, where the loss is another one, and move the
-            parameters straight through.
+        weights: rounds the parameters to weights, if given. Some searches then also
+            draw around the rounded weights and change the parameters straight through.
     """
     try:
         from experiments.applications.gradient_free import evolution
@@ -204,7 +204,7 @@ def searchers(
     search_of = evolution.search_of
     sigma, rate = {"sigma": scales}, {"rate": rates}
     share = {"share": (0.3, 0.98)}
-    many = (samples // 8 * 2, samples)  # pairs
+    many = (samples // 8 * 2, samples)  # even numbers, for pairs
     found = {
         "importance": Searcher(
             local_entropy(credit=by_example), sigma | rate | share, many

@@ -1,6 +1,6 @@
 """A spiking network: leaky neurons that fire at a hard threshold, 784-100-10.
 
-Against it stands the same network with a surrogate gradient of the threshold.
+It is compared with the same network with a surrogate gradient of the threshold.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEPS, DECAY, THRESHOLD, SLOPE = 25, 0.9, 1.0, 10.0
 def problems(
     dataset: data.Dataset, *, quick: bool = False
 ) -> dict[str, problem.Problem]:
-    """The one network."""
+    """The problem of the single network."""
     pixels, hidden, classes = dataset.widths(8 if quick else 100)
 
     def params(seed: int) -> Any:
@@ -49,13 +49,13 @@ def problems(
 
 
 def fires(membrane: jax.Array) -> jax.Array:
-    """1 where the membrane is above its threshold, else 0."""
+    """1 if the membrane is above its threshold, else 0."""
     return (membrane > THRESHOLD).astype(membrane.dtype)
 
 
 @jax.custom_jvp
 def fires_with_gradient(membrane: jax.Array) -> jax.Array:
-    """The same with the derivative of a fast sigmoid (Zenke and Ganguli's)."""
+    """`fires` with the derivative of a fast sigmoid (Zenke and Ganguli)."""
     return fires(membrane)
 
 
@@ -69,7 +69,7 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[Any, Any]:
 def logits(
     params: Any, images: jax.Array, fires: Callable[[jax.Array], jax.Array] = fires
 ) -> jax.Array:
-    """A linear readout of the rates at which neurons fire under a constant current."""
+    """A linear readout of the firing rates of neurons under a constant current."""
     current = images @ params["hidden"]["kernel"] + params["hidden"]["bias"]
 
     def step(membrane: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:

@@ -1,6 +1,6 @@
 """Cart-pole swing-up: a force of at most 10 N swings a pole up and holds it there.
 
-The masses, lengths and the equations are those of Barto, Sutton and Anderson.
+The masses, the lengths and the equations are from Barto, Sutton and Anderson.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STARTS, TESTS = 8, 256
 def problems(
     dataset: data.Dataset | None = None, *, quick: bool = False
 ) -> dict[str, problem.Problem]:
-    """Easy starts, near the top, and hard ones, from the bottom."""
+    """Two problems: easy starts near the top, and hard ones at the bottom."""
     del dataset
     steps = 20 if quick else STEPS
 
@@ -40,7 +40,7 @@ def problems(
         return problem.Problem(
             params=params,
             data=tests,
-            # Noise that all samples of an update have in common.
+            # All samples of an update share the starts.
             batch=lambda key, data: starts(name, key, STARTS),
             loss=lambda params, batch: -mean_return(params, batch, steps),
             score=lambda params, data: mean_return(params, data["test"], steps),
@@ -54,7 +54,7 @@ def problems(
 
 
 def params(seed: int) -> Any:
-    """A policy of one hidden layer, of 113 numbers."""
+    """A policy with one hidden layer and 113 parameters."""
     first, second = jax.random.split(jax.random.key(seed))
     return problem.dense(first, 5, HIDDEN), problem.dense(second, HIDDEN, 1)
 
@@ -91,7 +91,7 @@ def move(state: jax.Array, force: jax.Array) -> jax.Array:
 
 
 def mean_return(params: Any, starts: jax.Array, steps: int) -> jax.Array:
-    """How far up the pole is and how near the cart to the middle, from 0 to 1."""
+    """The mean of height of the pole times closeness of the cart to 0, in [0, 1]."""
 
     def episode(state: jax.Array) -> jax.Array:
         def step(state: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:

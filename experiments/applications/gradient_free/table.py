@@ -38,10 +38,10 @@ class Curves(NamedTuple):
     """The runs of one search.
 
     Attributes:
-        evaluations: spent at each point.
-        seconds: likewise.
+        evaluations: the evaluations up to each point.
+        seconds: the seconds up to each point.
         scores: (seeds, points).
-        level: that is to be reached.
+        level: the score to be reached.
     """
 
     evaluations: np.ndarray
@@ -50,11 +50,11 @@ class Curves(NamedTuple):
     level: float
 
     def at(self, spent: np.ndarray, budget: float) -> np.ndarray:
-        """The scores of all seeds where a budget ends: a point, but for rounding."""
+        """The scores of all seeds at the end of a budget, a point up to rounding."""
         return self.scores[:, np.abs(spent - budget).argmin()]
 
     def until_level(self, spent: np.ndarray) -> np.ndarray:
-        """What every seed had spent at the first point at the level; inf where none."""
+        """What every seed spent up to the first point at the level; inf if none."""
         reached = self.scores >= self.level
         first = np.where(reached.any(1), reached.argmax(1), -1)
         return np.where(reached.any(1), spent[first], np.inf)
@@ -63,7 +63,7 @@ class Curves(NamedTuple):
 def curves(
     runs: Mapping[str, Any], seconds: Mapping[str, float], level: float
 ) -> dict[str, Curves]:
-    """The runs of all searches on a problem, from what is in the file."""
+    """The runs of all searches on a problem, from the file."""
     found = {}
     for name in (name for name in STYLES if name in runs):
         of_name = runs[name]
@@ -78,14 +78,14 @@ def curves(
 
 
 def until(samples: np.ndarray, last: float) -> str:
-    """What it took to the level, or how many of the seeds came there."""
+    """The cost of reaching the level, or the number of seeds that reached it."""
     reached = np.isfinite(samples)
     if not reached.any():
         return f"more than {_short(last)}"
     if not reached.all():
         return f"{reached.sum()} of {len(samples)} within {_short(last)}"
     mean, width = (float(x) for x in plotting.interval(samples))
-    # Equal ones differ by the rounding of their mean.
+    # Equal numbers differ from their mean by rounding.
     return f"{_short(mean)} ± {_short(0 if width < 1e-9 * mean else width)}"
 
 
@@ -94,7 +94,7 @@ def _short(number: float) -> str:
 
 
 def table(found: Mapping[str, Curves], evaluations: int, seconds: float) -> str:
-    """Scores at both budgets, and what the level took, in Markdown."""
+    """Scores at both budgets, and the cost of the level, in Markdown."""
     lines = [
         [
             "search",

@@ -1,7 +1,7 @@
 """Bayesian inverse problems: lejax, gradients, evolution strategies, an ensemble.
 
-Each method is tuned by random search on an instance of its own, then run on others, all
-with the same solves of the forward map at most; a gradient counts as three.
+Each method is tuned by random search on a separate instance, then run on others. All
+have the same maximal number of solves of the forward map. A gradient counts as three.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ REFERENCE_STEPS = 300
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is compared."""
+    """The settings."""
 
     problem: tyro.conf.Positional[Literal["linear_gaussian", "lorenz", "darcy"]]
-    """Which problem; each is a file of its name beside this one."""
+    """The problem; each is a file of its name in this folder."""
     solves: int = 0
-    """Of the forward map in every run; 0 is what the problem has by default."""
+    """Solves of the forward map in every run; 0 is the problem's default."""
     trials: int = 20
-    """Settings that are tried for each method."""
+    """Number of settings that are tried for each method."""
     seeds: int = 5
-    """Instances, each with a truth and errors of its own, on which all are run."""
+    """Number of instances, each with a truth and errors of its own."""
     output: Path = Path("results")
-    """Folder of the results. What is there already is not computed again."""
+    """Folder of the results. Results that exist are not computed again."""
 
 
 def reference(config: Config, seed: int) -> float:
-    """The least f that L-BFGS finds from the truth, by gradients without a count."""
+    """The least f that L-BFGS finds from the truth; its gradients are not counted."""
     problem = problem_of(config.problem)
     truth, y = instance(config.problem, seed)
     if problem.exact is not None:
@@ -78,12 +78,12 @@ def reference(config: Config, seed: int) -> float:
 
 
 def short(values: Any) -> Any:
-    """Four digits of every number."""
+    """Every number, rounded to four digits."""
     return [float(f"{x:.4g}") for x in np.ravel(values)]
 
 
 def outcome(config: Config, name: str, setting: Setting, seed: int) -> dict[str, Any]:
-    """What is kept of a run."""
+    """The record of a run."""
     problem = problem_of(config.problem)
     found = run(config.problem, config.solves, name, setting, seed)
     kept = {
@@ -103,7 +103,7 @@ def outcome(config: Config, name: str, setting: Setting, seed: int) -> dict[str,
 
 
 def compare(config: Config) -> dict[str, Any]:
-    """Tune and run, writing after each method; what is there is not done again."""
+    """Tune and run, writing after each method; results that exist are kept."""
     path = config.output / f"inverse_{config.problem}.json"
     record = results.kept(path, config) or {}
     record = {k: record.get(k, {}) for k in ("references", "tuning", "runs")}
@@ -135,7 +135,7 @@ def compare(config: Config) -> dict[str, Any]:
 
 
 def table(config: Config, record: dict[str, Any]) -> str:
-    """f above its reference at a tenth of the solves and at all, errors, coverage."""
+    """f minus its reference after a tenth of the solves and all, errors, coverage."""
     tenth = config.solves // 10
     lines = [
         [
@@ -173,7 +173,7 @@ def table(config: Config, record: dict[str, Any]) -> str:
 
 
 def scaled(samples: Any) -> str:
-    """The median and the range: instances differ by orders of magnitude."""
+    """The median and the range, as instances differ by orders of magnitude."""
     digits = 0 if np.abs(np.median(samples)) >= 100 else 1
     middle, low, high = (
         f"{of(samples):,.{digits}f}" for of in (np.median, np.min, np.max)

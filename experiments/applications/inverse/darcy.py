@@ -1,7 +1,8 @@
 """Flow through a porous medium: its permeability from the pressure at 64 places.
 
--∇·(e^κ ∇p) = 1 on the unit square, p = 0 at its border, by finite volumes of 64 × 64
-cells; κ is a Gaussian field N(0, c (9 - Δ)⁻²) of 256 coefficients, of variance 1.
+-∇·(e^κ ∇p) = 1 on the unit square with p = 0 at its border, by finite volumes with
+64 × 64 cells. κ is a Gaussian field N(0, c (9 - Δ)⁻²) of variance 1 with 256
+coefficients.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from experiments.applications.inverse.problem import (
 )
 
 CELLS, MODES, PLACES, DEVIATION = 64, 16, 8, 5e-4
-# Single precision leaves a residual of 10⁻⁴ of the source where all is well.
+# In single precision a good solution has a residual of 10⁻⁴ of the source.
 TOLERANCE, ITERATIONS, RESIDUAL = 1e-5, 200, 1e-2
 
 
 def modes() -> np.ndarray:
-    """√λ φ of all coefficients at the cells, (256, 64, 64)."""
+    """√λ φ for all coefficients, at the cells, (256, 64, 64)."""
     middles = (np.arange(CELLS) + 0.5) / CELLS
     k = np.arange(MODES)
     waves = np.cos(np.pi * np.outer(k, middles)) * np.where(k, np.sqrt(2), 1)[:, None]
@@ -36,13 +37,14 @@ def modes() -> np.ndarray:
 
 
 def pressure(kappa: jax.Array) -> jax.Array:
-    """p at the cells, of κ there."""
+    """p at the cells, for κ at the cells."""
     a = jnp.exp(kappa)
 
     def conductances(a: jax.Array) -> jax.Array:
-        """Of the faces across the first axis, (65, 64); those of the border are near.
+        """The conductances of the faces across the first axis, (65, 64).
 
-        Harmonic means: the flow through two halves of cells.
+        Harmonic means, as the flow crosses two halves of cells. A face at the border is
+        half a cell away.
         """
         inner = 2 * a[1:] * a[:-1] / (a[1:] + a[:-1])
         return jnp.concatenate([2 * a[:1], inner, 2 * a[-1:]])
@@ -50,14 +52,14 @@ def pressure(kappa: jax.Array) -> jax.Array:
     down, right = conductances(a), conductances(a.T)
 
     def flow(p: jax.Array, faces: jax.Array) -> jax.Array:
-        """What leaves the cells along the first axis."""
+        """The flow out of the cells along the first axis."""
         through = faces * jnp.diff(p, axis=0, prepend=0.0, append=0.0)
         return -jnp.diff(through, axis=0)
 
     def outflow(p: jax.Array) -> jax.Array:
         return flow(p, down) + flow(p.T, right).T
 
-    # Laplace's operator, by sines, and the mean permeability.
+    # The preconditioner: the Laplacian, by sines, and the mean permeability.
     k, cells = 1 + np.arange(CELLS), np.arange(CELLS) + 0.5
     sines = np.sin(np.pi * np.outer(k, cells) / CELLS)
     sines /= np.linalg.norm(sines, axis=1, keepdims=True)
@@ -74,14 +76,14 @@ def pressure(kappa: jax.Array) -> jax.Array:
     p = jax.scipy.sparse.linalg.cg(
         outflow, source, tol=TOLERANCE, maxiter=ITERATIONS, M=precondition
     )[0]
-    # Permeabilities of many orders of magnitude: no solution is better than a bad one.
+    # With permeabilities over many orders of magnitude the solver can fail: return NaN.
     left = jnp.linalg.norm(source - outflow(p)) / jnp.linalg.norm(source)
     return jnp.where(left < RESIDUAL, p, jnp.nan)
 
 
 @functools.cache
 def problem() -> InverseProblem:
-    """The problem of that name."""
+    """The inverse problem of this file."""
     basis = jnp.asarray(modes(), jnp.float32)
     places = (CELLS // PLACES) * np.arange(PLACES) + CELLS // PLACES // 2
 

@@ -27,7 +27,7 @@ DASHES = {"gaussian, diagonal": ":", "gaussian, low rank": "--"}
 
 
 def draw(config: Any, record: dict[str, Any]) -> None:
-    """Pictures of the first instance above, f and errors of all below."""
+    """Pictures of the first instance above; f and errors of all instances below."""
     pictures = {
         "linear_gaussian": functions,
         "lorenz": densities,
@@ -46,11 +46,11 @@ def draw(config: Any, record: dict[str, Any]) -> None:
 
 
 def curves(panels: list[Any], record: dict[str, Any]) -> None:
-    """f above its reference, and the error of the field, by solves."""
+    """f minus its reference, and the error of the field, against solves."""
     for name, runs in record["runs"].items():
-        # Runs of an ensemble have points of their own: each stays at its last.
+        # Each run of an ensemble has its own points, between which it is constant.
         solves = np.unique(np.concatenate([of["solves"] for of in runs.values()]))
-        solves = solves[solves > 1]  # of an ensemble, from its first update on
+        solves = solves[solves > 1]  # an ensemble from its first update on
         solves = solves[solves >= max(of["solves"][0] for of in runs.values())]
         above, errors = [], []
         for seed, of in runs.items():
@@ -58,7 +58,7 @@ def curves(panels: list[Any], record: dict[str, Any]) -> None:
             above.append(np.array(of["losses"])[at] - record["references"][seed])
             errors.append(np.array(of["errors"])[at])
         line = {"color": COLORS[name], "ls": DASHES.get(name, "-"), "label": name}
-        # A mean of logarithms, as the scale is one; f_ref need not be the least.
+        # A geometric mean, as the axis is logarithmic; f can be below its reference.
         panels[0].plot(solves, np.exp(np.log(np.maximum(above, 0.1)).mean(0)), **line)
         panels[1].plot(solves, np.mean(errors, 0), **line)
     for panel, label in zip(panels, ("f - f_ref", "relative error"), strict=True):
@@ -70,7 +70,7 @@ def curves(panels: list[Any], record: dict[str, Any]) -> None:
 
 
 def functions(panels: Any, runs: dict[str, Any]) -> None:
-    """The posterior itself, and two of those that say how sure they are."""
+    """The exact posterior, and two of the methods that estimate their uncertainty."""
     problem = problem_of("linear_gaussian")
     truth, y = instance("linear_gaussian", 0)
     assert problem.exact is not None
@@ -97,7 +97,7 @@ def functions(panels: Any, runs: dict[str, Any]) -> None:
 
 
 def densities(panels: Any, runs: dict[str, Any]) -> None:
-    """Of each parameter, by the mean and the deviation of its logarithm."""
+    """The density of each parameter, by mean and deviation of its logarithm."""
     for i, (panel, name) in enumerate(zip(panels, ("σ", "r", "b"), strict=True)):
         true = lorenz.TRUTH[i]
         x = np.linspace(0.7 * true, 1.3 * true, 400)
@@ -120,7 +120,7 @@ def densities(panels: Any, runs: dict[str, Any]) -> None:
 
 
 def maps(panels: Any, runs: dict[str, Any]) -> None:
-    """The logarithm of the permeability, and how sure it is, on one scale each."""
+    """The logarithm of the permeability and its deviation, each on one colour scale."""
     problem, cells = problem_of("darcy"), (darcy.CELLS, darcy.CELLS)
     truth, _ = instance("darcy", 0)
     shown = [("truth", problem.field(truth), False)]

@@ -1,6 +1,6 @@
-"""A function from 50 blurred values: 1,000 unknowns, and a posterior in closed form.
+"""A function from 50 blurred values: 1,000 unknowns, with a posterior in closed form.
 
-A Brownian bridge by its Karhunen-Loève coefficients, at 1,000 places.
+The function is a Brownian bridge at 1,000 places, by its Karhunen-Loève coefficients.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DIMENSIONS, OBSERVATIONS, WIDTH, DEVIATION = 1000, 50, 0.03, 0.02
 
 
 def problem() -> InverseProblem:
-    """The problem of that name."""
+    """The inverse problem of this file."""
     places = (np.arange(DIMENSIONS) + 0.5) / DIMENSIONS
     k = 1 + np.arange(DIMENSIONS)
     basis = np.sqrt(2) * np.sin(np.pi * np.outer(places, k)) / (np.pi * k)
@@ -33,7 +33,7 @@ def problem() -> InverseProblem:
         return matrix @ u
 
     def exact(y: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-        """By the gain, which inverts a matrix of the observations alone."""
+        """By the Kalman gain: it inverts a matrix of the size of the observations."""
         seen = double @ double.T + DEVIATION**2 * np.eye(OBSERVATIONS)
         gain = np.linalg.solve(seen, double)
         return gain.T @ np.asarray(y, float), np.eye(DIMENSIONS) - gain.T @ double

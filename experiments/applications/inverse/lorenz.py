@@ -1,8 +1,9 @@
 """The three parameters of Lorenz's system of 1963, from averages over time.
 
-Nine first and second moments over 20 units of time, of which chaos makes observations
-with errors; their covariance is that of such windows at the truth, twice, as the
-forward map has a window of its own, and that of an instrument with a tenth of it.
+The observations are nine first and second moments over a window of 20 units of time,
+whose errors come from chaos. Their covariance has two parts: twice the covariance of
+such windows at the truth, as the forward map has a window of its own, and an
+instrument's, with a tenth of their variances.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from experiments.applications.inverse.problem import InverseProblem
 
 TRUTH = (10.0, 28.0, 8 / 3)
-# The prior: logarithms with these means, and a deviation of a half.
+# The prior: lognormal, with these medians and a standard deviation of the logarithm.
 MEDIANS, SPREAD = (7.0, 20.0, 2.0), 0.5
 STEP, SPIN_UP, WINDOW = 0.01, 500, 2000
 START = (1.0, 1.0, 20.0)
@@ -23,12 +24,12 @@ WINDOWS = 200
 
 
 def parameters(u: jax.Array) -> jax.Array:
-    """σ, r and b of whitened logarithms."""
+    """σ, r and b from whitened logarithms."""
     return jnp.asarray(MEDIANS) * jnp.exp(SPREAD * u)
 
 
 def move(state: jax.Array, rates: jax.Array) -> jax.Array:
-    """A step of Runge and Kutta's fourth order."""
+    """A Runge-Kutta step of fourth order."""
     sigma, r, b = rates
 
     def slope(state: jax.Array) -> jax.Array:
@@ -60,14 +61,14 @@ def moments(u: jax.Array, start: jax.Array, spin_up: int = SPIN_UP) -> jax.Array
 
 @functools.cache
 def problem() -> InverseProblem:
-    """The problem of that name."""
+    """The inverse problem of this file."""
     truth = jnp.log(jnp.asarray(TRUTH) / jnp.asarray(MEDIANS)) / SPREAD
     start = jnp.asarray(START)
 
     def elsewhere(key: jax.Array) -> jax.Array:
         return start + jax.random.normal(key, (3,))
 
-    # What is observed begins elsewhere, and is elsewhere after the chaos of a while.
+    # Observed windows start elsewhere and spin up longer, so chaos makes them differ.
     windows = jax.vmap(
         lambda key: moments(truth, elsewhere(key), 4 * SPIN_UP),
     )(jax.random.split(jax.random.key(99), WINDOWS))

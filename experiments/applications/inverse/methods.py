@@ -1,7 +1,7 @@
-"""What solves an inverse problem: lejax, gradients, evolution strategies, ensembles.
+"""The methods for inverse problems: lejax, gradients, evolution strategies, ensembles.
 
-All are tuned likewise, with the same number of solves of the forward map; an ensemble
-ends where it stands for the posterior.
+All are tuned in the same way, with the same number of solves of the forward map. An
+ensemble ends when it represents the posterior.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Run(NamedTuple):
     """A run from one seed.
 
     Attributes:
-        solves: spent at each point.
-        losses: f at the estimates there.
-        errors: of their fields.
+        solves: the solves up to each point.
+        losses: f at the estimates of these points.
+        errors: the errors of their fields.
         mean: the field of the last estimate.
-        deviation: its standard deviation, from draws; None where there is none.
+        deviation: its standard deviation, from draws; None if it is not estimated.
     """
 
     solves: np.ndarray
@@ -55,7 +55,7 @@ class Run(NamedTuple):
 
 
 def heat(loss: Any, params: Any, population: int) -> Search:
-    """The score function, and Adam."""
+    """The score function, followed by Adam."""
     del params
 
     def head(numbers: Any, key: jax.Array) -> Any:
@@ -66,7 +66,7 @@ def heat(loss: Any, params: Any, population: int) -> Search:
 
 
 def methods_of(problem: InverseProblem) -> dict[str, Searcher]:
-    """Those of a problem, in the order of the tables."""
+    """The methods of a problem, in the order of the tables."""
     found = {
         "local entropy": Searcher(
             local_entropy(credit=False), SIGMA | SHARE | RATE, POPULATIONS
@@ -86,7 +86,7 @@ def methods_of(problem: InverseProblem) -> dict[str, Searcher]:
         }[name]
         found[name] = Searcher(evolution.search_of(strategy), SIGMA, POPULATIONS)
     sizes = tuple(problem.solves // parts for parts in (4, 8, 16, 32, 64))
-    # Its runs are no `Search`; only its numbers are wanted here.
+    # Its runs are no `Search`; only its ranges are used here.
     found[KALMAN] = Searcher(gradient, {"pace": (0.1, 3.0)}, sizes)
     found["Adam, gradient"] = Searcher(gradient, RATE, (1,))
     return found
@@ -94,20 +94,20 @@ def methods_of(problem: InverseProblem) -> dict[str, Searcher]:
 
 @functools.cache
 def problem_of(name: str) -> InverseProblem:
-    """The problem of a file beside this one."""
+    """The problem of a file in this folder."""
     return importlib.import_module(f"{__package__}.{name}").problem()
 
 
 @functools.cache
 def instance(problem: str, seed: int) -> tuple[jax.Array, jax.Array]:
-    """Its unknowns and its observations."""
+    """The unknowns and the observations of an instance."""
     one, other = jax.random.split(jax.random.key(seed))
     truth = problem_of(problem).truth(one)
     return truth, problem_of(problem).observe(other, truth)
 
 
 def run(problem: str, solves: int, name: str, setting: Setting, seed: int) -> Run:
-    """One method on one instance, with so many solves."""
+    """Run one method on one instance, with this many solves."""
     truth, y = instance(problem, seed)
     if name == KALMAN:
         return _kalman(problem, solves, setting, truth, y, seed)
@@ -125,7 +125,7 @@ def run(problem: str, solves: int, name: str, setting: Setting, seed: int) -> Ru
 def _program(
     problem_name: str, solves: int, name: str, population: int
 ) -> tuple[int, Callable[..., Any]]:
-    """How many solves a point takes, and the compiled run."""
+    """The number of solves between two points, and the compiled run."""
     problem = problem_of(problem_name)
     start = jnp.zeros(problem.dimensions)
     search = methods_of(problem)[name].make(problem.loss, start, population)
@@ -159,7 +159,7 @@ def _program(
 
 @functools.cache
 def _compiled(name: str) -> tuple[Any, Any, Any]:
-    """Forward map and field of ensembles, f and the error of one."""
+    """Forward map and field of ensembles, f and error of one estimate, compiled."""
     problem = problem_of(name)
     return (
         jax.jit(jax.vmap(problem.forward)),
@@ -171,10 +171,11 @@ def _compiled(name: str) -> tuple[Any, Any, Any]:
 def _kalman(
     name: str, solves: int, setting: Setting, truth: Any, y: Any, seed: int
 ) -> Run:
-    """Ensemble Kalman inversion, the prior's ensemble to the posterior's.
+    """Ensemble Kalman inversion, from an ensemble of the prior to one of the posterior.
 
-    The update is that of `ESMDA` at errors α times as great, Σ1/α = 1; α is that of the
-    data misfit controller of Iglesias and Yang, times a pace. Members that failed go.
+    The update is that of `ESMDA` with covariances of errors times α, Σ1/α = 1. 1/α is
+    from the data misfit controller of Iglesias and Yang, times a pace. Failed members
+    are dropped.
     """
     problem, (forward, field, judged) = problem_of(name), _compiled(name)
     covariance, count = np.asarray(problem.covariance, float), y.size
@@ -205,7 +206,7 @@ def _kalman(
         found.append([float(x) for x in judged(mean, y, truth)])
         spent.append(spent[-1] + members.shape[1])
         done += step
-    # A point is what an update of all solves before it gave; first the prior's mean.
+    # A point is the result of an update with all solves before; the first is the prior.
     losses, errors = np.array(found).T
     spent = np.array([1, *spent[:-1]])
     fields = np.asarray(field(jnp.asarray(members.T, jnp.float32)))

@@ -1,4 +1,4 @@
-"""What an inverse problem is, of which the unknowns have the prior N(0, I)."""
+"""An inverse problem whose unknowns have the prior N(0, I)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ import lejax
 
 
 class InverseProblem(NamedTuple):
-    """A forward map of whitened unknowns, and what is shown of them.
+    """A forward map of whitened unknowns, and the field that they represent.
 
     Attributes:
-        dimensions: how many unknowns there are.
-        forward: `forward(u)`, what is observed but for errors.
-        covariance: of the errors: a variance, or a matrix.
+        dimensions: the number of unknowns.
+        forward: `forward(u)`, the observations without errors.
+        covariance: the covariance of the errors: a variance, or a matrix.
         truth: `truth(key)`, the unknowns of an instance.
         observe: `observe(key, truth)`, its observations.
-        field: `field(u)`, what the unknowns stand for, by which errors are measured.
-        solves: of the forward map in a run.
-        covariances: those that lejax learns.
-        strategies: the evolution strategies that suit so many unknowns.
-        smooth: whether gradients through the forward map say where to go.
-        exact: `exact(y)`, mean and covariance of the posterior, where they are known.
+        field: `field(u)`, the quantity that the unknowns represent and whose error is
+            reported.
+        solves: the number of solves of the forward map in a run.
+        covariances: the covariances that lejax learns.
+        strategies: the evolution strategies for this number of unknowns.
+        smooth: whether gradients through the forward map are useful.
+        exact: `exact(y)`, mean and covariance of the posterior, if it has a closed
+            form.
     """
 
     dimensions: int
@@ -49,7 +51,7 @@ class InverseProblem(NamedTuple):
         return of(u)
 
     def error(self, u: jax.Array, truth: jax.Array) -> jax.Array:
-        """Of the field, relative to that of the truth."""
+        """The error of the field, relative to the field of the truth."""
         true = self.field(truth)
         return jnp.linalg.norm(self.field(u) - true) / jnp.linalg.norm(true)
 
@@ -57,7 +59,7 @@ class InverseProblem(NamedTuple):
 def with_noise(
     forward: Callable[[jax.Array], jax.Array], deviation: float
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Independent errors of that standard deviation: `observe` of a problem."""
+    """Independent errors of this standard deviation: `observe` of a problem."""
 
     def observe(key: jax.Array, truth: jax.Array) -> jax.Array:
         clean = forward(truth)
