@@ -1,6 +1,6 @@
 """Flax linen with `TrainState`: `lejax.value_and_grad` makes the gradients.
 
-`TrainState` passes no `value_fn` to its optimiser, which `local_entropy` would need.
+`TrainState` passes no `value_fn` to its optimizer, which `local_entropy` would need.
 """
 
 import jax

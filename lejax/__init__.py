@@ -12,38 +12,38 @@ Samplers: estimate one step
 Transformations: gradients for the head of an `optax.chain`
     local_entropy           by importance, importance_by_example or sgld
     heat                    by score_function, pathwise or robbins_monro
-    gaussian                either of them, and a covariance learnt with the mean
-    entropy_sgd             Entropy-SGD, a whole optimiser
+    gaussian                either of them, with a covariance learnt beside the mean
+    entropy_sgd             Entropy-SGD, a whole optimizer
 
 Whole runs: loops on the host
     minimize                one call, with stopping rules and advice
     ask_tell                losses that are evaluated outside of JAX
-    plot                    a picture of a run
+    plot                    a figure of a run
 
 Schedules: numbers that change from update to update
     scoping                 the paper's schedule of τ
     target_share            τ by the share of samples that are effective
-    beta_for_share          β for such a share, from losses that are known
+    beta_for_share          β for such a share, from given losses
 
 Pure functions and diagnostics
     step_fn                 one step of the paper's algorithms
     value_and_grad          a smoothed loss and its gradient
     negative_log_posterior  the loss of a Bayesian inverse problem
-    certificate             a bound on the decrease by an update
+    certificate             a lower bound on the decrease by an update
     reduction_report        which leaves are drawn in fewer dimensions, and why
 
 Results and states
-    Sampler                 what samplers are; how they run over named axes
-    Info                    what one update says about itself
-    MinimizeResult          what `minimize` returns
-    MinimizeState           what `minimize` continues from
-    AskTell                 what `ask_tell` returns
-    Certificate             what `certificate` returns
-    ReductionReport         what `reduction_report` returns
-    SmoothingState          of `local_entropy` and `heat`
-    GaussianState           of `gaussian`
-    SGLDState               of `sgld`: its chains
-    AskTellState            of `ask_tell`
+    Sampler                 the type of all samplers, and its named axes
+    Info                    the diagnostics of one update
+    MinimizeResult          the result of `minimize`
+    MinimizeState           the state from which `minimize` continues
+    AskTell                 the result of `ask_tell`
+    Certificate             the result of `certificate`
+    ReductionReport         the result of `reduction_report`
+    SmoothingState          the state of `local_entropy` and `heat`
+    GaussianState           the state of `gaussian`
+    SGLDState               the state of `sgld`: its chains
+    AskTellState            the state of `ask_tell`
 """
 
 from lejax._estimators.effective_sample_size import beta_for_share

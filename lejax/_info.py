@@ -13,7 +13,7 @@ from jax.core import Tracer
 from lejax._internal.text import estimate_text
 from lejax._internal.types import PyTree
 
-# From this k̂ on the largest weights are missing among those drawn (Vehtari et al.).
+# From this k̂ on the largest weights are missing among the samples (Vehtari et al.).
 TRUSTED_PARETO_K = 0.7
 
 # Below this many effective samples the standard error of F saturates near 1/β.
@@ -37,11 +37,12 @@ class Info(NamedTuple):
             antithetic pair is one unit, and so are all samples that share a draw. For
             local entropy it is the first-order error times
             1 + 5/ESS + 1.5 max(k̂ - .2, 0), and NaN below twenty effective samples or
-            from a `pareto_k` of .7 on. 95 % intervals then cover 89 to 99 % wherever
-            most updates report an error (`experiments/benchmarks/coverage.py`), and
-            less if few do.
-        effective_sample_size: (Σw)²/Σw² for importance weights w; for plain averages
-            the number of finite draws. If it is 0, nothing could be estimated and the
+            from a `pareto_k` of .7 on. 95 % intervals then cover 89 to 99 % in all
+            settings in which most updates report an error
+            (`experiments/benchmarks/coverage.py`), and less in the others.
+        effective_sample_size: (Σw)²/Σw² for importance weights w; for
+            `importance_by_example` the harmonic mean over the examples; for heat the
+            number of finite samples. If it is 0, nothing could be estimated and the
             update is zero.
         num_evaluations: evaluations of the loss, or of its gradient.
         nonfinite_fraction: the share of evaluations (for chains, of steps) that were
@@ -52,13 +53,13 @@ class Info(NamedTuple):
         signal: (|δ̂|² - V)/|δ̂|², the share of |δ̂|² that is not noise: 1 for a perfect
             estimate, about 0 or negative for pure noise.
         signal_standard_error: the standard error of `signal`, by the jackknife over
-            groups of draws; only of `importance`, without `shaping`. It tends to be too
-            large.
+            groups of draws. Only `importance` without `shaping` estimates it. It tends
+            to be too large.
         pareto_k: k̂, the shape of a generalised Pareto distribution fitted to the
             largest min(J/5, 3√J) importance weights; 0 if all weights are equal. From
-            .7 on, the largest weights are missing among those drawn, and errors and
+            .7 on, the largest weights are missing among the samples, and errors and
             effective sample sizes are too optimistic: raise J, or lower β or τ.
-        tau_used: the τ of the estimate. It is not named `tau`, as
+        tau_used: the τ of the estimate. It is not named `tau`, because
             `optax.inject_hyperparams` puts a `tau` into the same state.
         beta_used: its β; 1 for heat.
         aux: the second output of `value_fn` at the parameters themselves, with
@@ -129,7 +130,7 @@ def known_number(value: Any) -> float:
 
 
 def make_info(dtype: Any, num_evaluations: int, **known: Any) -> Info:
-    """An `Info` of fixed dtypes, so that the state of an optimiser keeps its types.
+    """An `Info` of fixed dtypes, so that the state of an optimizer keeps its types.
 
     Fields that are left out, or None, are `unknown`. `signal_standard_error` is the
     standard error of |δ̂|² - V until `Sampler.run` divides it by |δ̂|².

@@ -44,7 +44,7 @@ def negative_log_posterior(
             an array of variances in the shape of y, or a matrix (y.size, y.size).
 
     Returns:
-        f, a function of u alone, for `value_fn`.
+        f, a function of u only, for `value_fn`.
 
     Raises:
         ValueError: observations or covariance are not finite; Γ is not positive

@@ -41,7 +41,7 @@ def beta_for_share(
     Returns:
         β > 0, a scalar in inverse units of f, at least float32. If too many losses
         equal the minimum to reach the share, it is 40/Δ, with Δ the least positive
-        difference from the minimum: all other samples have then lost their weight.
+        difference from the minimum: all other samples then have no weight.
 
     Raises:
         ValueError: `share` is not between 0 and 1.

@@ -1,4 +1,4 @@
-"""What the history of a run says about its settings, and which one to change."""
+"""Advice from the history of a run: which setting to change."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ PROGRESS = 3.0
 def advice(
     history: History, sampler: Sampler, beta: float, *, whole_step: bool
 ) -> Iterator[str]:
-    """A sentence, with its mend, for each setting that the history speaks against.
+    """A sentence, with the remedy, for each setting that seems wrong.
 
-    `beta` is the β of the run; NaN if it has no say. With `whole_step` an update is the
-    whole displacement, of length βτ|∇F|. A field that the sampler does not estimate
+    `beta` is the β of the run; NaN if it is a schedule. With `whole_step` an update is
+    the whole displacement, of length βτ|∇F|. A field that the sampler does not estimate
     gives no advice.
     """
     failing = history.nonfinite_fraction > ALL
@@ -76,12 +76,17 @@ def advice(
         )
     noisy = signal_of(history) < LEAST_SIGNAL and not _fell(history.objective)
     larger = _larger_beta(history, sampler, beta)
+    adapts = hasattr(sampler, "beta_share")
     if larger is not None and (noisy or whole_step):
         yield (
             f"{effective:,.0f} of {sampler.traits.weighted_samples:,} samples were "
             "effective in an update, so their weights hardly differed and updates were "
-            f"small; raise beta, to about {larger:.2g}, or let {sampler.name} find it "
-            f"by beta_share={GOOD_SHARE}."
+            f"small; raise beta, to about {larger:.2g}"
+            + (
+                f", or pass beta_share={GOOD_SHARE} to {sampler.name}."
+                if adapts
+                else "."
+            )
         )
     elif noisy:
         yield (

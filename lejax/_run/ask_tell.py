@@ -87,7 +87,7 @@ def ask_tell(
 
     Use it for simulators that run on other machines, take hours, or fail. If the
     simulator can run inside of JAX, by `jax.pure_callback`, use the transformation
-    itself, which is simpler. The two calls are those of pycma's `ask` and `tell`, with
+    itself, which is simpler. The two calls correspond to pycma's `ask` and `tell`, with
     the state passed explicitly.
 
         X_1, …, X_J ~ φ,   x_{k+1} = x_k + U(f(X_1), …, f(X_J))
@@ -116,9 +116,10 @@ def ask_tell(
     Raises:
         ValueError: from `ask`, if `tx` evaluates no loss or makes more than one
             estimate, or its sampler needs more than losses or shares its draws over an
-            axis. From `tell`, if the number of losses is not that of the points, a
-            number has no point, or the points are those of another update: another
-            state (as after a `tell`), other parameters, or another `tx`.
+            axis. From `tell`, if the numbers of losses and points differ, a number has
+            no point, or the points belong to another update: another state (as after a
+            `tell`), other parameters, or another `tx`. `max_failures` is not a positive
+            integer.
         TypeError: `tx` is no transformation or has `has_aux`, a call is under
             `jax.jit`, or a loss is not a real number.
         RuntimeError: from `tell`, if all losses failed in `max_failures` updates in a

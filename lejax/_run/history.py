@@ -13,8 +13,8 @@ class History(NamedTuple):
 
     Entry k belongs to the parameters after k updates. `squared_norm` is |δ̂|², to
     compare with `squared_error`. `slope` is the inner product of gradient and update:
-    below 0 the update descends. `certified` is 1 if the update was certain, by
-    `certificate`, to lower the local entropy of its batch, and 0 if not.
+    below 0 the update descends. `certified` is 1 if `certificate` shows that the update
+    lowers the local entropy of its batch, and 0 if not.
     """
 
     objective: np.ndarray

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a run between two blocks, with what it has found."""
+"""Ctrl-C ends a run between two blocks, with the result so far."""
 
 from __future__ import annotations
 

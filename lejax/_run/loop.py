@@ -23,11 +23,11 @@ from lejax._transforms.smoothing import Smoothing, SmoothingState, smoothing_ste
 
 
 class MinimizeState(NamedTuple):
-    """What a run of `minimize` carries from update to update, besides the parameters.
+    """The state of a run of `minimize`, besides its parameters.
 
     It is a tree of arrays, and `result.state` of every run. Save it with the parameters
-    to continue later; restore it into the state of a run with the same settings, for
-    example of one update.
+    to continue later. Restore it into the state of a run with the same settings, for
+    example a run of one update.
 
     Attributes:
         smoothing: a `SmoothingState`: the number of updates, the key, the state of the
@@ -89,7 +89,7 @@ def start(
 ) -> Run:
     """The run before its first update, in arrays of its own.
 
-    With a `state`, the run continues from there; its stopping rules start anew if
+    With a `state`, the run continues from there; its stopping rules start again if
     `patience` is another one.
     """
     dtype = compute_dtype(params)
@@ -112,7 +112,7 @@ def start(
 
 
 def finished(state: MinimizeState) -> MinimizeState:
-    """The state to continue from: a run that patience ended begins to count anew."""
+    """The state to continue from; after a stop by patience, its count starts again."""
     watch = state.watch
     ended_by_patience = int(watch.reason) == REASONS.index("patience") + 1
     if ended_by_patience:

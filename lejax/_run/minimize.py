@@ -66,18 +66,20 @@ def minimize(
 ) -> MinimizeResult:
     """Minimise a smoothed loss: a whole run, compiled, in one call.
 
+    Use it in place of `scipy.optimize.minimize` for objectives that are noisy, flat,
+    discontinuous or full of small minima. For masks, `gaussian` or other work in the
+    loop, write it yourself over
+    `optax.chain(lejax.local_entropy(sampler, tau, key=key, beta=beta), optimizer)`; the
+    updates are the same. If the loss is smooth and its gradient is cheap, a plain
+    optimizer is faster.
+
         x_{k+1} = x_k + optimizer(∇F_{τ,β}(x_k)),   by default = x_k - βτ ∇F_{τ,β}(x_k),
 
-    with F the local entropy, or F^H for a sampler of `heat`. Use it where
-    `scipy.optimize.minimize` would be used, for objectives that are noisy, flat,
-    discontinuous or full of small minima. Write the loop yourself, over
-    `optax.chain(lejax.local_entropy(sampler, tau, key=key, beta=beta), optimizer)`, if
-    it has to do more than that; the updates are the same.
-
-    Updates run in blocks inside a compiled loop. Between blocks the host calls back,
-    shows progress, reads batches, and ends the run after Ctrl-C. Stopping rules are
-    checked in every update, so the size of a block does not change the result.
-    Settings that seem wrong cause a warning at the end, which names the one to change.
+    with F the local entropy, or F^H for a sampler of `heat`. Updates run in blocks
+    inside a compiled loop. Between blocks the host calls back, shows progress, reads
+    batches, and ends the run after Ctrl-C. Stopping rules are checked in every update,
+    so the size of a block does not change the result. If settings seem wrong, a warning
+    at the end names the one to change.
 
     Args:
         value_fn: the loss f: `value_fn(params, batch)`, or `value_fn(params)` if no
@@ -109,7 +111,7 @@ def minimize(
             shown in terminals and notebooks if tqdm is installed.
         block_size: the most updates between two callbacks; by default a hundredth of
             `num_updates`, and at most 100. Large batches make it smaller.
-        has_aux: whether `value_fn` returns a pair (f, aux); aux is ignored.
+        has_aux: whether `value_fn` returns a pair (f, aux); the aux is discarded.
         state: `result.state` of a run that is to continue, with its `result.params` as
             `params`. Draws, schedules, optimizer and patience go on where they were,
             and the key is the earlier one. `batches` must begin with the first batch
@@ -128,7 +130,7 @@ def minimize(
         ImportError: `progress=True` without tqdm.
 
     Examples:
-        An error count has no gradient; its local entropy has:
+        An error rate has no useful gradient; its local entropy has one:
 
         >>> import jax, jax.numpy as jnp, lejax
         >>> inputs = jax.random.normal(jax.random.key(1), (200, 5))
@@ -172,7 +174,7 @@ def minimize(
         rules.patience,
         rules.target_value is not None,
         size,
-        # What a callback gets it may keep.
+        # A callback may keep its arguments.
         donate=callback is None,
     )
     run, history, done, reason = _run(
@@ -223,7 +225,7 @@ def _run(
     callback: Callable[[int, PyTree, Info], object] | None,
     progress: bool | None,
 ) -> tuple[Run, History, int, str]:
-    """The last run, the history, the number of updates, and what ended it."""
+    """The last run, the history, the number of updates, and the reason of the end."""
     parts: list[History] = []
     programs: dict[Any, Callable[..., tuple[Run, History]]] = {}
     done, last, stopped, block, reason = 0, 0, 0, None, "batches"

@@ -1,4 +1,4 @@
-"""A picture of a run: what it reached, and how far its estimates can be trusted."""
+"""A figure of a run: its objective, and how far its estimates can be trusted."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def plot(result: MinimizeResult) -> Figure:
         n_k = Σ_{i≤k} J_i.
 
     Args:
-        result: what `minimize` returned.
+        result: the result of `minimize`.
 
     Returns:
         A `matplotlib.figure.Figure`, of up to three panels: the objective with a band
-        of two standard errors; the effective sample size, with the twenty below which
-        estimates are not to be trusted; `signal` of each update, and the share of
-        updates that were certified, as means over twentieths of the run.
+        of two standard errors; the effective sample size, with a line at 20, below
+        which estimates of local entropy are unreliable; `signal` of each update, and
+        the share of certified updates in each twentieth of the run.
 
     Raises:
         TypeError: `result` is not a `MinimizeResult`.
@@ -51,7 +51,7 @@ def plot(result: MinimizeResult) -> Figure:
         ['objective', 'effective samples', 'share']
 
     References:
-        The quantities are those of `Info`.
+        The quantities are defined in `Info`.
     """
     if not isinstance(result, MinimizeResult):
         raise TypeError(

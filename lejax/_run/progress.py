@@ -1,4 +1,4 @@
-"""A progress bar, if there is a library for it and somebody is watching."""
+"""A progress bar, if tqdm is installed and the output is a terminal or a notebook."""
 
 from __future__ import annotations
 

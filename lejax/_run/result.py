@@ -14,39 +14,40 @@ from lejax._run.stopping import Rules
 
 
 class MinimizeResult(NamedTuple):
-    """What `minimize` returns. Printed, or at the end of a cell, it is a summary.
+    """The result of `minimize`. Printed, or at the end of a cell, it is a summary.
 
-    `x`, `fun` and `nfev` are the names that SciPy has for `params`, `objective` and
+    `x`, `fun` and `nfev` are SciPy's names for `params`, `objective` and
     `num_evaluations`. `lejax.plot(result)` draws the history.
 
     Attributes:
         params: the last parameters.
         objective: the estimate of the smoothed loss at `params`, on the last batch; NaN
             for `sgld`.
-        standard_error: the standard error of `objective`, from sampling alone; NaN if
+        standard_error: the standard error of `objective`, from sampling only; NaN if
             it is unknown.
         num_updates: the number of updates.
-        num_evaluations: of the loss, or of its gradient, in all.
-        seconds: of the whole call, including compilation and callbacks.
-        effective_sample_size: of an update, on average; NaN if it is unknown.
+        num_evaluations: all evaluations of the loss, or of its gradient.
+        seconds: the time of the whole call, with compilation and callbacks.
+        effective_sample_size: the mean over the updates; NaN if it is unknown.
         nonfinite_fraction: the share of all samples that failed.
         signal: the share of the squared length of all steps that is not noise; NaN if
             it is unknown.
-        certified: the share of updates that were certain, at 95 %, to lower the local
-            entropy of their batch (see `certificate`); NaN if that is unknown.
+        certified: the share of updates that lower the local entropy of their batch with
+            95 % confidence (see `certificate`); NaN if that is unknown.
         history: a named tuple of NumPy arrays with an entry for each estimate; entry k
             belongs to the parameters after k updates. The fields are `objective`,
             `standard_error`, `effective_sample_size`, `num_evaluations`,
             `nonfinite_fraction`, `squared_error`, `signal`, `pareto_k` and `tau_used`
             of `Info`, `squared_norm` (|δ̂|²), `slope` (gradient times update: negative
             if it descends) and `certified` (1 or 0).
-        reason: what ended the run: "num_updates", "target_value", "patience",
+        reason: the reason of the end: "num_updates", "target_value", "patience",
             "callback", "batches" (there were no more), "failed samples" or
             "interrupted" (Ctrl-C).
-        success: False if samples failed, if the run was interrupted, or if it ended
-            before the `target_value` or the `patience` that was asked for.
+        success: False if the run ended because all samples failed, if it was
+            interrupted, or if it ended before the `target_value` or the `patience`
+            that was set.
         message: `reason` in a sentence.
-        state: what `minimize(..., state=result.state)` continues from.
+        state: the state from which `minimize(..., state=result.state)` continues.
 
     Examples:
         >>> import jax, jax.numpy as jnp, lejax

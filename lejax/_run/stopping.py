@@ -1,4 +1,4 @@
-"""When a run has gone on for long enough: rules that are looked at in every update."""
+"""The stopping rules of a run, which are checked in every update."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from lejax._samplers.sampler import Sampler
 FAILED_UPDATES = 10
 # A share above this is all of them, to rounding.
 ALL = 1 - 1e-6
-# `Watch.reason`, where it is not 0, counts from 1.
+# `Watch.reason` is 0, or a place in this list, counted from 1.
 REASONS = ("target_value", "failed samples", "patience")
 
 
 class Rules(NamedTuple):
-    """The rules of a run, None where one does not apply; see `minimize`."""
+    """The rules of a run; None for a rule that does not apply. See `minimize`."""
 
     target_value: Any
     patience: int | None
 
 
 def make_rules(target_value: Any, patience: Any, sampler: Sampler) -> Rules:
-    """Rules of valid numbers, which the sampler can serve."""
+    """The rules, with valid numbers, for a sampler that estimates what they need."""
     rules = Rules(
         None
         if target_value is None
@@ -44,14 +44,14 @@ def make_rules(target_value: Any, patience: Any, sampler: Sampler) -> Rules:
 
 
 class Watch(NamedTuple):
-    """What the rules remember.
+    """The state of the rules.
 
     Attributes:
-        estimates: how many there were.
+        estimates: the number of estimates.
         window: the last objectives, `patience` of them.
         best: the running mean when it last fell by more than its standard error.
-        stale: the estimates since.
-        failed: the last estimates in a row without an effective sample.
+        stale: the number of estimates since.
+        failed: the number of the last estimates in a row without an effective sample.
         reason: 0, or the place in `REASONS` of the rule that stops the run, from 1.
     """
 
@@ -103,7 +103,7 @@ def look(watch: Watch, info: Info, rules: Rules) -> Watch:
 def _with_objective(watch: Watch, objective: jax.Array, patience: int) -> Watch:
     window = watch.window.at[watch.estimates % patience].set(objective)
     mean = window.mean()
-    # From their scatter: that of batches is in it, and whatever the sampler omits.
+    # From their scatter, which includes batches and all that the sampler omits.
     error = window.std(ddof=1) / patience**0.5
     full = watch.estimates + 1 >= patience
     fell = mean < watch.best - error

@@ -57,7 +57,7 @@ class importance(ReducedSampler):
     Use it if the loss has no useful gradient: an error count, a spiking or quantised
     network, a simulator behind `jax.pure_callback`. Do not use it if gradients are
     cheap (see `pathwise` and `sgld`). The weighted mean of perturbations is the update
-    of MPPI in control; `score_function`, like OpenES, weighs them by the losses.
+    of MPPI in control. OpenES, here `score_function`, weights them by the losses.
 
     With φ = N(x, τI), q ∝ exp(-βf) φ and weights w = exp(-βf),
 
@@ -72,15 +72,16 @@ class importance(ReducedSampler):
         chunk_size: how many evaluations run at once under `vmap`, at least a pair. It
             affects speed, memory and rounding only. The default suits the device. On a
             CPU, loop over seeds by `jax.lax.map`: `jax.vmap` multiplies the chunk.
-        antithetic: draw pairs x ± √τ ε, which have less noise per normal drawn. False
-            is plain sampling, as in the paper.
+        antithetic: draw pairs x ± √τ ε, which have less noise for each random number.
+            False is plain sampling, as in the paper.
         axis_name: the bound axis whose members share the J samples; see `Sampler`.
         data_axis_name: the bound axis that the batch is split over; see `Sampler`.
-        signs_per_draw: at most how many samples, or pairs, share one draw under random
-            signs, from 1 to 32. This saves normals. Each sample is exactly Gaussian,
-            and any two are uncorrelated. In d dimensions it adds about 2 signs/d to the
-            relative variance of δ̂. The default is min(10, d/100, J/60, 2²²/d) for
-            pairs, and 1 for plain sampling, `sample_complement` and `gaussian`.
+        signs_per_draw: the most samples, or pairs, that share one draw under random
+            signs, from 1 to 32. This saves random numbers. Each sample is exactly
+            Gaussian, and the noise of two pairs is uncorrelated. In d dimensions it
+            adds about 2 signs/d to the relative variance of δ̂. The default is
+            min(10, d/100, J/60, 2²²/d) for pairs, and 1 for plain sampling,
+            `sample_complement` and `gaussian`.
         reduction: draw only in the directions that the loss depends on for its batch,
             as listed by `reduction_report`. This is exact, faster and less noisy.
         sample_complement: with `reduction`, add the noise of the other directions, of
@@ -89,13 +90,12 @@ class importance(ReducedSampler):
             listed by `reduction_report`. It reduces the noise, most at β ≤ 1 with f a
             mean over the batch, and costs one evaluation, at x. Its factor is fitted to
             the same draws, which shifts the mean by O(1/J). The default is True for
-            pairs without `sample_complement` or `shaping`. For plain draws it also
-            centres the weights, w_j/Σw - 1/J.
+            pairs without `sample_complement` or `shaping`. With `antithetic=False` it
+            also centres the weights, w_j/Σw - 1/J.
         beta_share: the wanted ESS/J, between 0 and 1. β is then adapted: an update uses
-            `beta_for_share` of the losses of the update before, and the first update
-            uses `beta`. It costs no evaluation. β is fixed before the draws, so they
-            estimate the same as with a constant β. If all losses are equal or failed, β
-            does not change.
+            `beta_for_share` of the losses of the previous update, and the first update
+            uses `beta`. It costs no evaluation. β is fixed before the draws, so it adds
+            no bias. If all losses are equal or failed, β does not change.
         shaping: a transformation of the J losses of an update, as in evolution
             strategies. "ranks" replaces a loss by its centred rank, from -½ to ½, with
             a mean rank for ties. "standardized" is (f - mean)/deviation. The scale of f

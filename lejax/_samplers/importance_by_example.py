@@ -45,21 +45,22 @@ class importance_by_example(Sampler):
     so minibatches estimate it without bias for any β. J samples leave a bias of order
     1/J. The displacement is -βτ ∇G = (1/B) Σᵢ E_qᵢ[X] - x, with qᵢ ∝ exp(-βfᵢ) φ.
 
-    Each example has its own draws for each layer, in the directions of its own inputs,
-    as in `score_function`. Other leaves have one draw for all examples. The examples
-    lie along the first axis of the batch. Terms of the loss outside the mean, such as a
-    penalty, are part of every fᵢ.
+    Each example has its own draws in each dense layer, in the directions of its own
+    inputs, as in `score_function`. Other leaves have one draw for all examples. The
+    examples lie along the first axis of the batch. Terms of the loss outside the mean,
+    such as a penalty, are part of every fᵢ.
 
     Args:
-        num_samples: J ≥ 2, the draws of each example. The loss is evaluated twice at
+        num_samples: J ≥ 2, the samples of each example. The loss is evaluated twice at
             each: once for the weights, once to apply them.
         chunk_size: how many evaluations run at once under `vmap`. Memory grows with it,
             not with J.
-        antithetic: draw pairs x ± √τ ε. Weights are centred either way. Single draws
-            need twice the normals, and have less noise if losses are nearly linear.
+        antithetic: draw pairs x ± √τ ε. Weights are centred either way. Single samples
+            need twice the random numbers, and have less noise if losses are nearly
+            linear.
         axis_name: the bound axis whose members share the J samples; see `Sampler`.
         data_axis_name: the bound axis that the batch is split over; see `Sampler`.
-        signs_per_draw: at most how many samples, or pairs, share one draw under random
+        signs_per_draw: the most samples, or pairs, that share one draw under random
             signs; see `importance`.
 
     Returns:
@@ -71,8 +72,8 @@ class importance_by_example(Sampler):
         ValueError: `num_samples` is not an integer of at least 2 (centring uses up one
             draw), `chunk_size` or `signs_per_draw` is not a positive integer,
             `signs_per_draw` is above 32, an axis is not bound, or both axes are equal.
-            In use: the loss does not separate the examples, as a sum over them through
-            which alone it depends on some dense layer.
+            In use: the loss is not a sum over the examples, or depends on no dense
+            layer through this sum only.
 
     Examples:
         Two examples with fᵢ = (w - yᵢ)²/2 each pull by -τ/(1 + τ) (w - yᵢ):

@@ -18,21 +18,22 @@ from lejax._tracing.loss import Loss, OutsideLoss
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class parallel(Sampler):
-    """The same sampler, with its draws or chains split over devices.
+    """The same sampler, with its samples or chains split over devices.
 
-    The estimate is that of `sampler`, to rounding, for any number of devices. Use it,
-    in place of the sampler, if one device is too slow. Do not use it for `sgld` with
-    `num_chains=1`: only whole chains are split. As in distributed evolution strategies,
-    devices exchange losses, and each makes its own draws from the key.
+    For any number of devices the estimate is the same, to rounding, as from `sampler`
+    itself. Use it in place of the sampler if one device is too slow. Do not use it for
+    `sgld` with `num_chains=1`: only whole chains are split. As in distributed evolution
+    strategies, devices exchange losses, and each makes its own draws from the key.
 
-    For importance weights w, L devices and J draws, device l sums over its J/L draws:
+    For importance weights w, L devices and J samples, device l sums over its share:
 
         δ̂ = Σ_l v_l / Σ_l S_l,   v_l = Σ_j w_j (X_j - x),   S_l = Σ_j w_j.
 
     Along `axis_name`, every device holds the parameters, the batch and the key. One
-    exchange gathers the J losses. Another sums the d numbers of the displacement and
-    those of its error (`robbins_monro`: in every move). The result lies on the mesh, so
-    the second call of a jitted update is traced again; later calls are not.
+    exchange gathers the J losses. Another sums the d numbers of the displacement and,
+    without credit, d more for its error (`robbins_monro`: in every move). The result
+    lies on the mesh, so the second call of a jitted update is traced again; later calls
+    are not.
 
     `jax.jit` handles the other axes of the mesh. Parameters that are split along one
     stay split, and their perturbations are drawn in place. A batch that is split along
@@ -42,7 +43,8 @@ class parallel(Sampler):
     Args:
         sampler: any sampler, made without axes of its own.
         mesh: of devices. The default is one axis of all devices of all hosts.
-        axis_name: the axis of the mesh that draws, or chains of `sgld`, are split over.
+        axis_name: the axis of the mesh that samples, or chains of `sgld`, are split
+            over.
         data_axis_name: the axis of the mesh that batches are split over, by their
             leading axis (with `inner_batches` the second), which its size must divide.
             None leaves batches whole.

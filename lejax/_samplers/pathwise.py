@@ -19,15 +19,15 @@ class pathwise(ReducedSampler):
     """The gradient of the heat-regularised loss as an average of gradients.
 
     Use it for heat if the loss has a gradient; one pair is enough to begin with. Do not
-    use it for an error count, whose gradient is zero; see `score_function`. It is the
+    use it for an error rate, whose gradient is zero; see `score_function`. It is the
     reparameterisation gradient of variational inference, and training with weight
     noise; SAM takes the worst perturbation instead.
 
         ∇F^H_τ(x) = E_φ ∇f(X) ≈ (1/J) Σ_j ∇f(X_j),   X_j ~ φ = N(x, τI).
 
     The displacement is -τ ∇F^H: an explicit step, while `robbins_monro` (Algorithm 2)
-    takes an implicit one. A draw whose loss or gradient is not finite is left out and
-    counted. The average is then conditional on finite draws.
+    takes an implicit one. A sample whose loss or gradient is not finite is left out and
+    counted. The average is then conditional on finite samples.
 
     Args:
         num_samples: J ≥ 1, the evaluations of ∇f in one update. A pair counts as two.
@@ -41,11 +41,12 @@ class pathwise(ReducedSampler):
 
     Returns:
         A `Sampler` for `heat`. `effective_sample_size` in its info is the number of
-        finite draws.
+        finite samples.
 
     Raises:
         ValueError: `num_samples` or `chunk_size` is not a positive integer, an axis is
-            not bound, or both axes are equal.
+            not bound, both axes are equal, or the gradient of `value_fn` is identically
+            zero.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Examples:

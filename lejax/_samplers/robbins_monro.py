@@ -35,8 +35,9 @@ class robbins_monro(ReducedSampler):
 
     Stopped early it returns part of the step: for a constant gradient the share
     1 - Π_j(1 - a_j), .485 for the paper's J = 30 and a_j = 0.1 j^-0.7. This is not
-    corrected: raise the learning rate. A draw that is not finite is left out of the
-    average and counted. A move that is not finite is rejected; all its draws failed.
+    corrected: raise the learning rate. A sample whose loss or gradient is not finite is
+    left out of the average and counted. A move that is not finite is rejected, and all
+    its samples count as failed.
 
     Args:
         num_steps: J ≥ 1, the number of moves.
@@ -44,24 +45,25 @@ class robbins_monro(ReducedSampler):
         step_size: a_j, a positive number, or a schedule that is called with j = 0, 1, …
             (int32) for the paper's a_1, a_2, …. The paper's c j^-α is
             `lambda j: c * (j + 1) ** -alpha`.
-        smoothing: the variance of the draws z_m, if it is not τ.
+        smoothing: the variance of the samples z_m, by default τ.
         chunk_size: how many gradients run at once under `vmap`.
         antithetic: draw pairs y ± √τ ε, which cancel the part of ∇f that is odd in ε.
             False is plain sampling, as in the paper.
-        axis_name: the bound axis whose members share the M draws; see `Sampler`.
+        axis_name: the bound axis whose members share the M samples; see `Sampler`.
         data_axis_name: the bound axis that the batch is split over; see `Sampler`.
         reduction: draw only in the directions that the loss depends on for its batch,
             as listed by `reduction_report`. This is exact, and faster.
 
     Returns:
         A `Sampler` for `heat`. `objective` and `standard_error` in its info are of
-        F^H_τ(x_k), or F^H at the variance `smoothing`, from the M draws of the first
-        move. `effective_sample_size` is the number of finite draws of all moves, and
+        F^H_τ(x_k), or F^H at the variance `smoothing`, from the M samples of the first
+        move. `effective_sample_size` is the number of finite samples of all moves, and
         `num_evaluations` is J M. `squared_error` and `signal` are NaN.
 
     Raises:
         ValueError: a count is not a positive integer, `step_size` or `smoothing` is not
-            positive, an axis is not bound, or both axes are equal.
+            positive, an axis is not bound, both axes are equal, or the gradient of
+            `value_fn` is identically zero.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Examples:

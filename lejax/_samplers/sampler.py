@@ -34,8 +34,8 @@ class Traits(NamedTuple):
 
     Attributes:
         regularization: the regularisation that it estimates.
-        tells_noise: True if its info may have `squared_error` and `signal`.
-        tells_objective: True if its info has `objective`.
+        tells_noise: True if it may estimate `squared_error` and `signal`.
+        tells_objective: True if it estimates `objective`.
         needs_gradient: True if it differentiates the loss.
         values_suffice: True if it needs only J losses, as `ask_tell` passes them.
         learns_covariance: True if `gaussian` can use it.
@@ -108,14 +108,14 @@ class Sampler:
 
     For several devices, use `parallel`. Inside your own `jax.pmap`, `jax.shard_map` or
     `jax.vmap`, two settings of a sampler name the axes that are bound there. The
-    members of `axis_name` share the draws, or the chains of `sgld`. Each makes its
+    members of `axis_name` share the samples, or the chains of `sgld`. Each makes its
     part, and the losses are gathered. All of them must hold the same parameters, batch
     and key. The members of `data_axis_name` hold equal parts of the batch, and the same
     values of everything else. f is the mean of their losses. The two axes must differ.
 
     Attributes:
         regularization: the regularisation it estimates, `"local entropy"` or `"heat"`.
-        name: the name of its class; of `parallel`, that of the wrapped sampler.
+        name: the name of its class; for `parallel`, the name of the wrapped sampler.
 
     Examples:
         The displacement of f(x) = x²/2 is -τ/(1 + τ) x:

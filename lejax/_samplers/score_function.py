@@ -38,9 +38,9 @@ class score_function(ReducedSampler):
         ∇F^H_τ(x) = E_φ[(f(X) - b)(X - x)] / τ = Cov_φ(f(X), X) / τ,   φ = N(x, τI).
 
     The baseline b is the mean of the losses. It cancels in antithetic pairs; unpaired
-    draws lose one degree of freedom to it. So the estimate is unbiased for every J. The
-    displacement is -τ ∇F^H. A draw whose loss is not finite is left out and counted.
-    The estimate is then the gradient of the average over finite draws.
+    samples lose one degree of freedom to it. So the estimate is unbiased for every J.
+    The displacement is -τ ∇F^H. A sample whose loss is not finite is left out and
+    counted. The estimate is then the gradient of the average over finite samples.
 
     Args:
         num_samples: J ≥ 2, the evaluations of f in one update. A pair counts as two.
@@ -49,9 +49,9 @@ class score_function(ReducedSampler):
         antithetic: draw pairs x ± √τ ε, which cancel the part of f that is even in ε.
         axis_name: the bound axis whose members share the J samples; see `Sampler`.
         data_axis_name: the bound axis that the batch is split over; see `Sampler`.
-        signs_per_draw: at most how many samples, or pairs, share one draw under random
+        signs_per_draw: the most samples, or pairs, that share one draw under random
             signs; see `importance`. The default is min(10, d/100, J/60, 2²²/d) for
-            pairs, with J/30 for single draws.
+            pairs, with J/30 for single samples.
         reduction: draw only in the directions that the loss depends on for its batch,
             as listed by `reduction_report`. This is exact, faster and less noisy.
         credit: draw separately for each example of the batch, in the layers with credit
@@ -62,11 +62,11 @@ class score_function(ReducedSampler):
 
             This is exact for F^H, with far less noise, and costs one evaluation, at x.
             Other leaves have one draw for all examples: turn credit off if they hold
-            most of the parameters. If draws fail, the baselines sᵢ(x) add a bias.
+            most of the parameters. If samples fail, the baselines sᵢ(x) add a bias.
 
     Returns:
         A `Sampler` for `heat`. `effective_sample_size` in its info is the number of
-        finite draws.
+        finite samples.
 
     Raises:
         ValueError: `num_samples` is not an integer of at least 2 (the baseline uses up

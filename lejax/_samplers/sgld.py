@@ -32,8 +32,8 @@ from lejax._spaces.space import Space
 class SGLDState(NamedTuple):
     """The last point of each chain of `sgld`, for the next warm start.
 
-    It is part of the state of an optimiser with `warm_start=True`. You need it yourself
-    only if you call `Sampler.estimate`.
+    It is part of the optimizer state with `warm_start=True`. You use it directly only
+    if you call `Sampler.estimate`.
 
     Attributes:
         position: x_J, in the shapes of the parameters and at least float32. With
@@ -61,15 +61,15 @@ class sgld(ReducedSampler):
     Use it if the loss has a gradient and importance weights degenerate, at large β or
     in many dimensions. Do not use it without a useful gradient, or if you need the
     smoothed loss or error bars; see `importance`. It is the inner loop of Entropy-SGD;
-    the whole optimiser is `entropy_sgd`.
+    the whole optimizer is `entropy_sgd`.
 
         x_{j+1} = x_j - (ε_j/2) [β∇f(x_j) + (x_j - x)/τ] + η_j,   η_j ~ N(0, T_j ε_j I),
         E_q[X] ≈ Σ_j ε_j x_j / Σ_j ε_j   over x_1, …, x_J,
 
     for q ∝ exp(-βf(x') - |x' - x|²/2τ). The chain starts at x or, with `warm_start`, at
     the end of the previous chain. A move to a point whose loss or gradient is not
-    finite is refused and counted: the chain stays. If its start is refused, it starts
-    at x, one point later.
+    finite is refused and counted: the chain stays. If the start of a chain is refused,
+    it starts at x, one point later.
 
     A short chain returns part of the step. From x and for a constant gradient, it is
     the share 1 - A, where
@@ -85,8 +85,8 @@ class sgld(ReducedSampler):
             moves.
         step_size: ε_j, a variance like τ: a positive number, or a schedule that is
             called with j = 0, 1, … (int32) for the paper's ε_1, ε_2, …. A first step
-            of 4τ or more is an error, since the quadratic part of the drift alone then
-            diverges. If a traced τ falls that far, such moves are refused.
+            of 4τ or more is an error, because the quadratic part of the drift then
+            diverges by itself. If a traced τ falls that far, such moves are refused.
         temperature: T_j, a positive number or a schedule. 1 samples q. T_j = ε_j gives
             η_j the standard deviation ε_j. A small constant is the thermal noise of
             `entropy_sgd`.
@@ -96,14 +96,15 @@ class sgld(ReducedSampler):
         num_chains: C ≥ 1, independent chains of J points each. Their average is the
             estimate.
         warm_start: start at the last point of the previous update, as the paper does,
-            not at x. With the paper's η = βτ this is harmless, and saves the way from
-            x. Such a chain pulls x back to its old position. `optax.sgd` behind it, of
-            rate η and momentum μ, is stable on a flat loss if η < βτ(1 + R_J)(1 + μ)/A,
-            which is at least 2βτ, and little more unless the chain is long. A chain
-            that keeps more than half of its start is a warning. `step_fn` and
-            `value_and_grad` always start at x.
+            not at x. With the paper's η = βτ this is stable, and saves the moves away
+            from x. At larger rates it may diverge, because the chain pulls x back to
+            its old position. `optax.sgd` behind it, of learning rate η and momentum μ,
+            is stable on a flat loss if η < βτ(1 + R_J)(1 + μ)/A. This limit is at least
+            2βτ, and little more unless the chain is long. A chain that keeps more than
+            half of its start causes a warning. `step_fn` and `value_and_grad` always
+            start at x.
         inner_batches: the batch has a leading axis of K batches, and point j uses the
-            gradient on batch j mod K. The aux of `has_aux` is that of the first batch.
+            gradient on batch j mod K. The aux of `has_aux` belongs to the first batch.
             False uses the whole batch at every point.
         axis_name: the bound axis whose members share the C chains; see `Sampler`. Each
             member must hold the state of its own chains: call `init` inside the axis,
@@ -126,8 +127,8 @@ class sgld(ReducedSampler):
         ValueError: `num_steps` or `num_chains` is not a positive integer, `step_size`
             or `temperature` is not positive, `averaging` is not in (0, 1], `step_size`
             ≥ 4τ, the leaves of the batch have no common leading axis with
-            `inner_batches`, an axis is not bound, both axes are equal, or the state
-            holds another number of chains.
+            `inner_batches`, an axis is not bound, both axes are equal, the state holds
+            another number of chains, or the gradient of `value_fn` is identically zero.
         TypeError: `value_fn` returns integers, which have no gradient.
 
     Examples:

@@ -43,10 +43,11 @@ def target_share(
 ) -> ShareController:
     """A controller of τ, for a target share of effective samples.
 
-    Use it with `importance` as the `tau` of `local_entropy` or `minimize`, in place of
-    a grid search over τ. It does not work with `sgld`, with the samplers of `heat`, or
-    with a `beta_share` or `shaping`. It is to τ what step-size adaptation is to CMA-ES,
-    or tempering by effective sample size to sequential Monte Carlo.
+    Use it as the `tau` of `local_entropy` or `minimize`, in place of a grid search over
+    τ, with `importance` or `importance_by_example`. It does not work with `sgld`, with
+    the samplers of `heat`, or with a `beta_share` or `shaping`. It corresponds to
+    step-size adaptation in CMA-ES, and to tempering by effective sample size in
+    sequential Monte Carlo.
 
         log τ_{k+1} = log τ_k + γ_k log(D*/D_k),
         D_k = log(J/ESS_k),   D* = -log share.
@@ -85,9 +86,9 @@ def target_share(
     Raises:
         ValueError: `share` is not between 0 and 1, `init_value` is not positive, `gain`
             is not above 0 and at most 1, `max_change` or `max_ratio` is not above 1. In
-            use: the first share is below √(10/J), or the sampler has no share that
-            depends on τ (`sgld`, those of `heat`, and `importance` with a `beta_share`
-            or `shaping`).
+            use: the first share is below √(10/J), or the effective sample size of the
+            sampler is not known or does not depend on τ (`sgld`, the samplers of
+            `heat`, and `importance` with a `beta_share` or `shaping`).
 
     Examples:
         From τ = 1e-6 to the τ at which half of the samples are effective:

@@ -198,7 +198,7 @@ class Same:
 
 
 def same_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> Same:
-    """An optimiser, compared by its programs, or by itself if these do not suffice."""
+    """An optimizer, compared by its programs, or by itself if these do not suffice."""
     key: Hashable = optimizer
     with contextlib.suppress(Exception):
         begin, first = jax.make_jaxpr(optimizer.init, return_shape=True)(params)

@@ -23,8 +23,8 @@ class Certificate(NamedTuple):
     a scalar.
 
     Attributes:
-        decrease: the lower bound on F(x) - F(x + u), in the units of the loss. It is at
-            most 0 if no decrease is certain, and -inf if `inside` is False.
+        decrease: the lower bound on F(x) - F(x + u), in the units of the loss. If it is
+            0 or less, no decrease is certain. It is -inf if `inside` is False.
         estimate: the same without the margin for noise: the bound on average.
         inside: whether the guarantee holds. It is False if the noise of the estimate
             is unknown, if the losses were shaped (the estimate is then not ∇F), below
@@ -51,10 +51,10 @@ def certificate(
     """A lower bound on the decrease of the local entropy by an update.
 
     Use it with `importance`, to check that an update lowers F of this batch at a level
-    of confidence, whatever optimiser made it. It bounds neither the loss f itself nor
-    the heat-regularised loss, and it is loose for updates far from parallel to the
-    gradient, as those of Adam. It is the descent lemma of smooth optimisation for a
-    noisy gradient.
+    of confidence, for any optimizer. It bounds neither the loss f itself nor the
+    heat-regularised loss, and it is loose for updates that are far from parallel to the
+    gradient, such as those of Adam. It is the descent lemma of smooth optimisation for
+    a noisy gradient.
 
     The Hessian of F = F_{τ,β} is at most I/(βτ) for every loss. So for any u
 

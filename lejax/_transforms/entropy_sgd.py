@@ -1,4 +1,4 @@
-"""Entropy-SGD of Chaudhari et al., as a whole optimiser."""
+"""Entropy-SGD of Chaudhari et al., as a whole optimizer."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def entropy_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     """Entropy-SGD: a short Langevin chain, then a step towards its average.
 
-    Use it for differentiable losses with many minibatches; it is the whole optimiser of
-    Chaudhari et al. For a mask, another sampler or another outer optimiser, use
-    `local_entropy` with `sgld`, of which this is made (`displacement=True`, then
+    Use it for differentiable losses with many minibatches; it is the whole optimizer of
+    Chaudhari et al. For a mask, another sampler or another outer optimizer, use
+    `local_entropy` with `sgld`, from which this is built (`displacement=True`, then
     `optax.sgd`). Without gradients use `local_entropy` with `importance`. In optax,
     `optax.lookahead` has the same two loops, without noise or the pull γ (x' - x).
 
@@ -72,7 +72,7 @@ def entropy_sgd(
         ValueError: `num_steps` is not a positive integer; `inner_learning_rate`,
             `noise`, `averaging` or `tau` is not positive; `averaging` is above 1, or
             `inner_learning_rate` ≥ 2τ; the leading axis of the batch is not
-            `num_steps`.
+            `num_steps`; the gradient of `value_fn` is identically zero.
         TypeError: `key` is not a typed key.
 
     Examples:

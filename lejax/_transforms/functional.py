@@ -23,7 +23,7 @@ def step_fn(
 ) -> Callable[..., PyTree]:
     """One step of Algorithm 1 or 2 of the paper, as a pure function.
 
-    Use it for the paper's algorithms without an optimiser. For momentum, schedules of τ
+    Use it for the paper's algorithms without an optimizer. For momentum, schedules of τ
     or state between updates, use `local_entropy` or `heat` in an optax chain; for a
     whole run, `minimize`. With `importance` the step is the weighted mean of model
     predictive path integral control (MPPI); with `robbins_monro` it is an implicit
@@ -91,9 +91,9 @@ def value_and_grad(
 ) -> Callable[..., tuple[tuple[jax.Array, Info], PyTree]]:
     """The smoothed loss and its gradient, like `jax.value_and_grad`.
 
-    Use it in training loops that pass no extra arguments to their optimiser, as Flax's
-    `TrainState`. In an optax chain prefer `local_entropy` or `heat`: they keep the key,
-    schedules and the state of the sampler between updates.
+    Use it in training loops that pass no extra arguments to their optimizer, such as
+    Flax's `TrainState`. In an optax chain prefer `local_entropy` or `heat`: they keep
+    the key, schedules and the state of the sampler between updates.
 
         ∇F_{τ,β}(x) = (x - E_q[X]) / (βτ),   ∇F^H_τ(x) = E_φ ∇f(X);
 

@@ -65,7 +65,7 @@ def gaussian(
     with Σ'' = Σ' at ρ = 1, and ΣE_φ∇²f = E_φ[(X - x)∇fᵀ]. On a quadratic loss with
     ρ = 1 both samplers take the same step.
 
-    If T = 0, x goes to a minimum and Σ shrinks for ever: after k updates it is about
+    If T = 0, x goes to a minimum and Σ shrinks to 0: after k updates it is about
     1/(kρβ) times the inverse Hessian, if that is positive. The steps of `pathwise` are
     then 1/(ρk) of Newton's, and after k updates the distance to the minimum is of the
     order k^{-1/ρ}. It is longer if the curvature was larger on the way: in Rosenbrock's
@@ -115,7 +115,7 @@ def gaussian(
             fall by a factor of about s^d/(2 - 1/s²)^{d/2}.
         bounds: the least and the greatest variance in any direction, by default τ/10¹⁰
             and 10¹⁰τ. `state.bounded` is the share of directions at a bound.
-        mask: which leaves to perturb, as in `local_entropy`.
+        mask: the leaves to perturb, as in `local_entropy`.
         has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
 
     Returns:
@@ -132,8 +132,9 @@ def gaussian(
             or above 1 for a sampler without weights by β; `max_change` is not above 1;
             `bounds` are not two positive numbers around τ; `covariance` is not one of
             the four, or "full" for more than 2048 parameters; `rank` is not a positive
-            integer, or above the number of parameters; `sampler` is another one; or as
-            `local_entropy` says.
+            integer, or above the number of parameters; `sampler` is neither
+            `importance` without `shaping` nor `pathwise`; and the errors of
+            `local_entropy`.
         TypeError: as `local_entropy`.
 
     Examples:

@@ -47,9 +47,9 @@ class GaussianState(NamedTuple):
         covariance: Σ, stored as its root L. `covariance.times(u)` is Lu, so x + Lu with
             u ~ N(0, I) is a draw of N(x, Σ). `covariance.variances(params)` is the
             diagonal of Σ.
-        bounded: the share of directions whose variance is at a bound, or the share of
-            parameters whose draws were lost in rounding, if that is larger: those whose
-            standard deviation is below four spacings of their dtype at x.
+        bounded: the larger of two shares: of directions whose variance is at a bound,
+            and of parameters whose draws are lost in rounding, because their standard
+            deviation is below four spacings of their dtype at x.
         info: the info of the last update; NaN before the first.
 
     Examples:

@@ -24,10 +24,11 @@ def heat(
     """The gradient of the heat-regularised loss, as an optax transformation.
 
     Use it to minimise the Gaussian average of a loss: with `pathwise` or
-    `robbins_monro` if the loss has a gradient, else with `score_function`. If the best
-    samples are to count most, use `local_entropy`. Elsewhere this is randomized
-    smoothing or Gaussian homotopy; by `score_function` it is the evolution strategy of
-    OpenAI, and by `pathwise` training with Gaussian noise on the weights.
+    `robbins_monro` if the loss has a gradient, else with `score_function`. Use
+    `local_entropy` instead if the best samples should have the largest weights.
+    Elsewhere this is called randomized smoothing or Gaussian homotopy; by
+    `score_function` it is the evolution strategy of OpenAI, and by `pathwise` training
+    with Gaussian noise on the weights.
 
         F^H_τ(x) = E_φ f(X),   φ = N(x, τI),
         ∇F^H_τ(x) = E_φ ∇f(X) = E_φ[(f(X) - b)(X - x)] / τ.
@@ -41,7 +42,7 @@ def heat(
         tau: τ, the variance of the smoothing, in squared units of the parameters: a
             positive number, or a schedule of the number of updates so far.
         key: a typed key, `jax.random.key(seed)`.
-        mask: which leaves to perturb, as in `local_entropy`.
+        mask: the leaves to perturb, as in `local_entropy`.
         has_aux: whether `value_fn` returns a pair, as in `local_entropy`.
         displacement: return τ times the gradient. `optax.sgd(1.0)` behind it is
             Algorithm 2 for any schedule of τ.

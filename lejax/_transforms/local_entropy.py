@@ -55,14 +55,13 @@ def local_entropy(
         sampler: `importance`, `importance_by_example` or `sgld`.
         tau: τ, the variance of the smoothing, in squared units of the parameters: a
             positive number, a schedule of the number of updates so far, or a controller
-            made by `target_share`. Pass the same schedule object again to reuse what
-            was compiled.
+            made by `target_share`. Create a schedule once: a new one compiles again.
         key: a typed key, `jax.random.key(seed)`.
         beta: β > 0, the inverse temperature, or a schedule of the number of updates so
             far. If f is a mean over a batch, β = 1 leaves the weights almost uniform.
             `importance` with a `beta_share` uses it in the first update only.
-        mask: which leaves to perturb: a tree of booleans like params, a prefix of it,
-            or a function of params that returns one; by default all. Other leaves keep
+        mask: the leaves to perturb: a tree of booleans like params, a prefix of it, or
+            a function of params that returns one; by default all. Other leaves keep
             their incoming updates (zeros if `updates` is None).
         has_aux: whether `value_fn` returns a pair (f, aux). `state.info.aux` is the aux
             at params itself, for one more evaluation; return (f, (f, ...)) to get f(x).
@@ -86,12 +85,13 @@ def local_entropy(
     Raises:
         ValueError: `tau` or `beta` is not positive, the sampler is one for heat or
             cannot work at `tau`, a perturbed leaf is not floating, params is None or
-            has a `MaskedNode`, `value_fn` is missing, or `shrink` is set for a sampler
-            that does not estimate its noise; or as `target_share` says.
+            has a `MaskedNode`, `value_fn` is missing, its gradient is identically zero
+            and the sampler is `sgld`, or `shrink` is set for a sampler that does not
+            estimate its noise; and the errors of `target_share`.
         TypeError: `key` is not a typed key, or `value_fn` does not return a scalar.
 
     Examples:
-        An error count has no useful gradient; its local entropy has one:
+        An error rate has no useful gradient; its local entropy has one:
 
         >>> import jax, jax.numpy as jnp, lejax, optax
         >>> inputs = jax.random.normal(jax.random.key(1), (200, 5))

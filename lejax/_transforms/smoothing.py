@@ -45,9 +45,9 @@ class SmoothingState(NamedTuple):
     Attributes:
         step: the number of updates so far.
         key: the key that the factory was given; every update folds `step` into it, so
-            that a restored state goes on bit for bit. What keeps numbers alone, as
-            `flax.serialization` does, wants `jax.random.key_data(state.key)`, and
-            `jax.random.wrap_key_data` makes it a key again.
+            that a restored state continues bit for bit. For formats without typed keys,
+            such as `flax.serialization`, save `jax.random.key_data(state.key)`, and
+            restore the key by `jax.random.wrap_key_data`.
         sampler: the state of the sampler.
         info: the info of the last update; NaN before the first.
 
@@ -82,7 +82,7 @@ def smoothed(
     keep_gradient: bool = False,
     shrink: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """What the transformations share."""
+    """The transformation that `local_entropy`, `heat` and `entropy_sgd` share."""
     first = first_tau(tau, sampler)
     check_smoothing(sampler, first, beta)
     if not displacement:
@@ -101,7 +101,7 @@ def smoothed(
 
 
 def rules_of(*values: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Of numbers and what gives them, the rules and the numbers; None beside."""
+    """The rules and the numbers among `values`, with None in the gaps of each."""
     ruled = [callable(v) or isinstance(v, ShareController) for v in values]
     pairs = list(zip(ruled, values, strict=True))
     return (
@@ -112,15 +112,14 @@ def rules_of(*values: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class Smoothing:
-    """How an update is made, but for its numbers.
+    """The settings of an update, without the numbers that may change at run time.
 
     Attributes:
-        sampler: what estimates.
-        rules: what gives τ and β where they are no numbers: a schedule, or of τ a
-            controller.
-        displacement: whether βτ times the gradient comes out.
-        keep_gradient: whether the info keeps it.
-        shrink: whether it is multiplied by the share that is signal.
+        sampler: the sampler.
+        rules: of τ and β: a schedule or, for τ, a controller; None for numbers.
+        displacement: whether the output is βτ times the gradient.
+        keep_gradient: whether the info holds the gradient.
+        shrink: whether the gradient is multiplied by the share that is signal.
     """
 
     sampler: Sampler
@@ -148,7 +147,7 @@ def smoothing_step(
     tau: Scalar | None,
     beta: Scalar | None,
 ) -> tuple[PyTree, SmoothingState]:
-    """What comes out, and the next state; None is what a rule gives."""
+    """The output and the next state; τ or β is None if a rule gives it."""
     sampler: Sampler = settings.sampler
     of_tau, of_beta = settings.rules
     if isinstance(of_tau, ShareController):
@@ -194,7 +193,7 @@ def of_selected(
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation of the leaves of a mask, by a loss of them, from τ on.
 
-    `step(settings, loss, selected, state, *numbers)` is what comes out in their place,
+    `step(settings, loss, selected, state, *numbers)` returns the output in their place,
     and the next state.
     """
     sampler = settings.sampler
@@ -222,7 +221,7 @@ def of_selected(
         del ignored
         selected, restore = _select(mask, params)
         if updates is not None:
-            # With a mask they are what the other leaves get.
+            # With a mask, the other leaves keep them.
             lost = restore(updates, jax.tree.map(lambda _: None, params))
             _check_discarded(lost, used_elsewhere=mask is not None)
         check_place(replaces_all=mask is None)
@@ -239,7 +238,7 @@ def of_selected(
         _MADE.update((id(leaf), leaf) for leaf in jax.tree.leaves(found))
         _warn_of_nothing(new_state.info, sampler)
         if updates is None:
-            # For what is no array, which a mask leaves out, there is no update.
+            # Leaves that are no arrays, which a mask excludes, have no update.
             updates = jax.tree.map(
                 lambda leaf: None if dtype_of(leaf) is None else jnp.zeros_like(leaf),
                 params,
