@@ -22,18 +22,17 @@ EQUAL = 1e-5
 WAY_THERE = 0.1
 # The share of effective samples that is suggested instead.
 GOOD_SHARE = 0.5
+# A run whose last third fell by this share of its middle third has not slowed down.
+STEADY = 0.8
 # A fall of the objective by so many of its standard errors is progress.
 PROGRESS = 3.0
 
 
-def advice(
-    history: History, sampler: Sampler, beta: float, *, whole_step: bool
-) -> Iterator[str]:
-    """A sentence, with the remedy, for each setting that seems wrong.
+def advice(history: History, sampler: Sampler, *, whole_step: bool) -> Iterator[str]:
+    """A sentence, with its mend, for each setting that the history speaks against.
 
-    `beta` is the β of the run; NaN if it is a schedule. With `whole_step` an update is
-    the whole displacement, of length βτ|∇F|. A field that the sampler does not estimate
-    gives no advice.
+    With `whole_step` an update is the whole displacement, of length βτ|∇F|. A field
+    that the sampler does not estimate gives no advice.
     """
     failing = history.nonfinite_fraction > ALL
     nothing = (failing | (history.effective_sample_size == 0))[-FAILED_UPDATES:]
@@ -59,8 +58,9 @@ def advice(
             "parameters."
         )
     effective = known_mean(history.effective_sample_size)
+    is_heat = sampler.regularization == "heat"
     # Heat weighs its draws alike: two of them may do.
-    if sampler.regularization != "heat" and effective < TRUSTED_SAMPLE_SIZE:
+    if not is_heat and effective < TRUSTED_SAMPLE_SIZE:
         yield (
             f"{effective:.1f} samples were effective in an update, on average, below "
             f"{TRUSTED_SAMPLE_SIZE}: the estimates follow a few of them; raise "
@@ -75,7 +75,7 @@ def advice(
             f"optimistic; raise num_samples of {sampler.name}, or lower beta or tau."
         )
     noisy = signal_of(history) < LEAST_SIGNAL and not _fell(history.objective)
-    larger = _larger_beta(history, sampler, beta)
+    larger = _larger_beta(history, sampler)
     adapts = hasattr(sampler, "beta_share")
     if larger is not None and (noisy or whole_step):
         yield (
@@ -88,6 +88,12 @@ def advice(
                 else "."
             )
         )
+    elif whole_step and is_heat and _falls_steadily(history.objective):
+        yield (
+            "the objective fell steadily until the end: without an optimizer a step of "
+            "heat is tau times the gradient, which is small; pass for example "
+            "optimizer=optax.adam(1e-2)."
+        )
     elif noisy:
         yield (
             f"the run was mostly noise ({max(signal_of(history), 0):.0%} signal), "
@@ -96,25 +102,37 @@ def advice(
         )
 
 
+def _thirds(objective: np.ndarray) -> list[np.ndarray]:
+    """The known objectives in three parts, of two and more; none if there are fewer."""
+    values = objective[known(objective)].astype(np.float64)
+    return np.array_split(values, 3) if values.size >= 6 else []
+
+
 def _fell(objective: np.ndarray) -> bool:
     """Whether the last third of the objectives is clearly below the first third."""
-    values = objective[known(objective)].astype(np.float64)
-    third = values.size // 3
-    if third < 2:
+    if not (thirds := _thirds(objective)):
         return False
-    first, last = values[:third], values[-third:]
-    error = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / third)
+    first, _, last = thirds
+    error = math.sqrt(first.var(ddof=1) / first.size + last.var(ddof=1) / last.size)
     return bool(first.mean() - last.mean() > PROGRESS * error)
 
 
-def _larger_beta(history: History, sampler: Sampler, beta: float) -> float | None:
+def _falls_steadily(objective: np.ndarray) -> bool:
+    """Whether the objective fell, and at the end as fast as at the beginning."""
+    if not _fell(objective):
+        return False
+    first, middle, last = (part.mean() for part in _thirds(objective))
+    return bool(middle - last > STEADY * (first - middle))
+
+
+def _larger_beta(history: History, sampler: Sampler) -> float | None:
     """The β for a good share of effective samples, if nearly all were effective.
 
     For small β the squared coefficient of variation of the weights, J/ESS - 1, grows
     as β².
     """
     samples = sampler.traits.weighted_samples
-    if samples is None or math.isnan(beta):
+    if samples is None:
         return None
     # At a minimum weights hardly differ at any β: what counts is the way there.
     effective = float(np.quantile(history.effective_sample_size, WAY_THERE))
@@ -123,4 +141,4 @@ def _larger_beta(history: History, sampler: Sampler, beta: float) -> float | Non
     variation = samples / effective - 1
     if variation < EQUAL:
         return None
-    return beta * math.sqrt((1 / GOOD_SHARE - 1) / variation)
+    return float(history.beta_used[0]) * math.sqrt((1 / GOOD_SHARE - 1) / variation)

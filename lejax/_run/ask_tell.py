@@ -7,6 +7,7 @@ and once with their losses.
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -41,9 +42,9 @@ class AskTellState(NamedTuple):
         >>> smooth = lejax.heat(lejax.score_function(4), 1.0, key=jax.random.key(0))
         >>> search, x = lejax.ask_tell(smooth), jnp.full(3, 5.0)
         >>> state = search.init(x)
-        >>> _, state = search.tell(search.ask(state, x), {}, state, x)
+        >>> _, state = search.tell(search.ask(state, x), {0: 1.0, 1: 2.0}, state, x)
         >>> print(state.inner.step, state.failed)
-        1 1
+        1 0
     """
 
     inner: PyTree
@@ -224,6 +225,13 @@ def ask_tell(
                 f"all losses of {failed} updates in a row failed; evaluate one of the "
                 "points by hand, pass params at which the simulator runs, or make tau "
                 "smaller, so that points lie closer to params."
+            )
+        if failed == 1:
+            warnings.warn(
+                f"all {count} losses of this update failed, so nothing moves; pass "
+                "params at which the simulator runs, make tau smaller, or scale the "
+                "parameters, so that points lie closer to params.",
+                stacklevel=2,
             )
         above = jnp.asarray(values - least)
         updates, inner = told(above, least, state.inner, of_strong_types(params))

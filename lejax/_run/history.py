@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lejax._info import Info
+
 
 class History(NamedTuple):
     """NumPy arrays with an entry for each estimate: fields of `Info`, and more.
@@ -28,25 +30,21 @@ class History(NamedTuple):
     signal: np.ndarray
     pareto_k: np.ndarray
     tau_used: np.ndarray
+    beta_used: np.ndarray
     certified: np.ndarray
 
+    def __repr__(self) -> str:
+        if not isinstance(self.objective, np.ndarray):
+            return f"History{tuple.__repr__(self)}"
+        return (
+            f"History of {self.objective.size:,} estimates: {', '.join(self._fields)}"
+        )
 
-def record(info: Any, squared_norm: Any, slope: Any, certified: Any) -> History:
+
+def record(info: Info, **others: Any) -> History:
     """The scalars of one `Info`, while traced. Arrays of the size of x are left out."""
-    return History(
-        objective=info.objective,
-        standard_error=info.standard_error,
-        effective_sample_size=info.effective_sample_size,
-        num_evaluations=info.num_evaluations,
-        nonfinite_fraction=info.nonfinite_fraction,
-        squared_error=info.squared_error,
-        squared_norm=squared_norm,
-        slope=slope,
-        signal=info.signal,
-        pareto_k=info.pareto_k,
-        tau_used=info.tau_used,
-        certified=certified,
-    )
+    kept = {name: getattr(info, name) for name in History._fields if name not in others}
+    return History(**kept, **others)
 
 
 def joined(parts: list[History]) -> History:

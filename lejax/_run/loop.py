@@ -223,9 +223,10 @@ def _block(
         return run, history, i + 1
 
     info = run.state.smoothing.info
+    like = info.signal
     history = jax.tree.map(
         lambda leaf: jnp.zeros((loop.size, *leaf.shape), leaf.dtype),
-        record(info, *(info.signal,) * 3),
+        record(info, squared_norm=like, slope=like, certified=like),
     )
     return jax.lax.while_loop(unfinished, advance, (run, history, first))
 
@@ -237,9 +238,9 @@ def _kept(smoothing: Smoothing, info: Info, grads: PyTree, updates: PyTree) -> H
     gradient = scaled(grads, 1 / scale) if smoothing.displacement else grads
     square = inner(gradient, gradient, nothing.dtype) * scale**2
     slope = inner(gradient, updates, nothing.dtype)
-    if smoothing.sampler.regularization == "heat":
-        return record(info, square, slope, nothing)
-    found = certificate(info._replace(gradient=gradient), updates)
-    certain = (found.decrease > 0).astype(nothing.dtype)
-    certain = jnp.where(is_known(info.signal_standard_error), certain, nothing)
-    return record(info, square, slope, certain)
+    certified = nothing
+    if smoothing.sampler.regularization != "heat":
+        found = certificate(info._replace(gradient=gradient), updates)
+        certified = (found.decrease > 0).astype(nothing.dtype)
+        certified = jnp.where(is_known(info.signal_standard_error), certified, nothing)
+    return record(info, squared_norm=square, slope=slope, certified=certified)

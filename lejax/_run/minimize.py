@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -188,8 +187,7 @@ def minimize(
         callback,
         progress,
     )
-    known_beta = math.nan if callable(beta) else float(beta)
-    for sentence in advice(history, sampler, known_beta, whole_step=optimizer is None):
+    for sentence in advice(history, sampler, whole_step=optimizer is None):
         warnings.warn(sentence, stacklevel=2)
     success, message = outcome(reason, done, rules)
     if reason == "interrupted":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
-from lejax._info import TRUSTED_SAMPLE_SIZE
-from lejax._run.history import History, known
+from lejax._info import TRUSTED_SAMPLE_SIZE, Info
+from lejax._run.history import History, known, record
 from lejax._run.result import MinimizeResult
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 PARTS = 20
 
 
-def plot(result: MinimizeResult) -> Figure:
+def plot(result: MinimizeResult | Info) -> Figure:
     """Draw the history of a run: objective, effective samples, signal, certainty.
 
     Use it to see whether a run has converged, and whether its estimates were good
@@ -28,7 +29,8 @@ def plot(result: MinimizeResult) -> Figure:
         n_k = Σ_{i≤k} J_i.
 
     Args:
-        result: the result of `minimize`.
+        result: the result of `minimize`; or, from a loop of your own, an `Info` whose
+            fields have a leading axis of updates, as `jax.lax.scan` collects them.
 
     Returns:
         A `matplotlib.figure.Figure`, of up to three panels: the objective with a band
@@ -37,7 +39,7 @@ def plot(result: MinimizeResult) -> Figure:
         the share of certified updates in each twentieth of the run.
 
     Raises:
-        TypeError: `result` is not a `MinimizeResult`.
+        TypeError: `result` is neither.
         ImportError: matplotlib is not installed.
 
     Examples:
@@ -53,11 +55,7 @@ def plot(result: MinimizeResult) -> Figure:
     References:
         The quantities are defined in `Info`.
     """
-    if not isinstance(result, MinimizeResult):
-        raise TypeError(
-            f"result must be what lejax.minimize returned, got {result!r:.60}; "
-            "pass lejax.plot(result)."
-        )
+    history = _history(result)
     try:
         pyplot = importlib.import_module("matplotlib.pyplot")
     except ImportError as error:
@@ -65,7 +63,6 @@ def plot(result: MinimizeResult) -> Figure:
             "lejax.plot needs matplotlib, which is not installed; "
             "run python -m pip install matplotlib."
         ) from error
-    history = result.history
     panels = [
         panel
         for panel, shown in (
@@ -92,6 +89,21 @@ def plot(result: MinimizeResult) -> Figure:
     if "inline" in pyplot.get_backend():
         pyplot.close(figure)  # a cell would show it a second time
     return figure
+
+
+def _history(result: MinimizeResult | Info) -> History:
+    """The history of a run, or of infos that were collected."""
+    if isinstance(result, MinimizeResult):
+        return result.history
+    if not isinstance(result, Info) or np.ndim(result.objective) != 1:
+        raise TypeError(
+            "result must be what lejax.minimize returned, or an Info of several "
+            f"updates, whose fields have one axis, got {result!r:.60}; pass for "
+            "example lejax.plot(result), or collect the infos by jax.lax.scan."
+        )
+    scalars = jax.tree.map(np.asarray, result._replace(aux=None, gradient=None))
+    nothing = np.full(scalars.objective.shape, np.nan)
+    return record(scalars, squared_norm=nothing, slope=nothing, certified=nothing)
 
 
 def _objective(axes: Any, evaluations: np.ndarray, history: History) -> None:
@@ -135,4 +147,4 @@ def _shares(axes: Any, evaluations: np.ndarray, history: History) -> None:
         )
     axes.set_ylim(-0.25, 1.05)
     axes.set_ylabel("share")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")

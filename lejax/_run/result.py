@@ -37,9 +37,9 @@ class MinimizeResult(NamedTuple):
         history: a named tuple of NumPy arrays with an entry for each estimate; entry k
             belongs to the parameters after k updates. The fields are `objective`,
             `standard_error`, `effective_sample_size`, `num_evaluations`,
-            `nonfinite_fraction`, `squared_error`, `signal`, `pareto_k` and `tau_used`
-            of `Info`, `squared_norm` (|δ̂|²), `slope` (gradient times update: negative
-            if it descends) and `certified` (1 or 0).
+            `nonfinite_fraction`, `squared_error`, `signal`, `pareto_k`, `tau_used` and
+            `beta_used` of `Info`, `squared_norm` (|δ̂|²), `slope` (gradient times
+            update: negative if it descends) and `certified` (1 or 0).
         reason: the reason of the end: "num_updates", "target_value", "patience",
             "callback", "batches" (there were no more), "failed samples" or
             "interrupted" (Ctrl-C).
@@ -110,9 +110,12 @@ class MinimizeResult(NamedTuple):
         effective = f"{self.effective_sample_size:.0f} samples in an update"
         if math.isnan(self.effective_sample_size):
             effective = "not estimated"
+        how = f"stopped by {self.reason}"
+        if self.reason == "interrupted":
+            how = "then interrupted"
         return (
             ("objective", estimate_text(self.objective, self.standard_error)),
-            ("updates", f"{self.num_updates:,}, stopped by {self.reason}"),
+            ("updates", f"{self.num_updates:,}, {how}"),
             ("evaluations", f"{self.num_evaluations:,} in {self.seconds:.1f} s"),
             ("effective", effective),
             ("failed", f"{self.nonfinite_fraction:.1%} of the samples"),

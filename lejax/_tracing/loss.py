@@ -258,6 +258,12 @@ def _explain(error: Exception, value_fn: LossFn, params: PyTree, batch: PyTree) 
             "value_fn fails on (params, batch), and runs on (batch, params); its "
             "arguments are swapped: let the parameters be the first."
         ) from error
+    if type(error).__name__ == "TraceContextError":  # Flax
+        error.add_note(
+            "value_fn changes the state of a module that it closes over, such as batch "
+            "statistics; merge with copy=True, and return the new state as aux."
+        )
+        return
     error.add_note(
         f"value_fn failed on params of shapes {shapes(params)} and a batch of shapes "
         f"{shapes(batch)}; check that value_fn expects these shapes."

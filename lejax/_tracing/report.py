@@ -67,7 +67,7 @@ class ReductionReport(NamedTuple):
         """The number of entries of a draw."""
         return sum(math.prod(leaf.reduced_shape) for leaf in self.leaves)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [("leaf", "shape", "drawn", "", "credit")]
         rows += [
             (

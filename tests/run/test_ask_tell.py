@@ -235,7 +235,9 @@ def test_all_failed():
         return search.tell(points, losses, state, PARAMS)[1]
 
     nothing = np.full(30, np.nan)
-    state = told(told(state, nothing), {})
+    with pytest.warns(UserWarning, match="all 30 losses of this update failed.*scale"):
+        state = told(state, nothing)
+    state = told(state, {})
     assert state.failed == 2
     assert told(state, np.ones(30)).failed == 0
     with pytest.raises(RuntimeError, match=r"3 updates in a row failed.*tau smaller"):

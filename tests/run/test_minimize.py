@@ -437,6 +437,9 @@ def test_summary():
         "certified    50% of the updates",
     ]
     assert repr(result) == str(result)
+    assert repr(result.history).startswith("History of 13 estimates: objective, st")
+    ended = result._replace(reason="interrupted")
+    assert "12, then interrupted" in repr(ended)
     cell = result._repr_html_()
     assert "<td style='text-align:left'>1.235 ± 0.01</td>" in cell
     assert cell.count("<tr>") == 7

@@ -149,6 +149,10 @@ WARNINGS = {
             "sampler": lejax.importance(1000, **runs.WHOLE),
         },
     ),
+    "heat without an optimizer": (
+        r"the objective fell steadily until the end.*optimizer=optax\.adam\(1e-2\)",
+        {"tau": 1e-3, "params": jnp.full(2, 9.0), "num_updates": 60},
+    ),
     "an optimizer that climbs": (
         r"every update went up the gradient.*optax\.scale\(-learning_rate\)",
         {"optimizer": optax.scale(0.1), "params": jnp.full(2, 0.1)},

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases.runs import MANY, minimize
+from cases.runs import KEY, MANY, bowl, minimize
 from matplotlib import pyplot
 
 import lejax
@@ -46,6 +47,23 @@ def test_panels_of_what_is_not_estimated_are_left_out():
         "objective",
         "effective samples",
     ]
+
+
+def test_infos_of_a_loop_of_ones_own():
+    tx = lejax.heat(lejax.pathwise(20), 0.1, key=KEY)
+
+    def update(carry, _):
+        x, state = carry
+        grads, state = tx.update(None, state, x, value_fn=bowl)
+        return (x - 0.1 * grads, state), state.info
+
+    x = jnp.full(2, 3.0)
+    _, infos = jax.lax.scan(update, (x, tx.init(x)), length=30)
+    objective, _, shares = lejax.plot(infos).axes
+    np.testing.assert_array_equal(objective.lines[0].get_ydata(), infos.objective)
+    assert len(shares.lines) == 1
+    with pytest.raises(TypeError, match="whose fields have one axis"):
+        lejax.plot(jax.tree.map(lambda leaf: leaf[0], infos))
 
 
 def test_bad_input(monkeypatch):
