@@ -95,6 +95,7 @@ def on_page_content(page_html, page, config, files):
         page_html = outside(
             code, page_html, lambda part: IN_NOTEBOOK.sub(in_notebook, part)
         )
+        page_html = re.sub(r'href="(\w+)\.ipynb"', r'href="../\1/"', page_html)
         for entry in page.toc:
             for heading in (entry, *entry.children):
                 heading.title = IN_NOTEBOOK.sub(in_notebook, heading.title)
