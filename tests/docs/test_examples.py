@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
-GUIDES = sorted((Path(__file__).parents[2] / "docs" / "guides").glob("*.md"))
+GUIDES = sorted((Path(__file__).parents[2] / "docs").glob("*/*.md"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
