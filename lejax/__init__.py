@@ -15,9 +15,10 @@ Transformations: gradients for the head of an `optax.chain`
     gaussian                either of them, with a covariance learnt beside the mean
     entropy_sgd             Entropy-SGD, a whole optimizer
 
-Whole runs: loops on the host
+Whole runs: from a start to a result
     minimize                one call, with stopping rules and advice
     ask_tell                losses that are evaluated outside of JAX
+    search_rule             a black-box search, as pure init, ask and tell
     plot                    a figure of a run
 
 Schedules: numbers that change from update to update
@@ -44,6 +45,7 @@ Results and states
     GaussianState           the state of `gaussian`
     SGLDState               the state of `sgld`: its chains
     AskTellState            the state of `ask_tell`
+    SearchState             the state of `search_rule`
 """
 
 from lejax._estimators.effective_sample_size import beta_for_share
@@ -64,6 +66,8 @@ from lejax._samplers.score_function import score_function
 from lejax._samplers.sgld import SGLDState, sgld
 from lejax._schedules.scoping import scoping
 from lejax._schedules.target_share import target_share
+from lejax._search.search_rule import search_rule
+from lejax._search.state import SearchState
 from lejax._tracing.report import ReductionReport, reduction_report
 from lejax._transforms.certificate import Certificate, certificate
 from lejax._transforms.entropy_sgd import entropy_sgd
@@ -85,6 +89,7 @@ __all__ = [
     "ReductionReport",
     "SGLDState",
     "Sampler",
+    "SearchState",
     "SmoothingState",
     "ask_tell",
     "beta_for_share",
@@ -104,6 +109,7 @@ __all__ = [
     "robbins_monro",
     "scoping",
     "score_function",
+    "search_rule",
     "sgld",
     "step_fn",
     "target_share",

@@ -20,6 +20,7 @@ ROOMS = (
     "_samplers",
     "_schedules",
     "_transforms",
+    "_search",
     "_run",
     "__init__",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import inspect
 import re
@@ -11,12 +12,13 @@ import pytest
 import lejax
 
 PUBLIC = {name: vars(lejax)[name] for name in vars(lejax) if not name.startswith("_")}
-# A sampler is a frozen dataclass, and made like a function is called.
+# A sampler, or a search's rule, is a frozen dataclass, and made like a function is
+# called.
 FUNCTIONS = [
     name
     for name, thing in PUBLIC.items()
     if inspect.isfunction(thing)
-    or (issubclass(thing, lejax.Sampler) and thing is not lejax.Sampler)
+    or (dataclasses.is_dataclass(thing) and thing is not lejax.Sampler)
 ]
 
 
