@@ -170,7 +170,7 @@ class search_rule:
                 "and may be filled with NaN."
             )
         values = values.astype(state.mean.dtype)
-        counts = jnp.arange(size) < state.population
+        counts = jnp.arange(size, dtype=jnp.int32) < state.population
         values = jnp.where(counts & jnp.isfinite(values), values, jnp.inf)
         u = self._draws(state)
         with jax.default_matmul_precision("highest"):

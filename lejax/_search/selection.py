@@ -32,7 +32,7 @@ class Selection(NamedTuple):
 def select(losses: jax.Array, population: jax.Array) -> Selection:
     """Weights exp(-4 rank), with ranks from 0 to 1 among the finite losses."""
     dtype = losses.dtype
-    counts = jnp.arange(losses.size) < population
+    counts = jnp.arange(losses.size, dtype=jnp.int32) < population
     ranks = centered_ranks(jnp.where(counts, losses, jnp.inf)) + 0.5
     w = jnp.exp(-RANK_BETA * ranks)
     some = w.sum() > 0

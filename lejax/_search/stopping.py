@@ -51,8 +51,10 @@ def is_flat(
 ) -> jax.Array:
     """True if only rounding tells the latest losses from each other, or all failed."""
     length = 10 + jnp.ceil(updates).astype(jnp.int32)
-    recent = jnp.arange(history.size) >= history.size - length
-    counts = (jnp.arange(losses.size) < population) & jnp.isfinite(losses)
+    recent = jnp.arange(history.size, dtype=jnp.int32) >= history.size - length
+    counts = (jnp.arange(losses.size, dtype=jnp.int32) < population) & jnp.isfinite(
+        losses
+    )
     flat = spread_is_rounding(history, recent) & spread_is_rounding(losses, counts)
     return (run_step > length) & flat
 
@@ -69,19 +71,18 @@ def spread_is_rounding(values: jax.Array, among: jax.Array) -> jax.Array:
     return (low >= high) | (finite & (span <= rounding))
 
 
-def no_gain(
-    history: jax.Array, run_step: jax.Array, updates: jax.Array
-) -> jax.Array:
+def no_gain(history: jax.Array, run_step: jax.Array, updates: jax.Array) -> jax.Array:
     """True if the medians of the last and first 30 % of a window show no decrease.
 
     It is tried every tenth update, with a window that grows with the run.
     """
     least = 120 + updates
-    due = (run_step >= least) & (run_step % 10 == 0)
+    ran = run_step.astype(history.dtype)
+    due = (ran >= least) & (run_step % 10 == 0)
 
     def compare(history: jax.Array) -> jax.Array:
-        age = history.size - 1 - jnp.arange(history.size)
-        wanted = jnp.floor(least + 0.2 * run_step.astype(history.dtype))
+        age = history.size - 1 - jnp.arange(history.size, dtype=jnp.int32)
+        wanted = jnp.floor(least + 0.2 * ran)
         window = jnp.minimum(
             jnp.minimum(wanted.astype(jnp.int32), run_step), history.size
         )

@@ -1,0 +1,1 @@
+"""Searches of black boxes, by the functions of their field."""
