@@ -68,7 +68,11 @@ def moved(
     )
     # If all points failed, nothing was learnt.
     nothing = Moved(
-        *(getattr(state, name) for name in Moved._fields[:-2]),
+        state.mean,
+        state.scale,
+        state.root,
+        state.scale_path,
+        state.shape_path,
         found.largest,
         found.condition,
     )

@@ -190,6 +190,9 @@ def table(config: Config, found: dict[str, Any]) -> None:
         cells = []
         for d, k in columns:
             shares = {m: of["shares"][str(k)] for m, of in found[d].items()}
+            if name not in shares:  # interrupted
+                cells.append("")
+                continue
             cell = f"{100 * np.mean(shares[name]):.1f}"
             if "pycma" in shares and not name.startswith("pycma"):
                 mean, half = difference(shares[name], shares["pycma"])
@@ -204,7 +207,7 @@ def plot(config: Config, found: dict[str, Any]) -> None:
     with plotting.figure(path, columns=len(config.dimensions)) as (figure, axes):
         for panel, d in zip(axes.ravel(), config.dimensions, strict=True):
             x = np.log10(budgets(config, d) / d)
-            for name in config.methods:
+            for name in (m for m in config.methods if m in found[str(d)]):
                 line = "-" if name in ("search_rule", "pycma") else "--"
                 y = found[str(d)][name]["curve"]
                 panel.plot(x, y, line, color=COLORS[name], lw=2, label=name)
