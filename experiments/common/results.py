@@ -36,7 +36,7 @@ def device_name() -> str:
 def versions() -> dict[str, str]:
     """The versions of all packages that a result may depend on."""
     names = ("lejax", "jax", "optax", "flax", "matfree", "evosax")
-    names += ("iterative-ensemble-smoother",)
+    names += ("iterative-ensemble-smoother", "cma", "ioh")
     found = {}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

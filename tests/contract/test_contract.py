@@ -60,8 +60,8 @@ PURE = {
         lambda leaf: leaf * lejax.reduction_report(loss, p, BATCH).reduced_size, p
     ),
 }
-# Of the host, with tests of their own.
-WHOLE_RUNS = {lejax.minimize, lejax.ask_tell, lejax.plot}
+# With tests of their own.
+WHOLE_RUNS = {lejax.minimize, lejax.ask_tell, lejax.search_rule, lejax.plot}
 
 
 def test_every_public_factory_is_registered():

@@ -58,6 +58,21 @@ def test_every_evaluation_is_counted():
     assert last.num_evaluations == sum(sizes)
 
 
+def test_the_history_of_a_run():
+    rule = lejax.search_rule(max_population=16)
+    state = rule.init(KEY, jnp.ones(3), 0.3)
+    tell, least = jax.jit(rule.tell), []
+    for number in range(9):
+        losses = np.square(rule.ask(state)).sum(1)
+        losses[number % 8] = np.nan
+        least.append(np.nanmin(losses[:8]))
+        state = tell(state, losses)
+    np.testing.assert_array_equal(state.history[-9:], least)
+    assert np.isinf(state.history[:-9]).all()
+    failed = tell(state, np.full(16, np.nan))
+    assert failed.history[-1] == np.inf
+
+
 def test_points_of_restarts_without_a_box():
     """Within two scales of the first mean, and on their side of a single bound."""
     rule = lejax.search_rule(max_population=8, population=4, lower=0.0)

@@ -9,7 +9,7 @@ import pytest
 from cases.searches import rosenbrock, search
 
 import lejax
-from lejax._search.selection import select
+from lejax._search.selection import mean_size, select
 from lejax._search.update import moved, pairs
 
 FIELDS = ("mean", "scale", "root", "scale_path", "shape_path")
@@ -90,6 +90,18 @@ def test_failures_lower_the_effective_sample_size():
     assert few.effective_sample_size < select(losses, jnp.array(10))[3]
     np.testing.assert_array_equal(few.shares[::2], 0)
     np.testing.assert_array_equal(few.each, 0.1)
+
+
+def test_the_effective_length_under_pairs():
+    """The covariance of Σw̃u, by 10⁵ assignments of ranks to pairs."""
+    for losses in (np.arange(10.0), np.array([0, 1, 2, *7 * [np.nan]]), np.zeros(10)):
+        selection = select(jnp.asarray(losses), jnp.array(10))
+        w = np.asarray(selection.shares)
+        assigned = np.random.default_rng(0).permuted(np.tile(w, (100_000, 1)), axis=1)
+        variance = np.square(assigned[:, ::2] - assigned[:, 1::2]).sum(1).mean()
+        size = float(selection.effective_sample_size)
+        wanted = 1 / max(variance, 0.5 / size)
+        assert float(mean_size(selection)) == pytest.approx(wanted, rel=0.01)
 
 
 def test_equal_losses_have_equal_weights():
