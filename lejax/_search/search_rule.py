@@ -138,25 +138,28 @@ class search_rule:
             check_inside(x, lower, upper)
         population, _ = self._sizes(x.size)
         d, dtype = x.size, x.dtype
-        sigma = jnp.asarray(scale, dtype)
-        zero = jnp.zeros((), jnp.int32)
+
+        def zero() -> jax.Array:
+            return jnp.zeros((), jnp.int32)
+
+        # Every field is a buffer of its own, so that the state may be donated.
         return SearchState(
-            mean=x,
-            scale=sigma,
+            mean=jnp.array(x),
+            scale=jnp.array(scale, dtype),
             root=jnp.eye(d, dtype=dtype),
             scale_path=jnp.zeros(d, dtype),
             shape_path=jnp.zeros(d, dtype),
             population=jnp.asarray(population, jnp.int32),
-            step=zero,
-            run_step=zero,
-            key=key,
-            best_x=x,
+            step=zero(),
+            run_step=zero(),
+            key=jax.random.clone(key),
+            best_x=jnp.array(x),
             best_value=jnp.asarray(jnp.inf, dtype),
-            num_evaluations=zero,
-            num_restarts=zero,
+            num_evaluations=zero(),
+            num_restarts=zero(),
             stalled=jnp.zeros((), bool),
-            first_mean=x,
-            first_scale=sigma,
+            first_mean=jnp.array(x),
+            first_scale=jnp.array(scale, dtype),
             history=jnp.full(history_size(d, population), jnp.inf, dtype),
         )
 

@@ -78,6 +78,14 @@ def test_states_keep_their_types():
     )
 
 
+def test_a_state_may_be_donated():
+    rule = lejax.search_rule()
+    mean, scale = jnp.zeros(3), jnp.array(0.5)
+    state = rule.init(KEY, mean, scale)
+    jax.jit(rule.tell, donate_argnums=0)(state, jnp.arange(8.0))
+    assert not any(x.is_deleted() for x in (KEY, mean, scale))
+
+
 def test_points_depend_on_the_state_alone():
     rule = lejax.search_rule(max_population=16)
     state = rule.init(KEY, jnp.zeros(3), 0.5)
