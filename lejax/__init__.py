@@ -48,6 +48,8 @@ Results and states
     SearchState             the state of `search_rule`
 """
 
+import typing as _typing
+
 from lejax._estimators.effective_sample_size import beta_for_share
 from lejax._info import Info
 from lejax._posterior import negative_log_posterior
@@ -116,6 +118,19 @@ __all__ = [
     "value_and_grad",
 ]
 __version__ = "0.1.0"
+
+
+if not _typing.TYPE_CHECKING:  # which finds names that do not exist by itself
+
+    def __getattr__(name: str) -> _typing.NoReturn:
+        """Lead on those who look for a search in one call."""
+        beside = ""
+        if name == "search":
+            beside = (
+                "; lejax.search_rule is a black-box search by init, ask and tell, and "
+                "lejax.ask_tell evaluates the losses of a chain outside of JAX"
+            )
+        raise AttributeError(f"module 'lejax' has no attribute {name!r}{beside}.")
 
 
 def __dir__() -> list[str]:

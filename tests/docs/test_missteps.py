@@ -143,6 +143,11 @@ MISSTEPS = {
         TypeError,
         r"sampler must be a lejax sampler.*lejax\.importance\(num_samples=1000\)",
     ),
+    "a search in one call": (
+        lambda: lejax.search(f, bounds=(-X, X), budget=500, key=KEY),
+        AttributeError,
+        r"has no attribute 'search'; lejax\.search_rule is .*lejax\.ask_tell",
+    ),
     "gaussian over raw units": (
         lambda: once(
             lejax.gaussian(IMPORTANCE, 1.0, key=KEY),
@@ -169,7 +174,7 @@ def test_it_works_or_a_message_leads_on(name):
         try:
             typed()
             said = [(type(w.message), str(w.message)) for w in caught]
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             said = [(type(error), str(error))]
     if kind is None:
         assert said == []
