@@ -69,6 +69,8 @@ def run_compiled(
     if any(isinstance(leaf, Tracer) for leaf in arrays):
         return fn(settings, loss, params, *args)
     run, is_new = functools.partial(fn, settings, loss), True
+    if loss.jaxpr is None:  # each device reads its part: one program, not hundreds
+        run = jax.jit(run)
     if not inline and loss.again is None:
         with contextlib.suppress(NotComparableError, TypeError):
             run, is_new = _found(
