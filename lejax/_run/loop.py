@@ -16,7 +16,8 @@ from lejax._internal.trees import compute_dtype, inner, scaled
 from lejax._internal.types import LossFn, PyTree
 from lejax._run.history import History, record
 from lejax._run.stopping import REASONS, Rules, Watch, look, start_watch
-from lejax._tracing.compiled import Same, compiled
+from lejax._tracing.comparison import Same
+from lejax._tracing.compiled import compiled
 from lejax._tracing.loss import Loss
 from lejax._transforms.certificate import certificate
 from lejax._transforms.smoothing import Smoothing, SmoothingState, smoothing_step

@@ -36,7 +36,7 @@ from lejax._samplers.gradient import check_sampler
 from lejax._samplers.importance import importance
 from lejax._samplers.sampler import Sampler, check_smoothing
 from lejax._schedules.target_share import ShareController, first_tau
-from lejax._tracing.compiled import same_optimizer
+from lejax._tracing.comparison import same_optimizer
 from lejax._tracing.loss import check_loss
 from lejax._transforms.smoothing import Smoothing, rules_of
 
