@@ -226,7 +226,7 @@ def _run(
     """The last run, the history, the number of updates, and the reason of the end."""
     parts: list[History] = []
     programs: dict[Any, Callable[..., tuple[Run, History]]] = {}
-    done, last, stopped, block, reason = 0, 0, 0, None, "batches"
+    done, last, stopped, go_on, block, reason = 0, 0, 0, None, None, "batches"
 
     def program(run: Run, block: Block) -> tuple[Callable[..., Any], Run]:
         one = jax.tree.map(lambda leaf: leaf[0], block.batches)
@@ -270,14 +270,13 @@ def _run(
                 reason = "num_updates"
             if stopped or reason != "batches":
                 break
-        if block is None:
+        if go_on is None or block is None:
             raise ValueError(
                 "batches gave no batch; pass an iterable of one at least, and a new "
                 "one to every call: a generator is used up by the first."
             )
         if not stopped:
             # The value of the parameters that are returned.
-            go_on, run = program(run, block)
             run, part = go_on(run, block.batches, last - 1, last, False, numbers)
             parts.append(part)
             stopped = int(run.state.watch.reason)

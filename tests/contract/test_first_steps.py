@@ -13,26 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases.first_steps import IMPORTANCE, KEY, PATHWISE, X, bowl, first, smooth
 from cases.registry import SMOOTHINGS, TRANSFORMATIONS, every_transformation
 from jax.experimental.ode import odeint
 
 import lejax
-
-KEY, X = jax.random.key(0), jnp.ones(3)
-IMPORTANCE, PATHWISE = lejax.importance(100), lejax.pathwise(4)
-
-
-def bowl(x):
-    return jnp.sum(x**2)
-
-
-def first(tx, value_fn=bowl, params=X, updates=None, **given):
-    return tx.update(updates, tx.init(params), params, value_fn=value_fn, **given)
-
-
-def smooth(sampler=IMPORTANCE, tau=0.1, **options):
-    return lejax.local_entropy(sampler, tau, key=KEY, **options)
-
 
 # Leaves that a mask leaves out, of all kinds.
 BESIDE = {

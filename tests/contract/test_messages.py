@@ -10,24 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases.first_steps import IMPORTANCE, KEY, PATHWISE, X, bowl, first, smooth
 
 import lejax
-
-KEY, X = jax.random.key(0), jnp.ones(3)
-IMPORTANCE, PATHWISE = lejax.importance(100), lejax.pathwise(4)
-
-
-def bowl(x):
-    return jnp.sum(x**2)
-
-
-def first(tx, value_fn=bowl, params=X, updates=None, **given):
-    return tx.update(updates, tx.init(params), params, value_fn=value_fn, **given)
-
-
-def smooth(sampler=IMPORTANCE, tau=0.1, **options):
-    return lejax.local_entropy(sampler, tau, key=KEY, **options)
-
 
 INPUTS, LABELS = jax.random.normal(KEY, (64, 3)), jnp.arange(64) % 2 == 1
 
