@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 
-def check_place(*, replaces_all: bool) -> None:
+def check_place(*, replaces_all: bool) -> bool:
     """Warn if a chain ends without a descent step, or discards its first parts.
 
     A transformation cannot see its neighbours, and either mistake is silent. The chain
@@ -18,21 +18,26 @@ def check_place(*, replaces_all: bool) -> None:
 
     Args:
         replaces_all: whether no incoming update is used, as without a mask.
+
+    Returns:
+        Whether it warned.
     """
     chains = list(_running_chains(sys._getframe(1)))
     if chains and all(place == count - 1 for place, count in chains):
-        warnings.warn(
+        message = (
             "nothing follows local_entropy, heat or gaussian in the chain, which then "
             "returns a gradient: adding it to the parameters climbs; append a descent "
-            "step, as in optax.chain(smooth, optax.sgd(learning_rate)).",
-            stacklevel=4,
+            "step, as in optax.chain(smooth, optax.sgd(learning_rate))."
         )
     elif replaces_all and any(place > 0 for place, _ in chains):
-        warnings.warn(
+        message = (
             "local_entropy, heat or gaussian replaces the updates that come in, so "
-            "the transformations before it in the chain have no effect; put it first.",
-            stacklevel=4,
+            "the transformations before it in the chain have no effect; put it first."
         )
+    else:
+        return False
+    warnings.warn(message, stacklevel=4)
+    return True
 
 
 def _running_chains(frame: FrameType | None) -> Iterator[tuple[int, int]]:

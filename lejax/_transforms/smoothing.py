@@ -223,8 +223,10 @@ def of_selected(
         if updates is not None:
             # With a mask, the other leaves keep them.
             lost = restore(updates, jax.tree.map(lambda _: None, params))
-            _check_discarded(lost, used_elsewhere=mask is not None)
-        check_place(replaces_all=mask is None)
+            _check_made(lost)
+        told = check_place(replaces_all=mask is None)
+        if updates is not None and mask is None and not told:
+            _warn_of_discarded(updates)
         with_aux = has_aux is True or like is not None
         loss = _of_selected(value_fn, lambda part: restore(part, params), with_aux)
         found, new_state = run_compiled(
@@ -265,8 +267,8 @@ def _warn_of_nothing(info: Info, sampler: Sampler) -> None:
 _MADE: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
-def _check_discarded(updates: PyTree, *, used_elsewhere: bool) -> None:
-    """Refuse or report incoming updates that are discarded, if they are concrete."""
+def _check_made(updates: PyTree) -> None:
+    """Refuse incoming updates that a transformation of this kind has made."""
     leaves = jax.tree.leaves(updates)
     if any(_MADE.get(id(leaf)) is leaf for leaf in leaves):
         raise ValueError(
@@ -274,15 +276,19 @@ def _check_discarded(updates: PyTree, *, used_elsewhere: bool) -> None:
             "replaces what the first has made; keep one, or give them masks that have "
             "no leaf in common."
         )
-    if used_elsewhere or any(isinstance(leaf, Tracer) for leaf in leaves):
+
+
+def _warn_of_discarded(updates: PyTree) -> None:
+    """Warn of updates, as gradients, that are not zero, if they are concrete."""
+    leaves = jax.tree.leaves(updates)
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
         return
     with jax.ensure_compile_time_eval():
         lost = any(bool(jnp.any(leaf != 0)) for leaf in leaves)
     if lost:
         warnings.warn(
             "local_entropy, heat or gaussian replaces the updates that are passed, and "
-            "these are not zero; pass None, as gradients are not needed, and let "
-            "nothing come before in the chain.",
+            "these are not zero; pass None, as gradients are not needed.",
             stacklevel=3,
         )
 
